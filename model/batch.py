@@ -1,0 +1,126 @@
+"""What one step of generation takes and gives: plain data, defined by the layer that consumes it.
+
+The scheduler fills a `Batch`, the runner turns it into a `StepOutput`. Nothing here knows tensors, text, HTTP or time.
+Runs in the worker process; `SamplingParams` is also built in the API process and travels with a request.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint on the generated text; `text` is a JSON schema, a regular expression or a Lark grammar."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams:
+    """Beam search as `transformers` defines it (`GenerationConfig`); present only on encoder-decoder requests."""
+
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one sequence is continued. Every default means "off"; `temperature == 0` means greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int = 0
+    min_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the sequence (end of text included, unless the caller asked to ignore it)."""
+    logprobs: int | None = None
+    """Alternatives to report for each sampled token; 0 reports the sampled token alone."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token but the first."""
+    grammar: Grammar | None = None
+    no_repeat_ngram_size: int = 0
+    forced_bos_id: int | None = None
+    forced_eos_id: int | None = None
+    suppressed_ids: tuple[int, ...] = ()
+    beam: BeamParams | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probabilities at one position, before temperature: the token's own, and the most likely ids."""
+
+    token_id: int
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence's part in a step: `token_ids` are computed at `start`, `start + 1`, ...
+
+    Worked example, blocks of 4: a prompt of 6 ids in chunks of 4 gives in its second step `token_ids` = the last two,
+    `start` = 4, `block_ids` = [7, 2]; its keys and values are written to slots 2 * 4 + 0 and 2 * 4 + 1, and it attends
+    to positions 0..5, read from blocks 7 and 2.
+    """
+
+    sequence_id: int
+    token_ids: list[int]
+    start: int
+    block_ids: list[int]
+    sampling: SamplingParams
+    samples: bool
+    """Whether this step reaches the sequence's last known token, so that a next token is sampled."""
+    output_ids: list[int]
+    """Ids sampled so far (owned by the scheduler; not to be mutated): penalties read them, their count is the
+    position that the sampling noise is drawn for."""
+    prompt_ids: list[int]
+    cross_block_ids: list[int] = field(default_factory=list)
+    """Encoder-decoder: where the cross-attention keys and values of the encoder's output lie."""
+    encoder_ids: list[int] = field(default_factory=list)
+    """Encoder-decoder: the source text; encoded in the step with `encode` set, and only counted afterwards."""
+    encode: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows of a step, and the copies of partly filled blocks (source, target) to make before it (beam forks)."""
+
+    rows: list[Row]
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) + (len(row.encoder_ids) if row.encode else 0) for row in self.rows)
+
+
+@dataclass(slots=True)
+class RowOutput:
+    """What the runner found for a row: `token_id` where the row samples (None if not), or the row's own fault."""
+
+    sequence_id: int
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """For the positions of this step's tokens that predict a known next prompt token."""
+    beam_candidates: list[tuple[int, float]] | None = None
+    """Beam search: the best 2 * num_beams (token id, log-probability) continuations of this row."""
+    grammar_finished: bool = False
+    """The grammar allows nothing further: the sequence is complete."""
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    rows: list[RowOutput]

@@ -1,0 +1,199 @@
+"""The messages between the API process and the worker, and how they are framed.
+
+Both sides import this file and nothing of each other. A frame is a 4-byte little-endian length and a msgpack body;
+the transport is one Unix socket pair that the supervisor makes and the worker inherits.
+Times are `time.monotonic()` seconds, which processes of one machine share.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from model.batch import FinishReason, SamplingParams, TokenLogprobs
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 1 << 30
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint that the worker shall hold. `key` is `name@version`, unique in the worker."""
+
+    key: str
+    folder: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    kv_cache_bytes: int | None = None
+    max_model_len: int | None = None
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
+    """The first message to a new worker: what it shall be."""
+
+    models: list[ModelSpec]
+    device: str = "cpu"
+    num_threads: int | None = None
+    block_size: int = 16
+    max_batch_tokens: int = 2048
+    max_sequences: int = 256
+    kv_cache_fraction: float = 0.9
+    prefix_caching: bool = True
+    deterministic: bool = False
+
+
+class Generate(msgspec.Struct, kw_only=True, tag="generate"):
+    """Continue `prompt_ids + output_ids`. `output_ids` is what was delivered before a worker died (else empty)."""
+
+    request_id: int
+    model: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    output_ids: list[int] = []
+    encoder_ids: list[int] = []
+    priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+    cache_salt: str = ""
+
+
+class EncodeInput(msgspec.Struct, kw_only=True):
+    """One text (or pair) of a single-pass request, with its special tokens."""
+
+    ids: list[int]
+    type_ids: list[int] = []
+    skip_pooling: int = 0
+    """Leading prompt tokens that pooling leaves out (`include_prompt: false`)."""
+
+
+EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
+
+
+class Encode(msgspec.Struct, kw_only=True, tag="encode"):
+    """One pass over each input; results come back input by input, in any order."""
+
+    request_id: int
+    model: str
+    output: EncodeOutput
+    inputs: list[EncodeInput]
+    priority: int = 0
+    arrival: float = 0.0
+    deadline: float | None = None
+
+
+class Cancel(msgspec.Struct, tag="cancel"):
+    request_id: int
+
+
+class Load(msgspec.Struct, tag="load"):
+    """Load a further checkpoint beside those that run."""
+
+    spec: ModelSpec
+
+
+class Unload(msgspec.Struct, tag="unload"):
+    """Free a checkpoint; its remaining requests fail."""
+
+    model: str
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    pass
+
+
+ToWorker = WorkerConfig | Generate | Encode | Cancel | Load | Unload | Shutdown
+
+
+class Loading(msgspec.Struct, tag="loading"):
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+
+class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
+    """A checkpoint is ready. The block numbers are zero where it has no KV cache."""
+
+    model: str
+    dtype: str
+    device: str
+    weight_bytes: int
+    num_blocks: int = 0
+    block_size: int = 0
+    load_seconds: float = 0.0
+
+
+class LoadFailed(msgspec.Struct, tag="load_failed"):
+    model: str
+    message: str
+
+
+class Unloaded(msgspec.Struct, tag="unloaded"):
+    model: str
+
+
+class TokenOutput(msgspec.Struct, kw_only=True):
+    """What a step gave one generating request."""
+
+    request_id: int
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    started: float | None = None
+    """When the request was first scheduled; set on its first output."""
+    error: str | None = None
+
+
+class EncodeResult(msgspec.Struct, kw_only=True):
+    """One input's result: float32 little-endian `data` of `shape`, or the input's own fault."""
+
+    request_id: int
+    index: int
+    shape: list[int] = []
+    data: bytes = b""
+    started: float | None = None
+    error: str | None = None
+    reason: Literal["cancelled", "deadline", "error"] | None = None
+
+
+class LaneStats(msgspec.Struct, kw_only=True):
+    """One checkpoint's gauges and what its last step did."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_waiting_tokens: int = 0
+    kv_cache_usage: float = 0.0
+    step_tokens: int = 0
+    step_sequences: int = 0
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    num_preempted: int = 0
+    """Preemptions in this step."""
+
+
+class Step(msgspec.Struct, kw_only=True, tag="step"):
+    """All that one step of one checkpoint's lane delivers, in one frame."""
+
+    model: str
+    tokens: list[TokenOutput] = []
+    encoded: list[EncodeResult] = []
+    stats: LaneStats
+
+
+FromWorker = Loading | Loaded | LoadFailed | Unloaded | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(HEADER_BYTES, "little") + body
+
+
+def read_to_worker(body: bytes | bytearray | memoryview) -> ToWorker:
+    return _to_worker.decode(body)
+
+
+def read_from_worker(body: bytes | bytearray | memoryview) -> FromWorker:
+    return _from_worker.decode(body)
