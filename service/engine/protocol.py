@@ -174,9 +174,11 @@ class Step(msgspec.Struct, kw_only=True, tag="step"):
     """All that one step of one checkpoint's lane delivers, in one frame."""
 
     model: str
+    started_ids: list[int] = []
+    """Requests that this step touched for the first time."""
     tokens: list[TokenOutput] = []
     encoded: list[EncodeResult] = []
-    stats: LaneStats
+    stats: LaneStats = msgspec.field(default_factory=LaneStats)
 
 
 FromWorker = Loading | Loaded | LoadFailed | Unloaded | Step

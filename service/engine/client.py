@@ -1,0 +1,376 @@
+"""The engine as the API process knows it: submit, stream, cancel; every accepted request ends exactly once.
+
+Accepted requests wait in a fair queue, are handed to the worker as it has room, and are kept here until they have
+ended: when a worker dies they go back to the queue and are run again from where they were. Knows tokens, not text.
+Runs in the API process, on its event loop.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from service.engine.dispatch import Dispatcher
+from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
+from service.engine.models import LoadedModel, ModelDirectory
+from service.engine.protocol import (
+    Cancel,
+    EncodeResult,
+    FromWorker,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Step,
+    TokenOutput,
+    WorkerConfig,
+)
+from service.engine.supervisor import Supervisor, SupervisorLimits
+from service.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidGrammar,
+    Quarantined,
+    ServiceError,
+    Unavailable,
+    WorkerLost,
+)
+from service.metrics import Metrics
+
+log = logging.getLogger("slimpajama.engine")
+
+EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "stopped"]
+GUILTY_DEATHS = 3
+
+
+class Admission(Protocol):
+    """Decides whether a request may join the queue (see `service.admission`)."""
+
+    def admit(self, *, cost_tokens: int, queued_requests: int, queued_tokens: int, now: float) -> None:
+        """Raises Overloaded with a computed `retry_after` when the queue has no room."""
+        ...
+
+    def finished(self, tokens: int, now: float) -> None:
+        """Tells how fast the queue drains."""
+        ...
+
+    def retry_after(self, queued_tokens: int) -> float: ...
+
+
+class GenerationStream:
+    """The tokens of one request as they come. Not finishing the iteration means cancelling: call `aclose`."""
+
+    def __init__(self, flight: GenerateFlight, client: "EngineClient") -> None:
+        self._flight = flight
+        self._client = client
+
+    def __aiter__(self) -> "GenerationStream":
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        flight = self._flight
+        while flight.unread is None:
+            if flight.error is not None:
+                raise flight.error
+            if flight.outcome is not None:
+                raise StopAsyncIteration
+            await flight.changed()
+        output, flight.unread = flight.unread, None
+        return output
+
+    @property
+    def timings(self) -> Flight:
+        """When the request was accepted, started and answered first; how many tokens it took and gave."""
+        return self._flight
+
+    def cancel(self, outcome: str = "cancelled") -> None:
+        """Ends the request if it has not ended; its blocks are free before the worker's next step.
+
+        `outcome` is "stop" where the caller has all it wanted (a stop string), which is no cancellation.
+        """
+        self._client.end(self._flight, outcome)
+
+    async def aclose(self) -> None:
+        self.cancel()
+
+
+class EngineClient:
+    """Owns the flights. Implements the supervisor's `WorkerEvents`."""
+
+    def __init__(
+        self,
+        models: ModelDirectory,
+        worker_config: Callable[[], WorkerConfig],
+        limits: SupervisorLimits,
+        *,
+        admission: Admission,
+        metrics: Metrics,
+    ) -> None:
+        self.models = models
+        self.state: EngineState = "starting"
+        self.failure: str | None = None
+        self._admission = admission
+        self._metrics = metrics
+        self._numbers = itertools.count(1)
+        self._flights: dict[int, Flight] = {}
+        self._dispatcher = Dispatcher(worker_config())
+        self.supervisor = Supervisor(worker_config, self, limits)
+        self._settled = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts the worker and returns at once; `wait_ready` waits for the checkpoints."""
+        self.supervisor.start()
+
+    async def wait_ready(self) -> None:
+        """Raises ServiceError with the reason if a checkpoint does not load."""
+        await self._settled.wait()
+        if self.failure is not None:
+            raise WorkerLost(self.failure)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Accepts nothing more, lets accepted requests finish, and fails those that have not after the timeout."""
+        if self.state not in ("failed", "stopped"):
+            self.state = "draining"
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_seconds)
+        except TimeoutError:
+            self._fail_all(Unavailable("the service is shutting down and the request did not finish in time"))
+
+    async def stop(self) -> None:
+        self._fail_all(Unavailable("the service is shutting down"))
+        self.state = "stopped"
+        await self.supervisor.stop()
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._flights)
+
+    def resolve(self, name: str | None, task: str) -> LoadedModel:
+        return self.models.resolve(name, task)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def generate(self, request: GenerateRequest) -> GenerationStream:
+        """Accepts a request and returns its stream.
+
+        Raises:
+            Overloaded, Unavailable: it was not accepted.
+        """
+        num_prompt = len(request.prompt_ids) + len(request.encoder_ids)
+        flight = GenerateFlight(
+            request=request, **self._common(request, cost_tokens=num_prompt + request.sampling.max_tokens)
+        )
+        flight.num_prompt_tokens = num_prompt
+        self._accept(flight)
+        return GenerationStream(flight, self)
+
+    async def encode(self, request: EncodeRequest) -> list[EncodeResult]:
+        """One pass over each input; an input's own fault is in its result, a fault of the whole request is raised."""
+        num_prompt = sum(len(entry.ids) for entry in request.inputs)
+        flight = EncodeFlight(
+            request=request, results=[None] * len(request.inputs), **self._common(request, cost_tokens=num_prompt)
+        )
+        flight.num_prompt_tokens = num_prompt
+        self._accept(flight)
+        try:
+            while flight.outcome is None:
+                await flight.changed()
+        finally:
+            self.end(flight, "cancelled")
+        if flight.error is not None:
+            raise flight.error
+        return [result for result in flight.results if result is not None]
+
+    def end(self, flight: Flight, outcome: str, error: ServiceError | None = None) -> None:
+        """Ends a flight from this side (cancelled, deadline, stop string); nothing happens if it has ended."""
+        if flight.outcome is None:
+            if flight.dispatched:
+                self.supervisor.send(Cancel(flight.number))
+            self._finish(flight, outcome, error)
+            self._pump()
+
+    def _common(self, request: GenerateRequest | EncodeRequest, *, cost_tokens: int) -> dict[str, object]:
+        model = self.models.resolve(request.model, request.task)
+        return {
+            "number": next(self._numbers),
+            "model": model,
+            "task": request.task,
+            "client": request.client,
+            "priority": request.priority,
+            "cost_tokens": cost_tokens,
+            "num_prompt_tokens": 0,
+            "accepted": time.monotonic(),
+            "deadline": request.deadline,
+        }
+
+    def _accept(self, flight: Flight) -> None:
+        now = flight.accepted
+        if self.state in ("starting", "draining", "failed", "stopped"):
+            self._metrics.rejected(self.state)
+            raise Unavailable(f"the service is {self.state}", retry_after=2.0)
+        if flight.deadline is not None and flight.deadline <= now:
+            self._metrics.rejected("deadline")
+            raise DeadlineExceeded("the deadline had passed when the request arrived", param="timeout")
+        try:
+            self._admission.admit(
+                cost_tokens=flight.cost_tokens,
+                queued_requests=self._dispatcher.num_waiting,
+                queued_tokens=self._dispatcher.num_waiting_tokens,
+                now=now,
+            )
+        except ServiceError:
+            self._metrics.rejected("overloaded")
+            raise
+        self._metrics.accepted(flight.model, flight.task)
+        self._flights[flight.number] = flight
+        self._empty.clear()
+        if flight.deadline is not None:
+            flight.deadline_timer = asyncio.get_running_loop().call_later(
+                flight.deadline - now, self._expire, flight
+            )
+        self._dispatcher.enqueue(flight)
+        self._pump()
+
+    def _expire(self, flight: Flight) -> None:
+        self.end(flight, "deadline", DeadlineExceeded("the request's deadline passed before it was finished"))
+
+    def _pump(self) -> None:
+        """Hands the worker what it has room for."""
+        if self.state not in ("ready", "draining"):
+            return
+        for flight in self._dispatcher.take():
+            flight.dispatched = True
+            self.supervisor.send(flight.message())
+
+    def _finish(self, flight: Flight, outcome: str, error: ServiceError | None = None) -> None:
+        del self._flights[flight.number]
+        self._dispatcher.forget(flight)
+        now = time.monotonic()
+        self._admission.finished(flight.cost_tokens, now)
+        flight.end(outcome, error)
+        self._metrics.finished(flight, now)
+        if not self._flights:
+            self._empty.set()
+
+    def _fail_all(self, error: ServiceError) -> None:
+        for flight in list(self._flights.values()):
+            if flight.dispatched:
+                self.supervisor.send(Cancel(flight.number))
+            self._finish(flight, "error", error)
+
+    # -- the worker's messages ----------------------------------------------------------------------------------------
+
+    def on_message(self, message: FromWorker) -> None:
+        match message:
+            case Step():
+                self._on_step(message)
+            case Loading():
+                log.debug("loading", extra={"model": message.model, "done_bytes": message.done_bytes})
+                self._metrics.loading(message)
+            case Loaded():
+                self._on_loaded(message)
+            case LoadFailed():
+                self._on_load_failed(message)
+            case _:
+                log.info("unloaded", extra={"model": message.model})
+
+    def _on_step(self, step: Step) -> None:
+        now = time.monotonic()
+        self._metrics.step(step)
+        for number in step.started_ids:
+            flight = self._flights.get(number)
+            if flight is not None and flight.started is None:
+                flight.started = now
+        for output in step.tokens:
+            flight = self._flights.get(output.request_id)
+            if isinstance(flight, GenerateFlight):
+                self._on_tokens(flight, output, now)
+        for result in step.encoded:
+            flight = self._flights.get(result.request_id)
+            if isinstance(flight, EncodeFlight):
+                self._on_encoded(flight, result)
+        self._pump()
+
+    def _on_tokens(self, flight: GenerateFlight, output: TokenOutput, now: float) -> None:
+        if output.error is not None:
+            grammar = output.error.startswith("grammar:")
+            self._finish(flight, "error", (InvalidGrammar if grammar else GenerationFailed)(output.error))
+            return
+        if output.token_ids:
+            self._dispatcher.made_progress(flight)
+            self._metrics.tokens(flight, len(output.token_ids), now)
+            flight.first_output = flight.first_output or now
+            flight.last_output = now
+            flight.num_output_tokens += len(output.token_ids)
+        flight.num_cached_tokens = max(flight.num_cached_tokens, output.num_cached_tokens)
+        flight.deliver(output)
+        match output.finish_reason:
+            case None:
+                pass
+            case "deadline":
+                self._finish(flight, "deadline", DeadlineExceeded("the deadline passed before the request was finished"))
+            case reason:
+                self._finish(flight, reason)
+
+    def _on_encoded(self, flight: EncodeFlight, result: EncodeResult) -> None:
+        self._dispatcher.made_progress(flight)
+        if result.reason == "deadline":
+            self._finish(flight, "deadline", DeadlineExceeded("the deadline passed before the request was finished"))
+        elif flight.deliver(result):
+            self._finish(flight, "stop")
+
+    def _on_loaded(self, message: Loaded) -> None:
+        for model in self.models.values():
+            if model.key == message.model:
+                model.loaded, model.state = message, "ready"
+        self._metrics.loaded(message)
+        if all(model.state == "ready" for model in self.models.values()):
+            if self.state in ("starting", "restarting"):
+                self.state = "ready"
+            self._metrics.worker_up(True)
+            self._settled.set()
+            self._pump()
+
+    def _on_load_failed(self, message: LoadFailed) -> None:
+        log.critical("checkpoint does not load", extra={"model": message.model, "reason": message.message})
+        for model in self.models.values():
+            if model.key == message.model:
+                model.state = "failed"
+        self._give_up(f"{message.model}: {message.message}")
+
+    # -- the worker's life --------------------------------------------------------------------------------------------
+
+    def on_worker_up(self) -> None:
+        pass
+
+    def on_worker_down(self, cause: str) -> None:
+        """Puts back to the queue what the worker had; convicts a request that keeps dying where nothing else does."""
+        self._metrics.worker_up(False)
+        self._metrics.restarted(cause)
+        if self.state == "ready":
+            self.state = "restarting"
+        for model in self.models.values():
+            model.state, model.loaded = "loading", None
+        for flight in self._dispatcher.take_back():
+            flight.dispatched = False
+            if flight.started is not None:
+                flight.deaths_without_progress += 1
+            if flight.deaths_without_progress >= GUILTY_DEATHS:
+                error = Quarantined("the worker died each time it ran this request; it will not be tried again")
+                self._finish(flight, "error", error)
+                continue
+            self._metrics.replayed()
+            self._dispatcher.enqueue(flight)
+
+    def on_budget_spent(self) -> None:
+        self._give_up("the worker died more often than the restart budget allows")
+
+    def _give_up(self, reason: str) -> None:
+        self.state, self.failure = "failed", reason
+        self._fail_all(WorkerLost(f"the worker is gone: {reason}", retry_after=5.0))
+        self._settled.set()

@@ -1,0 +1,118 @@
+"""How much the worker is given at a time, and whom it is given next.
+
+Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
+fairness, cancellation and deadlines act here, where they are cheap. After a death the requests that were in the worker
+come back; one that was running in two deaths without getting anywhere is a suspect, and at most one suspect is in the
+worker at a time, so that the third death tells who is guilty. Pure data. Runs in the API process.
+"""
+
+from dataclasses import dataclass, field
+
+from service.engine.fair_queue import FairQueue
+from service.engine.flight import EncodeFlight, Flight
+from service.engine.protocol import WorkerConfig
+
+SUSPECT_DEATHS = 2
+SPARE_REQUESTS = 8
+"""Requests beyond a full batch, so that a finished one is replaced before the API process hears of it."""
+WINDOW_STEPS = 4
+"""Steps' worth of single-pass tokens that the worker may hold."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    waiting: FairQueue = field(default_factory=FairQueue)
+    flights: dict[int, Flight] = field(default_factory=dict)
+    inside: dict[int, Flight] = field(default_factory=dict)
+    single_pass_tokens: int = 0
+    num_generating: int = 0
+
+
+class Dispatcher:
+    def __init__(self, config: WorkerConfig) -> None:
+        self._max_sequences = config.max_sequences
+        self._window_tokens = config.max_batch_tokens * WINDOW_STEPS
+        self._lanes: dict[str, _Lane] = {}
+        self._suspect: Flight | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return sum(lane.waiting.num_tokens for lane in self._lanes.values())
+
+    def waiting_in(self, key: str) -> int:
+        lane = self._lanes.get(key)
+        return len(lane.waiting) if lane else 0
+
+    def enqueue(self, flight: Flight) -> None:
+        lane = self._lanes.setdefault(flight.model.key, _Lane())
+        lane.flights[flight.number] = flight
+        lane.waiting.push(
+            flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens
+        )
+
+    def take(self) -> list[Flight]:
+        """What the worker has room for now, in order; it counts as inside from here on."""
+        taken: list[Flight] = []
+        for lane in self._lanes.values():
+            held_back: list[Flight] = []
+            while (number := lane.waiting.peek()) is not None and self._has_room(lane, lane.flights[number]):
+                lane.waiting.pop()
+                flight = lane.flights[number]
+                if flight.deaths_without_progress >= SUSPECT_DEATHS:
+                    if self._suspect is not None:
+                        held_back.append(flight)
+                        continue
+                    self._suspect = flight
+                self._enter(lane, flight)
+                taken.append(flight)
+            for flight in held_back:
+                self.enqueue(flight)
+        return taken
+
+    def made_progress(self, flight: Flight) -> None:
+        flight.deaths_without_progress = 0
+        if self._suspect is flight:
+            self._suspect = None
+
+    def forget(self, flight: Flight) -> None:
+        """The flight has ended, wherever it was."""
+        lane = self._lanes[flight.model.key]
+        lane.waiting.remove(flight.number)
+        lane.flights.pop(flight.number, None)
+        self._leave(lane, flight)
+        if self._suspect is flight:
+            self._suspect = None
+
+    def take_back(self) -> list[Flight]:
+        """Everything that was inside the worker, which is gone."""
+        lost = [flight for lane in self._lanes.values() for flight in lane.inside.values()]
+        for flight in lost:
+            self._leave(self._lanes[flight.model.key], flight)
+        self._suspect = None
+        return sorted(lost, key=lambda flight: flight.number)
+
+    def _has_room(self, lane: _Lane, flight: Flight) -> bool:
+        if isinstance(flight, EncodeFlight):
+            return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= self._window_tokens
+        return lane.num_generating < self._max_sequences + SPARE_REQUESTS
+
+    @staticmethod
+    def _enter(lane: _Lane, flight: Flight) -> None:
+        lane.inside[flight.number] = flight
+        if isinstance(flight, EncodeFlight):
+            lane.single_pass_tokens += flight.cost_tokens
+        else:
+            lane.num_generating += 1
+
+    @staticmethod
+    def _leave(lane: _Lane, flight: Flight) -> None:
+        if lane.inside.pop(flight.number, None) is None:
+            return
+        if isinstance(flight, EncodeFlight):
+            lane.single_pass_tokens -= flight.cost_tokens
+        else:
+            lane.num_generating -= 1

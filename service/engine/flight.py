@@ -1,0 +1,154 @@
+"""A request on its way: what the API process keeps of it until it has ended, enough to run it again from where it was.
+
+Knows nothing of processes or sockets: the client moves flights between the queue and the worker. API process only.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from model.batch import SamplingParams
+from service.engine.models import LoadedModel
+from service.engine.protocol import Encode, EncodeInput, EncodeOutput, EncodeResult, Generate, TokenOutput
+from service.errors import ServiceError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """`model` is a key of the directory; `deadline` is in `time.monotonic()` seconds; `client` names the API key."""
+
+    model: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    encoder_ids: list[int] = field(default_factory=list)
+    priority: int = 0
+    deadline: float | None = None
+    cache_salt: str = ""
+    client: str = ""
+    task: str = "generate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeRequest:
+    model: str
+    output: EncodeOutput
+    inputs: list[EncodeInput]
+    priority: int = 0
+    deadline: float | None = None
+    client: str = ""
+    task: str = "embed"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Flight:
+    """One accepted request. It ends exactly once: `outcome` is set then and never again."""
+
+    number: int
+    model: LoadedModel
+    task: str
+    client: str
+    priority: int
+    cost_tokens: int
+    num_prompt_tokens: int
+    accepted: float
+    deadline: float | None
+    dispatched: bool = False
+    started: float | None = None
+    first_output: float | None = None
+    last_output: float | None = None
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    deaths_without_progress: int = 0
+    outcome: str | None = None
+    error: ServiceError | None = None
+    deadline_timer: asyncio.TimerHandle | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    def message(self) -> Generate | Encode:
+        """What the worker is told, now: for a replay it includes what was delivered before."""
+        raise TypeError("a flight is a GenerateFlight or an EncodeFlight")
+
+    def end(self, outcome: str, error: ServiceError | None = None) -> None:
+        assert self.outcome is None, "a request ends once"
+        self.outcome, self.error = outcome, error
+        if self.deadline_timer is not None:
+            self.deadline_timer.cancel()
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Returns after the next `wake`. One reader at a time."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class GenerateFlight(Flight):
+    request: GenerateRequest
+    delivered_ids: list[int] = field(default_factory=list)
+    unread: TokenOutput | None = None
+    has_prompt_logprobs: bool = False
+
+    def message(self) -> Generate:
+        request = self.request
+        return Generate(
+            request_id=self.number,
+            model=self.model.key,
+            prompt_ids=request.prompt_ids,
+            sampling=request.sampling,
+            output_ids=self.delivered_ids,
+            encoder_ids=request.encoder_ids,
+            priority=request.priority,
+            arrival=self.accepted,
+            deadline=request.deadline,
+            cache_salt=request.cache_salt,
+        )
+
+    def deliver(self, output: TokenOutput) -> None:
+        """Adds what a step gave; what nobody has read yet is kept as one merged output (a slow reader costs no more)."""
+        if self.has_prompt_logprobs:
+            output.prompt_logprobs = []
+        self.has_prompt_logprobs = self.has_prompt_logprobs or bool(output.prompt_logprobs)
+        self.delivered_ids.extend(output.token_ids)
+        if self.unread is None:
+            self.unread = output
+        else:
+            self.unread.token_ids.extend(output.token_ids)
+            self.unread.logprobs.extend(output.logprobs)
+            self.unread.prompt_logprobs.extend(output.prompt_logprobs)
+            self.unread.finish_reason = output.finish_reason
+            self.unread.num_cached_tokens = max(self.unread.num_cached_tokens, output.num_cached_tokens)
+        self.wake()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class EncodeFlight(Flight):
+    """`results[i]` is set when input i is done; a replay asks only for those that are not."""
+
+    request: EncodeRequest
+    results: list[EncodeResult | None]
+    asked: list[int] = field(default_factory=list)
+    """Which input each index of the message that is under way stands for."""
+
+    def message(self) -> Encode:
+        self.asked = [index for index, result in enumerate(self.results) if result is None]
+        return Encode(
+            request_id=self.number,
+            model=self.model.key,
+            output=self.request.output,
+            inputs=[self.request.inputs[index] for index in self.asked],
+            priority=self.request.priority,
+            arrival=self.accepted,
+            deadline=self.request.deadline,
+        )
+
+    def deliver(self, result: EncodeResult) -> bool:
+        """Files one input's result. Returns whether that was the last one."""
+        result.index = self.asked[result.index]
+        self.results[result.index] = result
+        return all(entry is not None for entry in self.results)

@@ -1,0 +1,211 @@
+"""Starts the worker process, watches it, and starts it again when it dies or hangs; a restart budget bounds this.
+
+Knows processes and frames, not requests: what a death means for them is the client's to decide, through callbacks.
+Runs in the API process, on its event loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.engine import protocol
+from service.engine.progress import ProgressClock
+from service.engine.protocol import HEADER_BYTES, MAX_FRAME_BYTES, FromWorker, ToWorker, WorkerConfig
+
+log = logging.getLogger("slimpajama.supervisor")
+
+WATCH_SECONDS = 0.1
+SOCKET_BUFFER_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorLimits:
+    """At most `restart_budget` restarts within `restart_window_seconds`; steps are bounded from `step_timeout` up."""
+
+    restart_budget: int = 5
+    restart_window_seconds: float = 600.0
+    step_timeout_seconds: float = 20.0
+    first_backoff_seconds: float = 0.05
+    max_backoff_seconds: float = 5.0
+    stop_grace_seconds: float = 2.0
+
+
+class WorkerEvents(Protocol):
+    """What the supervisor tells its owner; called on the event loop."""
+
+    def on_message(self, message: FromWorker) -> None: ...
+
+    def on_worker_down(self, cause: str) -> None:
+        """The worker is gone; nothing sent to it before counts any more."""
+        ...
+
+    def on_worker_up(self) -> None:
+        """A new worker has its configuration and is loading."""
+        ...
+
+    def on_budget_spent(self) -> None:
+        """No further worker will be started."""
+        ...
+
+
+class _Worker:
+    """One life of the worker process, and the socket to it."""
+
+    def __init__(self, step_timeout_seconds: float) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for endpoint in (ours, theirs):
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        ours.setblocking(False)
+        self.socket = ours
+        self.clock = ProgressClock.create()
+        arguments = ["--socket", str(theirs.fileno()), "--clock", str(self.clock.descriptor)]
+        arguments += ["--parent", str(os.getpid()), "--step-timeout", str(step_timeout_seconds)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service.engine.worker", *arguments],
+            pass_fds=(theirs.fileno(), self.clock.descriptor),
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def reap(self) -> str:
+        """Waits for the exit and says how it came about."""
+        code = await asyncio.to_thread(self.process.wait)
+        self.clock.close()
+        if code < 0:
+            return signal.Signals(-code).name.lower()
+        return f"exit_{code}"
+
+
+class Supervisor:
+    def __init__(
+        self,
+        config: Callable[[], WorkerConfig],
+        events: WorkerEvents,
+        limits: SupervisorLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`config` is asked anew at every start, so that a restarted worker loads what is wanted then."""
+        self._config = config
+        self._events = events
+        self._limits = limits
+        self._now = clock
+        self._restarts: deque[float] = deque()
+        self._worker: _Worker | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._hung = False
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._worker.process.pid if self._worker else None
+
+    def start(self) -> None:
+        self._runner = asyncio.get_running_loop().create_task(self._run(), name="supervisor")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the supervisor itself still does its work (liveness)."""
+        return self._runner is not None and not self._runner.done()
+
+    def send(self, message: ToWorker) -> None:
+        """Hands a message to the worker; dropped when there is none (its successor is told anew)."""
+        if self._writer is not None:
+            self._writer.write(protocol.frame(message))
+
+    async def stop(self) -> None:
+        """Ends the worker: asked first, killed after a grace period."""
+        self._stopping = True
+        if self._worker is not None:
+            self.send(protocol.Shutdown())
+            try:
+                await asyncio.wait_for(
+                    asyncio.to_thread(self._worker.process.wait, self._limits.stop_grace_seconds), None
+                )
+            except subprocess.TimeoutExpired:
+                self._worker.kill()
+        if self._runner is not None:
+            await self._runner
+
+    async def _run(self) -> None:
+        attempt = 0
+        while not self._stopping:
+            started = self._now()
+            cause = await self._live_once()
+            if self._stopping:
+                return
+            log.error("worker died", extra={"cause": cause, "lived_seconds": round(self._now() - started, 3)})
+            self._events.on_worker_down(cause)
+            if not self._take_restart():
+                self._events.on_budget_spent()
+                return
+            attempt = 0 if self._now() - started > self._limits.restart_window_seconds / 10 else attempt + 1
+            backoff = self._limits.first_backoff_seconds * 2**attempt
+            await asyncio.sleep(min(backoff, self._limits.max_backoff_seconds))
+
+    def _take_restart(self) -> bool:
+        now = self._now()
+        while self._restarts and now - self._restarts[0] > self._limits.restart_window_seconds:
+            self._restarts.popleft()
+        if len(self._restarts) >= self._limits.restart_budget:
+            log.critical("restart budget spent", extra={"restarts": len(self._restarts)})
+            return False
+        self._restarts.append(now)
+        return True
+
+    async def _live_once(self) -> str:
+        """One worker from its start to its end; returns the cause of the end."""
+        worker = self._worker = _Worker(self._limits.step_timeout_seconds)
+        self._hung = False
+        reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
+        self._writer = writer
+        self.send(self._config())
+        self._events.on_worker_up()
+        watcher = asyncio.create_task(self._watch(worker), name="worker-watch")
+        try:
+            await self._read(reader)
+        finally:
+            watcher.cancel()
+            self._writer = None
+            writer.close()
+        worker.kill()
+        exit_cause = await worker.reap()
+        self._worker = None
+        return "hang" if self._hung else exit_cause
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Passes messages on until the worker's end of the socket closes, which a death of any kind does."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while True:
+                header = await reader.readexactly(HEADER_BYTES)
+                body = await reader.readexactly(int.from_bytes(header, "little"))
+                self._events.on_message(protocol.read_from_worker(body))
+
+    async def _watch(self, worker: _Worker) -> None:
+        """Kills a worker that is past the bound of its step, or that has stopped beating between steps."""
+        idle_bound = max(self._limits.step_timeout_seconds, 2.0)
+        suspicious = 0
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            overdue = worker.clock.overdue_seconds(self._now(), idle_bound)
+            suspicious = suspicious + 1 if overdue > 0 else 0
+            if suspicious >= 2:
+                log.error("worker hangs", extra={"overdue_seconds": round(overdue, 3)})
+                self._hung = True
+                worker.kill()
+                return

@@ -1,0 +1,220 @@
+"""The worker process: it owns the device and the weights, and does one thing in a loop.
+
+Drain the inbox, pick the checkpoint whose turn it is, run one step of it, deliver. It knows token ids, not text, HTTP
+or Prometheus. One thread owns everything; checkpoints are read and grammars compiled on threads of their own, which
+hand over through a queue and a byte in the wake pipe.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from service.engine.connection import ConnectionClosed, WorkerConnection
+from service.engine.lanes import Lane, load_lane
+from service.engine.progress import ProgressClock, StepBound
+from service.engine.protocol import (
+    Cancel,
+    Encode,
+    EncodeResult,
+    Generate,
+    Load,
+    Loading,
+    LoadFailed,
+    ModelSpec,
+    Shutdown,
+    Step,
+    TokenOutput,
+    ToWorker,
+    Unload,
+    Unloaded,
+    WorkerConfig,
+)
+
+log = logging.getLogger("slimpajama.worker")
+
+IDLE_WAIT_SECONDS = 0.5
+PROGRESS_SECONDS = 0.1
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    def __init__(self, connection: WorkerConnection, clock: ProgressClock, bound: StepBound, wake: Callable[[], None]):
+        self._connection = connection
+        self._clock = clock
+        self._bound = bound
+        self._wake = wake
+        self._config: WorkerConfig | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._owner: dict[int, Lane] = {}
+        self._arrivals: queue.SimpleQueue[Lane | LoadFailed | Loading] = queue.SimpleQueue()
+        self._stopping = False
+
+    def run(self) -> None:
+        while not self._stopping:
+            self._clock.beat(time.monotonic())
+            self._drain_inbox()
+            lane = self._next_lane()
+            if lane is None:
+                continue
+            self._clock.begin_step(time.monotonic(), self._bound.seconds(lane.next_step_tokens))
+            step = lane.step(time.monotonic())
+            self._bound.record(step.stats.step_tokens, step.stats.step_seconds)
+            self._connection.send(step)
+
+    def _next_lane(self) -> Lane | None:
+        """The lane with work that has used the least time: every checkpoint gets its fair turn."""
+        ready = [lane for lane in self._lanes.values() if lane.has_work]
+        if not ready:
+            return None
+        lane = min(ready, key=lambda entry: entry.busy_seconds)
+        for other in self._lanes.values():
+            if not other.has_work:
+                other.busy_seconds = max(other.busy_seconds, lane.busy_seconds)
+        return lane
+
+    # -- inbox --------------------------------------------------------------------------------------------------------
+
+    def _drain_inbox(self) -> None:
+        idle = not any(lane.has_work for lane in self._lanes.values())
+        for message in self._connection.receive(IDLE_WAIT_SECONDS if idle else 0.0):
+            self._handle(message)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._handle_arrival(self._arrivals.get_nowait())
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Generate() | Encode():
+                self._submit(message)
+            case Cancel():
+                lane = self._owner.pop(message.request_id, None)
+                if lane is not None:
+                    lane.cancel(message.request_id)
+            case WorkerConfig():
+                self._configure(message)
+            case Load():
+                self._start_loading([message.spec])
+            case Unload():
+                self._unload(message.model)
+            case Shutdown():
+                self._stopping = True
+
+    def _submit(self, message: Generate | Encode) -> None:
+        lane = self._lanes.get(message.model)
+        if lane is None:
+            self._refuse(message, f"checkpoint '{message.model}' is not loaded")
+            return
+        try:
+            lane.submit(message, time.monotonic())
+        except ValueError as error:
+            self._refuse(message, str(error))
+        else:
+            self._owner[message.request_id] = lane
+
+    def _refuse(self, message: Generate | Encode, reason: str) -> None:
+        step = Step(model=message.model)
+        if isinstance(message, Generate):
+            step.tokens = [TokenOutput(request_id=message.request_id, error=reason, finish_reason="error")]
+        else:
+            step.encoded = [
+                EncodeResult(request_id=message.request_id, index=index, error=reason, reason="error")
+                for index in range(len(message.inputs))
+            ]
+        self._connection.send(step)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _configure(self, config: WorkerConfig) -> None:
+        self._config = config
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self._start_loading(config.models)
+
+    def _start_loading(self, specs: list[ModelSpec]) -> None:
+        config = self._config
+        assert config is not None, "the configuration is the first message"
+
+        def load() -> None:
+            for spec in specs:
+                try:
+                    self._arrivals.put(load_lane(spec, config, self._report_progress(spec.key), self._wake))
+                except Exception as error:
+                    log.exception("loading failed", extra={"model": spec.key})
+                    self._arrivals.put(LoadFailed(spec.key, f"{type(error).__name__}: {error}"))
+                self._wake()
+
+        threading.Thread(target=load, name="loader", daemon=True).start()
+
+    def _report_progress(self, key: str) -> Callable[[int, int], None]:
+        last = 0.0
+
+        def report(done_bytes: int, total_bytes: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_SECONDS or done_bytes == total_bytes:
+                last = now
+                self._arrivals.put(Loading(key, done_bytes, total_bytes))
+                self._wake()
+
+        return report
+
+    def _handle_arrival(self, arrival: Lane | LoadFailed | Loading) -> None:
+        if isinstance(arrival, LoadFailed | Loading):
+            self._connection.send(arrival)
+            return
+        arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)
+        self._lanes[arrival.loaded.model] = arrival
+        self._connection.send(arrival.loaded)
+
+    def _unload(self, key: str) -> None:
+        lane = self._lanes.pop(key, None)
+        if lane is not None:
+            self._owner = {number: owner for number, owner in self._owner.items() if owner is not lane}
+            step = lane.close()
+            self._connection.send(step)
+        self._connection.send(Unloaded(key))
+
+
+def die_with_parent(parent: int) -> None:
+    """No worker outlives the API process, whatever kills that (Linux; elsewhere the closed socket tells it)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the API process was gone before the worker had started")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="slimpajama-worker", description="Started by `slimpajama serve`.")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--clock", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--step-timeout", type=float, required=True)
+    arguments = parser.parse_args()
+    die_with_parent(arguments.parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the API process drains first and then says so
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK)
+
+    def wake() -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(wake_write, b"\0")
+
+    connection = WorkerConnection(socket.socket(fileno=arguments.socket), wake_read)
+    worker = Worker(connection, ProgressClock(arguments.clock), StepBound(arguments.step_timeout), wake)
+    with contextlib.suppress(ConnectionClosed):
+        worker.run()
+
+
+if __name__ == "__main__":
+    main()
