@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -115,6 +115,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._by_task: dict[tuple[str, str, str], RequestMetrics] = {}
         self._by_model: dict[tuple[str, str], ModelMetrics] = {}
+        self._info_labels: dict[tuple[str, str], tuple[str, ...]] = {}
         self._make_request_metrics()
         self._make_task_metrics()
         self._make_model_metrics()
@@ -138,7 +139,9 @@ class Metrics:
         self._worker_up.set(1 if up else 0)
 
     def model_loaded(self, *, model: str, version: str, architecture: str, dtype: str, device: str) -> None:
-        self._model_info.labels(model, version, architecture, dtype, device).set(1)
+        labels = (model, version, architecture, dtype, device)
+        self._info_labels[model, version] = labels
+        self._model_info.labels(*labels).set(1)
 
     def request_metrics(self, *, model: str, version: str, task: str) -> RequestMetrics:
         key = (model, version, task)
@@ -156,10 +159,12 @@ class Metrics:
 
     def forget_model(self, *, model: str, version: str) -> None:
         """Takes an unloaded model's gauges away; its counters stay, as Prometheus expects of counters."""
-        self._by_model.pop((model, version), None)
-        labels = {"model": model, "version": version}
-        for gauge in (self._waiting, self._running, self._kv_cache_usage, self._model_info):
-            gauge.remove_by_labels(labels)
+        info = self._info_labels.pop((model, version), None)
+        if info is not None:
+            self._model_info.remove(*info)
+        if self._by_model.pop((model, version), None) is not None:
+            for gauge in (self._waiting, self._running, self._kv_cache_usage):
+                gauge.remove(model, version)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,142 @@
+"""Structured log lines, as text or as JSON, and the one access line that each request leaves.
+
+Handlers fill the request's `RequestRecord`; the outermost middleware writes it. Prompts appear only where `log_prompts`
+asks for it, keys never. Knows nothing of HTTP frameworks. Runs in the API process; the worker calls `configure` too.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+LogFormat = Literal["text", "json"]
+
+access_logger = logging.getLogger("service.access")
+
+_FIELDS = "fields"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What one HTTP request was and how it went. Times: `received` in `time.monotonic()` seconds, others durations."""
+
+    request_id: str
+    method: str
+    path: str
+    received: float
+    client: str = ""
+    """The name of the API key; "" without keys."""
+    endpoint: str = ""
+    status: int = 0
+    model: str = ""
+    version: str = ""
+    task: str = ""
+    stream: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    queue_seconds: float | None = None
+    first_token_seconds: float | None = None
+    finish_reason: str = ""
+    error: str = ""
+    """The error's code."""
+    prompt: str | None = None
+    """Set it always; it is written only where `log_prompts` is on."""
+
+    def charged_tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+    def fields(self, *, total_seconds: float, log_prompts: bool) -> dict[str, object]:
+        """The access line: what is known, in reading order, times in milliseconds."""
+        known: dict[str, object] = {
+            "request_id": self.request_id,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "key": self.client,
+            "model": f"{self.model}@{self.version}" if self.model and self.version else self.model,
+            "task": self.task,
+            "stream": self.stream,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "queue_ms": _milliseconds(self.queue_seconds),
+            "ttft_ms": _milliseconds(self.first_token_seconds),
+            "total_ms": _milliseconds(total_seconds),
+            "finish_reason": self.finish_reason,
+            "error": self.error,
+            "prompt": self.prompt if log_prompts else None,
+        }
+        return {name: value for name, value in known.items() if _is_known(value)}
+
+
+def _is_known(value: object) -> bool:
+    return value is not None and value != "" and value is not False and not (type(value) is int and value == 0)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000.0, 2)
+
+
+def write_access_line(record: RequestRecord, *, now: float, log_prompts: bool) -> None:
+    if access_logger.isEnabledFor(logging.INFO):
+        fields = record.fields(total_seconds=now - record.received, log_prompts=log_prompts)
+        access_logger.info("request", extra={_FIELDS: fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; a record's `extra={"fields": {...}}` is merged in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T10:00:00.000+00:00 info service.access request status=200 ...`; one line per record but tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in _extra_fields(record).items())
+        line = f"{time} {record.levelname.lower():<7} {record.name} {_one_line(record.getMessage())}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
+    fields = getattr(record, _FIELDS, None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    plain = text.isprintable() and not any(character in ' "=\\' for character in text)
+    return text if plain and text else json.dumps(text)
+
+
+def _one_line(message: str) -> str:
+    """Callers put what they were sent into messages: a line break must not start a line of the caller's own making."""
+    return message if message.isprintable() else message.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
+    """Sends every logger of the process through one handler. Uvicorn's own access log is replaced by ours."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"
+    logging.getLogger("httpx").setLevel(logging.WARNING)
