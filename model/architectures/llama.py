@@ -1,0 +1,183 @@
+"""Llama and those that share its tensor names: Mistral, Qwen2, Qwen3 and (in their own files) Gemma, Phi-3, OLMo 2.
+
+Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s parameters; knows no tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
+from model.architectures.raw import RawConfig
+from model.architectures.rope import rotary
+from model.config import Activation, DecoderConfig
+from model.errors import CheckpointError
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+IGNORED = (r".*\.rotary_emb\.inv_freq",)
+
+
+def context_length(raw: RawConfig, limit: int | None, *, trained: int, extensible: bool = False) -> int:
+    """The longest sequence to be run: the caller's `limit`, or as many positions as the checkpoint was trained for."""
+    if limit is None:
+        return trained
+    if limit > trained and not extensible:
+        raise CheckpointError(
+            f"a context of {limit:,} tokens is asked for; {raw.file} allows {trained:,}", file=raw.file
+        )
+    return limit
+
+
+def heads(raw: RawConfig) -> tuple[int, int, int]:
+    """Query heads, key/value heads and head size."""
+    num_heads = raw.size("num_attention_heads")
+    num_kv_heads = raw.size("num_key_value_heads", num_heads)
+    head_size = raw.size("head_dim", max(1, raw.size("hidden_size") // num_heads))
+    if num_heads % num_kv_heads:
+        raise raw.wrong("num_key_value_heads", f"a divisor of the {num_heads} attention heads")
+    return num_heads, num_kv_heads, head_size
+
+
+def windows(raw: RawConfig, window: int | None, default: Mapping[int, bool] | None = None) -> tuple[int | None, ...]:
+    """The window of each layer: by `layer_types` where given, else for the layers that `default` says slide."""
+    num_layers = raw.size("num_hidden_layers")
+    if window is None:
+        return ()
+    if "layer_types" in raw:
+        slides = {"sliding_attention": True, "full_attention": False}
+        kinds = raw.texts("layer_types")
+        if len(kinds) != num_layers or not set(kinds) <= set(slides):
+            raise raw.wrong("layer_types", f"{num_layers} of {', '.join(slides)}")
+        return tuple(window if slides[kind] else None for kind in kinds)
+    return tuple(window if default is None or default[layer] else None for layer in range(num_layers))
+
+
+def optional_window(raw: RawConfig) -> int | None:
+    return raw.size("sliding_window") if "sliding_window" in raw else None
+
+
+def extensible(raw: RawConfig) -> bool:
+    """Whether more positions than `max_position_embeddings` are meant to be used ("dynamic" grows with the text)."""
+    section = raw.section("rope_scaling") if "rope_scaling" in raw else RawConfig({}, raw.file)
+    section = raw.section("rope_parameters") if "rope_parameters" in raw else section
+    return section.text("rope_type", section.text("type", "default")) == "dynamic"
+
+
+def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    num_heads, num_kv_heads, head_size = heads(raw)
+    trained = raw.size("max_position_embeddings", 2048)
+    length = context_length(raw, limit, trained=trained, extensible=extensible(raw))
+    bias = raw.flag("attention_bias", False)
+    return DecoderConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=raw.size("vocab_size"),
+        hidden_size=raw.size("hidden_size"),
+        intermediate_size=raw.size("intermediate_size"),
+        num_layers=raw.size("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        context_length=length,
+        norm_epsilon=raw.number("rms_norm_eps", 1e-6),
+        rotary=rotary(raw, head_size, length=length),
+        attention_scale=head_size**-0.5,
+        query_key_value_bias=bias,
+        attention_output_bias=bias,
+        activation=raw.choice("hidden_act", ACTIVATIONS, "silu"),
+        mlp_bias=raw.flag("mlp_bias", False),
+        tied_embeddings=raw.flag("tie_word_embeddings", False),
+    )
+
+
+def configure_mistral(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    return replace(
+        configure_llama(raw, limit),
+        architecture="MistralForCausalLM",
+        windows=windows(raw, optional_window(raw)),
+    )
+
+
+def configure_qwen2(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    window = optional_window(raw) if raw.flag("use_sliding_window", False) else None
+    first = raw.whole("max_window_layers", 28)
+    slides = {layer: layer >= first for layer in range(raw.size("num_hidden_layers"))}
+    return replace(
+        configure_llama(raw, limit),
+        architecture="Qwen2ForCausalLM",
+        windows=windows(raw, window, slides),
+        query_key_value_bias=True,
+        attention_output_bias=False,
+    )
+
+
+def configure_qwen3(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    bias = raw.flag("attention_bias", False)
+    return replace(
+        configure_qwen2(raw, limit),
+        architecture="Qwen3ForCausalLM",
+        query_key_norm="head",
+        query_key_value_bias=bias,
+        attention_output_bias=bias,
+    )
+
+
+def weights(config: DecoderConfig) -> WeightMap:
+    """Names as Llama stores them; what the config has no use for (a bias, a norm) is not asked for."""
+    parameters = {"embedding.weight": part("model.embed_tokens.weight"), "norm.weight": part("model.norm.weight")}
+    for layer in range(config.num_layers):
+        parameters |= _layer(config, f"layers.{layer}", f"model.layers.{layer}")
+    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
+    if not tied:
+        parameters["output.weight"] = part("lm_head.weight")
+    ignored = (*IGNORED, r"lm_head\.weight") if tied else IGNORED
+    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="model.")
+
+
+def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    found = {
+        f"{ours}.attention.query_key_value.weight": parts(*(f"{attention}.{x}_proj.weight" for x in "qkv")),
+        f"{ours}.attention.output.weight": part(f"{attention}.o_proj.weight"),
+        f"{ours}.mlp.gate_up.weight": parts(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
+        f"{ours}.mlp.down.weight": part(f"{mlp}.down_proj.weight"),
+    }
+    if config.query_key_value_bias:
+        found[f"{ours}.attention.query_key_value.bias"] = parts(*(f"{attention}.{x}_proj.bias" for x in "qkv"))
+    if config.attention_output_bias:
+        found[f"{ours}.attention.output.bias"] = part(f"{attention}.o_proj.bias")
+    if config.mlp_bias:
+        found[f"{ours}.mlp.gate_up.bias"] = parts(f"{mlp}.gate_proj.bias", f"{mlp}.up_proj.bias")
+        found[f"{ours}.mlp.down.bias"] = part(f"{mlp}.down_proj.bias")
+    if config.query_key_norm is not None:
+        found[f"{ours}.attention.query_norm.weight"] = part(f"{attention}.q_norm.weight")
+        found[f"{ours}.attention.key_norm.weight"] = part(f"{attention}.k_norm.weight")
+    names = NORM_NAMES[config.norm_places]
+    return found | {f"{ours}.{norm}.weight": part(f"{theirs}.{name}.weight") for norm, name in names.items()}
+
+
+NORM_NAMES: Mapping[str, Mapping[str, str]] = {
+    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "after": {
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
+    "around": {
+        "attention_norm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
+}
+
+LLAMA = Architecture(network="decoder", head="language_model", configure=configure_llama, weights=weights)
+MISTRAL = Architecture(network="decoder", head="language_model", configure=configure_mistral, weights=weights)
+QWEN2 = Architecture(network="decoder", head="language_model", configure=configure_qwen2, weights=weights)
+QWEN3 = Architecture(network="decoder", head="language_model", configure=configure_qwen3, weights=weights)

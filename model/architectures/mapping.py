@@ -1,0 +1,87 @@
+"""What an architecture's file says: how `config.json` becomes a config, and which stored tensors fill which parameter.
+
+Plain data, no tensors: `model.checkpoint` reads it in the worker and does the work; `model.description` reads the rest
+in the API process.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Literal, Protocol, TypeVar
+
+from model.architectures.raw import RawConfig
+
+Network = Literal["decoder", "encoder", "encoder_decoder"]
+Head = Literal[
+    "language_model",
+    "embedding",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "cross_encoder",
+]
+
+
+class NetworkConfig(Protocol):
+    """What the three configs have in common."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=NetworkConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A stored tensor as it goes into a parameter.
+
+    Worked example of `grouped_heads`: GPT-NeoX stores the rows of its fused projection as [head, q/k/v, D]; with 2
+    heads of size 1 the stored rows q0 k0 v0 q1 k1 v1 become q0 q1 k0 k1 v0 v1.
+    """
+
+    name: str
+    transposed: bool = False
+    """Stored as [in, out] (GPT-2's Conv1D)."""
+    grouped_heads: int | None = None
+
+
+def part(name: str) -> tuple[Part, ...]:
+    """A parameter that is one stored tensor, unchanged."""
+    return (Part(name=name),)
+
+
+def parts(*names: str) -> tuple[Part, ...]:
+    """A parameter that is several stored tensors one below the other."""
+    return tuple(Part(name=name) for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightMap:
+    """Where each parameter of a network comes from.
+
+    Names are the stored ones after two normalisations: `renamed` replaces old substrings by new ones (in order), and
+    `prefix` is put before a stored name that lacks it, if the result is one that is looked for (checkpoints of the
+    bare network, saved without its head, have no prefix).
+    """
+
+    parameters: dict[str, tuple[Part, ...]]
+    tied: dict[str, str] = field(default_factory=dict)
+    """Parameters that are another parameter: {"output.weight": "embedding.weight"}."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions (matched from the start to the end) of stored names that may be there and are not used."""
+    prefix: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture(Generic[Config]):
+    """A row of the table. `configure` takes the raw config and the caller's context limit (None: as trained)."""
+
+    network: Network
+    head: Head
+    configure: Callable[[RawConfig, int | None], Config]
+    weights: Callable[[Config], WeightMap]

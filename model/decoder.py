@@ -1,0 +1,160 @@
+"""The decoder network, top to bottom, set by `DecoderConfig`: ids and positions in, hidden states and logits out.
+
+Does not know where keys and values are kept or which kernel reads them (`Attend`), nor which architecture it is.
+Runs in the worker process.
+
+Legend: T tokens packed in the step, S positions whose logits are wanted, E hidden size, H heads, K key/value heads,
+D head size, F intermediate size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.interface import Attend, AttentionRules
+from model.config import DecoderConfig
+from model.layers import (
+    MLP,
+    Device,
+    Embedding,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    RotaryTable,
+    Rotation,
+    alibi_slopes,
+    rotate,
+)
+
+
+class Decoder(nn.Module):
+    """A causal language model. Its parameters are on the meta device until they are filled; tables are on `device`."""
+
+    def __init__(self, config: DecoderConfig, device: Device = "cpu") -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        num_positions = config.num_learned_positions
+        self.position_embedding = Embedding(num_positions, config.hidden_size) if num_positions else None
+        slopes = alibi_slopes(config.num_heads).to(device) if config.positions == "alibi" else None
+        self.layers = nn.ModuleList(DecoderLayer(config, index, slopes) for index in range(config.num_layers))
+        self.norm = make_norm(config)
+        self.output = Linear(config.hidden_size, config.vocab_size)
+        rotaries = [config.rotary, config.local_rotary]
+        self.rotary_tables = [RotaryTable(rotary, config.context_length, device) for rotary in rotaries if rotary]
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids [T], positions [T]; returns hidden states [T, E], normed, of which `logits` takes the rows wanted."""
+        hidden = self.embedding(ids)  # [T, E]
+        if self.config.embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale(hidden.dtype)
+        if self.position_embedding is not None:
+            hidden = hidden + self.position_embedding(positions)
+        rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
+        for layer in self.layers:
+            hidden = layer(hidden, rotations, attend)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, E]; returns float32 [S, V]."""
+        logits: Tensor = self.output(hidden).float()
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _embedding_scale(self, dtype: torch.dtype) -> float:
+        scale = self.config.embedding_scale
+        return torch.tensor(scale, dtype=dtype).item() if self.config.embedding_scale_in_dtype else scale
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP around a residual stream; which of the four norms there are is the config's choice."""
+
+    def __init__(self, config: DecoderConfig, index: int, slopes: Tensor | None) -> None:
+        super().__init__()
+        before = config.norm_places in ("before", "around")
+        after = config.norm_places in ("after", "around")
+        self.attention_norm = make_norm(config) if before else None
+        self.attention = DecoderAttention(config, index, slopes)
+        self.attention_output_norm = make_norm(config) if after else None
+        self.mlp_norm = make_norm(config) if before else None
+        mlp = GatedMLP if config.gated else MLP
+        self.mlp = mlp(config.hidden_size, config.intermediate_size, activation=config.activation, bias=config.mlp_bias)
+        self.mlp_output_norm = make_norm(config) if after else None
+        self.parallel_residual = config.parallel_residual
+
+    def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
+        """hidden [T, E] in and out."""
+        attended = _normed(self.attention_norm, hidden)
+        attended = _normed(self.attention_output_norm, self.attention(attended, rotations, attend))
+        if self.parallel_residual:
+            out: Tensor = hidden + attended + self.mlp(_normed(self.mlp_norm, hidden))
+            return out
+        hidden = hidden + attended
+        return hidden + _normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, hidden)))
+
+
+class DecoderAttention(nn.Module):
+    """Projections, norms and positions of queries and keys; the attending itself is the caller's `Attend`."""
+
+    def __init__(self, config: DecoderConfig, index: int, slopes: Tensor | None) -> None:
+        super().__init__()
+        self.index = index
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_size = config.head_size
+        self.num_fused_heads = config.num_heads + 2 * config.num_kv_heads
+        num_rows = self.num_fused_heads * config.head_size
+        self.query_key_value = Linear(config.hidden_size, num_rows, bias=config.query_key_value_bias)
+        self.output = Linear(config.num_heads * config.head_size, config.hidden_size, bias=config.attention_output_bias)
+        self.per_head_norm = config.query_key_norm == "head"
+        normed = config.query_key_norm is not None
+        query_size = config.head_size if self.per_head_norm else config.num_heads * config.head_size
+        key_size = config.head_size if self.per_head_norm else config.num_kv_heads * config.head_size
+        self.query_norm = make_norm(config, query_size) if normed else None
+        self.key_norm = make_norm(config, key_size) if normed else None
+        window = config.window(index)
+        self.rules = AttentionRules(
+            scale=config.attention_scale, window=window, softcap=config.attention_softcap, alibi_slopes=slopes
+        )
+        local = window is not None and config.local_rotary is not None
+        self.rotation = None if config.rotary is None else int(local)
+
+    def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
+        """hidden [T, E] in and out."""
+        num_turned = self.num_heads + self.num_kv_heads
+        fused = self.query_key_value(hidden).view(-1, self.num_fused_heads, self.head_size)  # [T, H + 2K, D]
+        query_key, value = fused[:, :num_turned], fused[:, num_turned:]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
+            query_key = torch.cat((self._normed(self.query_norm, query), self._normed(self.key_norm, key)), dim=1)
+        if self.rotation is not None:
+            # Queries and keys lie side by side, so one pass turns both.
+            query_key = rotate(query_key, rotations[self.rotation])
+        query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
+        attended = attend(self.index, query, key, value, self.rules)  # [T, H, D]
+        out: Tensor = self.output(attended.flatten(1))
+        return out
+
+    def _normed(self, norm: nn.Module, heads: Tensor) -> Tensor:
+        """heads [T, H, D] in and out, each head for itself or all as one vector."""
+        if self.per_head_norm:
+            out: Tensor = norm(heads)
+            return out
+        flat: Tensor = norm(heads.flatten(1))  # [T, H * D]
+        return flat.view(heads.shape)
+
+
+def make_norm(config: DecoderConfig, size: int | None = None) -> nn.Module:
+    size = config.hidden_size if size is None else size
+    if config.norm == "layer":
+        return LayerNorm(size, config.norm_epsilon)
+    return RMSNorm(size, config.norm_epsilon, offset=config.norm_offset)
+
+
+def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    if norm is None:
+        return x
+    out: Tensor = norm(x)
+    return out

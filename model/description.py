@@ -1,0 +1,184 @@
+"""What a checkpoint folder is and can do, read from its JSON files alone.
+
+Opens no weights (beyond a fingerprint of them) and imports no torch, so that the API process can answer for a
+checkpoint that the worker is still loading. Both processes.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.architectures.mapping import Architecture, Head, Network
+from model.architectures.raw import RawConfig, read_json
+from model.architectures.table import ARCHITECTURES
+from model.errors import CheckpointError, UnsupportedArchitectureError
+
+LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
+EMBEDDING_TASKS = ("embed", "similarity", "rerank")
+SAMPLED_BYTES = 64 << 10
+NOT_DEFAULTS = re.compile(r".*_token_id|_from_model_config|transformers_version")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointDescription:
+    """A checkpoint as the service sees it. `version` changes when its config, tokenizer or weights do."""
+
+    folder: Path
+    architecture: str
+    model_type: str
+    network: Network
+    head: Head
+    tasks: tuple[str, ...]
+    context_length: int
+    vocab_size: int
+    version: str
+    labels: tuple[str, ...] = ()
+    """Names of a classification head's outputs, by index."""
+    problem_type: str | None = None
+    eos_ids: tuple[int, ...] = ()
+    bos_id: int | None = None
+    pad_id: int | None = None
+    decoder_start_id: int | None = None
+    has_chat_template: bool = False
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """`generation_config.json` without its token ids."""
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """`config.json` as it is."""
+
+
+def describe(folder: Path | str, max_model_len: int | None = None) -> CheckpointDescription:
+    """Describes the checkpoint in a local folder; `max_model_len` lowers (rarely: extends) its context length.
+
+    Raises: CheckpointError (UnsupportedArchitectureError among them), naming the file at fault.
+    """
+    folder = Path(folder)
+    raw, name, architecture = read_architecture(folder)
+    config = architecture.configure(raw, max_model_len)
+    generation_path = folder / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    ids = [RawConfig(generation, generation_path.name), raw]
+    ids += [raw.section("text_config")] if "text_config" in raw else []
+    labels = _labels(raw)
+    template = has_chat_template(folder)
+    head = _head(folder, architecture, labels)
+    return CheckpointDescription(
+        folder=folder,
+        architecture=name,
+        model_type=raw.text("model_type", ""),
+        network=architecture.network,
+        head=head,
+        tasks=_tasks(head, labels, template),
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        version=fingerprint(folder),
+        labels=labels if head != "embedding" and head != "language_model" else (),
+        problem_type=raw.text("problem_type") if "problem_type" in raw else None,
+        eos_ids=_ids(ids, "eos_token_id"),
+        bos_id=next(iter(_ids(ids, "bos_token_id")), None),
+        pad_id=next(iter(_ids(ids, "pad_token_id")), None),
+        decoder_start_id=next(iter(_ids(ids, "decoder_start_token_id")), None),
+        has_chat_template=template,
+        generation_defaults={key: value for key, value in generation.items() if not NOT_DEFAULTS.fullmatch(key)},
+        raw=raw.values,
+    )
+
+
+def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
+    """A folder's `config.json`, the name of its architecture and that architecture's row of the table.
+
+    Raises: CheckpointError if there is no such file, UnsupportedArchitectureError if no row fits.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder")
+    raw = RawConfig(read_json(folder / "config.json"))
+    names = raw.texts("architectures") if "architectures" in raw else ()
+    for name in names:
+        if name in ARCHITECTURES:
+            return raw, name, ARCHITECTURES[name]
+    asked = ", ".join(names) or "no architecture"
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise UnsupportedArchitectureError(f"{folder}: config.json names {asked}; supported: {known}", file="config.json")
+
+
+def has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hexadecimal digits that change with the checkpoint: small files whole, weights by size and samples.
+
+    Reading gigabytes at each start would cost more than the certainty is worth.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(16 * SAMPLED_BYTES))
+            if path.suffix == ".safetensors":
+                for offset in range(0, size, max(SAMPLED_BYTES, size // 16)):
+                    file.seek(offset)
+                    digest.update(file.read(SAMPLED_BYTES))
+            else:
+                digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:
+    """The ids of the first section that has any."""
+    for section in sections:
+        if key in section:
+            value = section.values[key]
+            found = value if isinstance(value, list) else [value]
+            if not all(isinstance(item, int) and not isinstance(item, bool) for item in found):
+                raise section.wrong(key, "an id or a list of ids")
+            return tuple(found)
+    return ()
+
+
+def _labels(raw: RawConfig) -> tuple[str, ...]:
+    if "id2label" not in raw:
+        return ()
+    names = raw.section("id2label").values
+    try:
+        return tuple(str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+    except ValueError as error:
+        raise raw.wrong("id2label", "an object whose keys are numbers") from error
+
+
+def _head(folder: Path, architecture: Architecture[Any], labels: tuple[str, ...]) -> Head:
+    # A sentence-transformers folder says what its modules make of the network, whatever head config.json names.
+    # (Its cross-encoders also have the file since 5.x, and keep their classification head.)
+    if (folder / "modules.json").is_file() and architecture.head not in ("sequence_classification", "cross_encoder"):
+        return "embedding"
+    if architecture.head == "sequence_classification" and len(labels) == 1:
+        return "cross_encoder"
+    return architecture.head
+
+
+def _tasks(head: Head, labels: tuple[str, ...], template: bool) -> tuple[str, ...]:
+    if head == "language_model":
+        return tuple(task for task in LANGUAGE_MODEL_TASKS if task != "chat" or template)
+    if head == "embedding":
+        return EMBEDDING_TASKS
+    if head == "cross_encoder":
+        return ("rerank", "similarity")
+    if head == "token_classification":
+        return ("token_classify",)
+    if head == "question_answering":
+        return ("answer",)
+    lowered = {label.lower() for label in labels}
+    tasks = ["classify"]
+    if any(label.startswith("entail") for label in lowered):
+        tasks.append("zero_shot")
+    if {"positive", "negative"} <= lowered or {"pos", "neg"} <= lowered:
+        tasks.append("sentiment")
+    return tuple(tasks)

@@ -1,0 +1,211 @@
+"""The parts that the networks share: projections, norms, embeddings, rotary and ALiBi positions, activations.
+
+Parameters are made on the meta device and filled by `model.checkpoint`; nothing here is trained. Every projection is a
+`Linear`, so that a packed or quantized kernel can take its place. Knows no architecture; runs in the worker process.
+
+Legend: T tokens, E hidden size, H heads, D head size, R rotated dimensions of a head, P positions.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Activation, Rotary, RotaryScaling
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and signed sines of a step's positions, each [T, 1, R], in the dtype of queries and keys."""
+
+Device = torch.device | str
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """A parameter still to be filled."""
+    return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """x W^T + b, with W stored [out, in]."""
+
+    def __init__(self, in_size: int, out_size: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = parameter(out_size, in_size)
+        self.bias = parameter(out_size) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A row of `weight` for each id."""
+
+    def __init__(self, num_rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = parameter(num_rows, size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (weight + offset) over the last dimension (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, size: int, epsilon: float, *, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.offset == 0.0:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        # 1 + w is not representable in bfloat16 for the small w that such checkpoints store.
+        weight = self.weight.float() + self.offset
+        return F.rms_norm(x.float(), weight.shape, weight, self.epsilon).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization (arXiv 1607.06450), with or without a bias."""
+
+    def __init__(self, size: int, epsilon: float, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.bias = parameter(size) if bias else None
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+}
+
+
+class MLP(nn.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: Activation, bias: bool) -> None:
+        super().__init__()
+        self.up = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one projection, gate first."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: Activation, bias: bool) -> None:
+        super().__init__()
+        self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(self.activation(gate) * up)
+        return out
+
+
+class RotaryTable:
+    """Cosines and sines of every position, looked up once per step and shared by all layers.
+
+    Not a module: the table stays float32 whatever the network's dtype is.
+    """
+
+    def __init__(self, rotary: Rotary, length: int, device: Device) -> None:
+        frequencies, factor = rotary_frequencies(rotary)
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies  # [P, R / 2]
+        self.table = torch.cat((angles.cos() * factor, angles.sin() * factor), dim=1).to(device)  # [P, R]
+
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        cos, sin = self.table[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R / 2] each
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turns the first R dimensions of each head of x [T, H, D]; dimension i is paired with i + R / 2.
+
+    Worked example, R = 4: (a, b, c, d) becomes (a cos - c sin, b cos' - d sin', c cos + a sin, d cos' + b sin').
+    """
+    cos, sin = rotation
+    size = cos.shape[-1]
+    if size == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)
+    turned, kept = x[..., :size], x[..., size:]
+    return torch.cat((torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin), kept), dim=-1)
+
+
+def rotary_frequencies(rotary: Rotary) -> tuple[Tensor, float]:
+    """Angle per position of each of the R / 2 pairs, float32, and the factor on cosines and sines."""
+    exponents = torch.arange(0, rotary.size, 2, dtype=torch.float32) / rotary.size
+    scaling = rotary.scaling
+    if scaling is None:
+        return 1.0 / rotary.theta**exponents, 1.0
+    if scaling.kind == "dynamic":
+        return _dynamic(rotary, scaling, exponents), 1.0
+    frequencies = 1.0 / rotary.theta**exponents
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor, 1.0
+    if scaling.kind == "llama3":
+        return _llama3(scaling, frequencies), 1.0
+    if scaling.kind == "yarn":
+        return _yarn(rotary, scaling, frequencies), scaling.attention_factor
+    return frequencies / torch.tensor(scaling.factors, dtype=torch.float32), scaling.attention_factor
+
+
+def _dynamic(rotary: Rotary, scaling: RotaryScaling, exponents: Tensor) -> Tensor:
+    """NTK-aware scaling: a larger base, so that the longest sequence fits (reddit.com/r/LocalLLaMA, 14mrgpr)."""
+    stretch = scaling.factor * scaling.length / scaling.original_length - (scaling.factor - 1)
+    theta: float = rotary.theta * stretch ** (rotary.size / (rotary.size - 2))
+    frequencies: Tensor = 1.0 / theta**exponents
+    return frequencies
+
+
+def _llama3(scaling: RotaryScaling, frequencies: Tensor) -> Tensor:
+    """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1's reference code)."""
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(rotary: Rotary, scaling: RotaryScaling, frequencies: Tensor) -> Tensor:
+    """Pairs that turn often are kept, those that turn seldom slowed, a linear ramp between (arXiv 2309.00071)."""
+
+    def pair_turning(times: float) -> float:
+        length = scaling.original_length
+        return rotary.size * math.log(length / (times * 2 * math.pi)) / (2 * math.log(rotary.theta))
+
+    low, high = pair_turning(scaling.beta_fast), pair_turning(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.size - 1)
+    ramp = (torch.arange(rotary.size // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    slowed = ramp.clamp(0, 1)
+    return frequencies * (slowed / scaling.factor + 1 - slowed)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """[H] float32: 2^(-8 h / H), or the paper's way out where H is no power of two (arXiv 2108.12409).
+
+    Worked example, 6 heads: the 4 slopes of 4 heads (1/4, 1/16, 1/64, 1/256), then every second one of 8 heads
+    (1/2, 1/8).
+    """
+    whole = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (head + 1) / whole) for head in range(whole)]
+    between = [2.0 ** (-4.0 * (head + 1) / whole) for head in range(0, 2 * whole, 2)]
+    return torch.tensor((slopes + between)[:num_heads], dtype=torch.float32)
