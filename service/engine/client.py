@@ -10,8 +10,9 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal
 
+from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel, ModelDirectory
@@ -36,26 +37,11 @@ from service.errors import (
     Unavailable,
     WorkerLost,
 )
-from service.metrics import Metrics
 
 log = logging.getLogger("slimpajama.engine")
 
 EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "stopped"]
 GUILTY_DEATHS = 3
-
-
-class Admission(Protocol):
-    """Decides whether a request may join the queue (see `service.admission`)."""
-
-    def admit(self, *, cost_tokens: int, queued_requests: int, queued_tokens: int, now: float) -> None:
-        """Raises Overloaded with a computed `retry_after` when the queue has no room."""
-        ...
-
-    def finished(self, tokens: int, now: float) -> None:
-        """Tells how fast the queue drains."""
-        ...
-
-    def retry_after(self, queued_tokens: int) -> float: ...
 
 
 class GenerationStream:
@@ -103,19 +89,17 @@ class EngineClient:
         models: ModelDirectory,
         worker_config: Callable[[], WorkerConfig],
         limits: SupervisorLimits,
-        *,
-        admission: Admission,
-        metrics: Metrics,
+        accounting: Accounting,
     ) -> None:
         self.models = models
         self.state: EngineState = "starting"
         self.failure: str | None = None
-        self._admission = admission
-        self._metrics = metrics
+        self._books = accounting
         self._numbers = itertools.count(1)
         self._flights: dict[int, Flight] = {}
         self._dispatcher = Dispatcher(worker_config())
         self.supervisor = Supervisor(worker_config, self, limits)
+        self.on_loading: Callable[[Loading], None] = lambda _message: None
         self._settled = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -194,8 +178,9 @@ class EngineClient:
             self._finish(flight, outcome, error)
             self._pump()
 
-    def _common(self, request: GenerateRequest | EncodeRequest, *, cost_tokens: int) -> dict[str, object]:
-        model = self.models.resolve(request.model, request.task)
+    def _common(self, request: GenerateRequest | EncodeRequest, *, cost_tokens: int) -> dict[str, Any]:
+        model = self.models.by_key(request.model)
+        assert model is not None, "tasks resolve names before they ask the engine"
         return {
             "number": next(self._numbers),
             "model": model,
@@ -211,28 +196,18 @@ class EngineClient:
     def _accept(self, flight: Flight) -> None:
         now = flight.accepted
         if self.state in ("starting", "draining", "failed", "stopped"):
-            self._metrics.rejected(self.state)
+            self._books.metrics.rejected(self.state)
             raise Unavailable(f"the service is {self.state}", retry_after=2.0)
         if flight.deadline is not None and flight.deadline <= now:
-            self._metrics.rejected("deadline")
+            self._books.metrics.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed when the request arrived", param="timeout")
-        try:
-            self._admission.admit(
-                cost_tokens=flight.cost_tokens,
-                queued_requests=self._dispatcher.num_waiting,
-                queued_tokens=self._dispatcher.num_waiting_tokens,
-                now=now,
-            )
-        except ServiceError:
-            self._metrics.rejected("overloaded")
-            raise
-        self._metrics.accepted(flight.model, flight.task)
+        load = self._dispatcher.load(flight.client)
+        self._books.admit(load, num_tokens=flight.cost_tokens, client=flight.client, now=now)
+        self._books.accepted(flight)
         self._flights[flight.number] = flight
         self._empty.clear()
         if flight.deadline is not None:
-            flight.deadline_timer = asyncio.get_running_loop().call_later(
-                flight.deadline - now, self._expire, flight
-            )
+            flight.deadline_timer = asyncio.get_running_loop().call_later(flight.deadline - now, self._expire, flight)
         self._dispatcher.enqueue(flight)
         self._pump()
 
@@ -251,9 +226,8 @@ class EngineClient:
         del self._flights[flight.number]
         self._dispatcher.forget(flight)
         now = time.monotonic()
-        self._admission.finished(flight.cost_tokens, now)
         flight.end(outcome, error)
-        self._metrics.finished(flight, now)
+        self._books.finished(flight, outcome, now)
         if not self._flights:
             self._empty.set()
 
@@ -270,8 +244,7 @@ class EngineClient:
             case Step():
                 self._on_step(message)
             case Loading():
-                log.debug("loading", extra={"model": message.model, "done_bytes": message.done_bytes})
-                self._metrics.loading(message)
+                self.on_loading(message)
             case Loaded():
                 self._on_loaded(message)
             case LoadFailed():
@@ -281,11 +254,10 @@ class EngineClient:
 
     def _on_step(self, step: Step) -> None:
         now = time.monotonic()
-        self._metrics.step(step)
         for number in step.started_ids:
             flight = self._flights.get(number)
             if flight is not None and flight.started is None:
-                flight.started = now
+                self._books.started(flight, now)
         for output in step.tokens:
             flight = self._flights.get(output.request_id)
             if isinstance(flight, GenerateFlight):
@@ -295,6 +267,9 @@ class EngineClient:
             if isinstance(flight, EncodeFlight):
                 self._on_encoded(flight, result)
         self._pump()
+        model = self.models.by_key(step.model)
+        if model is not None:
+            self._books.step(model, step, self._dispatcher.waiting_in(step.model))
 
     def _on_tokens(self, flight: GenerateFlight, output: TokenOutput, now: float) -> None:
         if output.error is not None:
@@ -303,17 +278,16 @@ class EngineClient:
             return
         if output.token_ids:
             self._dispatcher.made_progress(flight)
-            self._metrics.tokens(flight, len(output.token_ids), now)
-            flight.first_output = flight.first_output or now
-            flight.last_output = now
-            flight.num_output_tokens += len(output.token_ids)
+            self._books.tokens(flight, len(output.token_ids), now)
         flight.num_cached_tokens = max(flight.num_cached_tokens, output.num_cached_tokens)
         flight.deliver(output)
         match output.finish_reason:
             case None:
                 pass
             case "deadline":
-                self._finish(flight, "deadline", DeadlineExceeded("the deadline passed before the request was finished"))
+                self._finish(
+                    flight, "deadline", DeadlineExceeded("the deadline passed before the request was finished")
+                )
             case reason:
                 self._finish(flight, reason)
 
@@ -328,11 +302,11 @@ class EngineClient:
         for model in self.models.values():
             if model.key == message.model:
                 model.loaded, model.state = message, "ready"
-        self._metrics.loaded(message)
+                self._books.model_loaded(model)
         if all(model.state == "ready" for model in self.models.values()):
             if self.state in ("starting", "restarting"):
                 self.state = "ready"
-            self._metrics.worker_up(True)
+            self._books.metrics.worker_up(True)
             self._settled.set()
             self._pump()
 
@@ -350,8 +324,8 @@ class EngineClient:
 
     def on_worker_down(self, cause: str) -> None:
         """Puts back to the queue what the worker had; convicts a request that keeps dying where nothing else does."""
-        self._metrics.worker_up(False)
-        self._metrics.restarted(cause)
+        self._books.metrics.worker_up(False)
+        self._books.metrics.worker_restarted(cause)
         if self.state == "ready":
             self.state = "restarting"
         for model in self.models.values():
@@ -364,7 +338,7 @@ class EngineClient:
                 error = Quarantined("the worker died each time it ran this request; it will not be tried again")
                 self._finish(flight, "error", error)
                 continue
-            self._metrics.replayed()
+            self._books.metrics.replayed()
             self._dispatcher.enqueue(flight)
 
     def on_budget_spent(self) -> None:

@@ -14,7 +14,7 @@ from service.engine.protocol import HEADER_BYTES, FromWorker, ToWorker
 RECEIVE_BYTES = 1 << 18
 
 
-class ConnectionClosed(Exception):
+class ConnectionLostError(Exception):
     """The API process is gone: there is nobody left to work for."""
 
 
@@ -30,9 +30,9 @@ class WorkerConnection:
         """All messages that are here, waiting up to `wait_seconds` for the first.
 
         Raises:
-            ConnectionClosed: the other side closed the socket.
+            ConnectionLostError: the other side closed the socket.
         """
-        ready, _, _ = select.select([self._socket, self._wake], [], [], wait_seconds)
+        ready, _, _ = select.select([self._socket.fileno(), self._wake], [], [], wait_seconds)
         if self._wake in ready:
             os.read(self._wake, RECEIVE_BYTES)
         while True:
@@ -41,7 +41,7 @@ class WorkerConnection:
             except BlockingIOError:
                 break
             if not chunk:
-                raise ConnectionClosed
+                raise ConnectionLostError
             self._buffer += chunk
             if len(chunk) < RECEIVE_BYTES:
                 break
@@ -55,7 +55,7 @@ class WorkerConnection:
             except BlockingIOError:
                 select.select([], [self._socket], [])
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise ConnectionClosed from error
+                raise ConnectionLostError from error
 
     def _take_messages(self) -> list[ToWorker]:
         messages: list[ToWorker] = []

@@ -8,6 +8,7 @@ worker at a time, so that the third death tells who is guilty. Pure data. Runs i
 
 from dataclasses import dataclass, field
 
+from service.admission import QueueLoad
 from service.engine.fair_queue import FairQueue
 from service.engine.flight import EncodeFlight, Flight
 from service.engine.protocol import WorkerConfig
@@ -35,13 +36,16 @@ class Dispatcher:
         self._lanes: dict[str, _Lane] = {}
         self._suspect: Flight | None = None
 
-    @property
-    def num_waiting(self) -> int:
-        return sum(len(lane.waiting) for lane in self._lanes.values())
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        return sum(lane.waiting.num_tokens for lane in self._lanes.values())
+    def load(self, client: str) -> QueueLoad:
+        """What waits here, over all checkpoints, and how much of it is `client`'s."""
+        queues = [lane.waiting for lane in self._lanes.values()]
+        shares = [queue.share_of(client) for queue in queues]
+        return QueueLoad(
+            num_requests=sum(len(queue) for queue in queues),
+            num_tokens=sum(queue.num_tokens for queue in queues),
+            client_requests=sum(share[0] for share in shares),
+            client_tokens=sum(share[1] for share in shares),
+        )
 
     def waiting_in(self, key: str) -> int:
         lane = self._lanes.get(key)
@@ -50,9 +54,7 @@ class Dispatcher:
     def enqueue(self, flight: Flight) -> None:
         lane = self._lanes.setdefault(flight.model.key, _Lane())
         lane.flights[flight.number] = flight
-        lane.waiting.push(
-            flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens
-        )
+        lane.waiting.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
     def take(self) -> list[Flight]:
         """What the worker has room for now, in order; it counts as inside from here on."""

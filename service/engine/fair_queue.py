@@ -20,6 +20,8 @@ class _Ticket:
 class _Client:
     served_tokens: float = 0.0
     waiting: list[_Ticket] = field(default_factory=list)
+    num_requests: int = 0
+    num_tokens: int = 0
 
 
 class FairQueue:
@@ -46,6 +48,13 @@ class FairQueue:
         heapq.heappush(entry.waiting, _Ticket(-priority, number, cost_tokens))
         self._live[number] = (client, cost_tokens)
         self.num_tokens += cost_tokens
+        entry.num_requests += 1
+        entry.num_tokens += cost_tokens
+
+    def share_of(self, client: str) -> tuple[int, int]:
+        """How many requests, with how many tokens, of this client wait."""
+        entry = self._clients.get(client)
+        return (entry.num_requests, entry.num_tokens) if entry else (0, 0)
 
     def pop(self) -> int | None:
         """The next request's number; its client is charged for it."""
@@ -70,7 +79,10 @@ class FairQueue:
         entry = self._live.pop(number, None)
         if entry is None:
             return False
-        self.num_tokens -= entry[1]
+        name, cost_tokens = entry
+        self.num_tokens -= cost_tokens
+        self._clients[name].num_requests -= 1
+        self._clients[name].num_tokens -= cost_tokens
         return True
 
     def _next_client(self) -> _Client | None:

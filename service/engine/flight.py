@@ -110,7 +110,7 @@ class GenerateFlight(Flight):
         )
 
     def deliver(self, output: TokenOutput) -> None:
-        """Adds what a step gave; what nobody has read yet is kept as one merged output (a slow reader costs no more)."""
+        """Adds what a step gave; what nobody has read yet is kept as one merged output, however slow the reader."""
         if self.has_prompt_logprobs:
             output.prompt_logprobs = []
         self.has_prompt_logprobs = self.has_prompt_logprobs or bool(output.prompt_logprobs)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.chat_template import ChatTemplate
-from model.description import CheckpointDescription
 from model.tokenizer import Tokenizer
+
+from model.description import CheckpointDescription
 from service.engine.protocol import Loaded, ModelSpec
 from service.errors import ModelNotFound, TaskNotSupported
 
@@ -43,6 +44,10 @@ class LoadedModel:
 class ModelDirectory(dict[str, LoadedModel]):
     """Served name to checkpoint, in the order of loading."""
 
+    def by_key(self, key: str) -> LoadedModel | None:
+        """The checkpoint with that `name@version`."""
+        return next((model for model in self.values() if model.key == key), None)
+
     def resolve(self, name: str | None, task: str) -> LoadedModel:
         """The checkpoint of that name (`name` or `name@version`), or the first that can do the task.
 
@@ -55,7 +60,7 @@ class ModelDirectory(dict[str, LoadedModel]):
             if not able:
                 raise ModelNotFound(f"no loaded checkpoint can do '{task}'", param="model")
             return able[0]
-        model = self.get(name) or next((m for m in self.values() if m.key == name), None)
+        model = self.get(name) or self.by_key(name)
         if model is None:
             raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self)}", param="model")
         if task not in model.tasks:

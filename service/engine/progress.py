@@ -40,6 +40,9 @@ class ProgressClock:
 
     def overdue_seconds(self, now: float, idle_bound_seconds: float) -> float:
         """How far past its bound the worker is; 0.0 or less means that it is working or resting as it should."""
+        beat: float
+        started: float
+        bound: float
         beat, started, bound = _PAGE.unpack_from(self._page, 0)
         if beat == 0.0:
             return 0.0

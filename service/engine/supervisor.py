@@ -37,6 +37,8 @@ class SupervisorLimits:
     step_timeout_seconds: float = 20.0
     first_backoff_seconds: float = 0.05
     max_backoff_seconds: float = 5.0
+    settled_seconds: float = 5.0
+    """A worker that lived this long starts the back-off anew."""
     stop_grace_seconds: float = 2.0
 
 
@@ -108,7 +110,7 @@ class Supervisor:
         self._worker: _Worker | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stop = asyncio.Event()
         self._hung = False
 
     @property
@@ -130,13 +132,11 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ends the worker: asked first, killed after a grace period."""
-        self._stopping = True
+        self._stop.set()
         if self._worker is not None:
             self.send(protocol.Shutdown())
             try:
-                await asyncio.wait_for(
-                    asyncio.to_thread(self._worker.process.wait, self._limits.stop_grace_seconds), None
-                )
+                await asyncio.to_thread(self._worker.process.wait, self._limits.stop_grace_seconds)
             except subprocess.TimeoutExpired:
                 self._worker.kill()
         if self._runner is not None:
@@ -144,19 +144,21 @@ class Supervisor:
 
     async def _run(self) -> None:
         attempt = 0
-        while not self._stopping:
+        while not self._stop.is_set():
             started = self._now()
             cause = await self._live_once()
-            if self._stopping:
+            if self._stop.is_set():
                 return
-            log.error("worker died", extra={"cause": cause, "lived_seconds": round(self._now() - started, 3)})
+            lived_seconds = self._now() - started
+            log.error("worker died", extra={"cause": cause, "lived_seconds": round(lived_seconds, 3)})
             self._events.on_worker_down(cause)
             if not self._take_restart():
                 self._events.on_budget_spent()
                 return
-            attempt = 0 if self._now() - started > self._limits.restart_window_seconds / 10 else attempt + 1
-            backoff = self._limits.first_backoff_seconds * 2**attempt
-            await asyncio.sleep(min(backoff, self._limits.max_backoff_seconds))
+            attempt = 0 if lived_seconds > self._limits.settled_seconds else attempt + 1
+            backoff = min(self._limits.first_backoff_seconds * 2**attempt, self._limits.max_backoff_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff)
 
     def _take_restart(self) -> bool:
         now = self._now()

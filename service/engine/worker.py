@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-from service.engine.connection import ConnectionClosed, WorkerConnection
+from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane, load_lane
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
@@ -29,8 +29,8 @@ from service.engine.protocol import (
     EncodeResult,
     Generate,
     Load,
-    Loading,
     LoadFailed,
+    Loading,
     ModelSpec,
     Shutdown,
     Step,
@@ -212,7 +212,7 @@ def main() -> None:
 
     connection = WorkerConnection(socket.socket(fileno=arguments.socket), wake_read)
     worker = Worker(connection, ProgressClock(arguments.clock), StepBound(arguments.step_timeout), wake)
-    with contextlib.suppress(ConnectionClosed):
+    with contextlib.suppress(ConnectionLostError):
         worker.run()
 
 
