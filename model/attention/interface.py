@@ -7,8 +7,8 @@ Legend: T tokens packed in the step, B sequences, H query heads, K key/value hea
 N blocks in the longest block table.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -45,6 +45,8 @@ class PagedLayout:
     slots: Tensor  # [T] int64
     max_query_len: int
     max_context_len: int
+    prepared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a backend derived from this layout in the first layer, for the layers after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class PackedLayout:
 
     starts: Tensor  # [B + 1] int32
     max_len: int
+    prepared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Attend(Protocol):

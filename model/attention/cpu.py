@@ -1,0 +1,284 @@
+"""Attention on CPUs: few large calls of PyTorch's fused attention instead of one per sequence.
+
+Rows that compute one token are gathered block by block into padded batches of like length; prompts run one by one,
+in slices of queries that only read the keys they can see; encoders' sequences run in padded batches of like length.
+What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
+Knows neither networks nor scheduler. Runs in the worker process.
+
+Legend: T tokens in the step, B sequences, L keys (padded), H query heads, K key/value heads, G = H / K, D head size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from model.attention.interface import AttentionRules, PackedLayout, PagedLayout
+from model.attention.reference import ReferenceAttention, score_bias, visible
+
+QUERY_SLICE = 256
+"""Queries of a long prompt that share one mask: bounds its size and skips the keys that none of them sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Rows of one query each with contexts of like length."""
+
+    tokens: Tensor  # [B] int64: where the rows' queries are in the step
+    blocks: Tensor  # [B * N] int64
+    context_lens: Tensor  # [B] int64
+    padded_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row of several queries."""
+
+    start: int
+    end: int
+    context_len: int
+    blocks: Tensor  # [N] int64
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """Whole sequences of like length, to be padded to `padded_len`."""
+
+    gather: Tensor  # [B * L] int64: token of each padded place; padding repeats token 0
+    scatter: Tensor | None  # [sum of lengths] int64: padded places that hold a token; None: all do, there is no padding
+    tokens: Tensor  # [sum of lengths] int64: where they go
+    lens: Tensor  # [B] int64
+    padded_len: int
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: AttentionRules) -> Tensor:
+    """query [B, H, T, D], key and value [B, K, L, D]; mask (bool, or added) broadcast to [B, H, T, L]."""
+    grouped = query.shape[1] != key.shape[1]
+    if rules.softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rules.scale, enable_gqa=grouped)
+    if grouped:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * rules.scale
+    scores = rules.softcap * torch.tanh(scores / rules.softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(torch.softmax(scores, dim=3).to(value.dtype), value)
+
+
+def mask_for(query_positions: Tensor, key_positions: Tensor, rules: AttentionRules, dtype: torch.dtype) -> Tensor:
+    """bool [..., 1, T, L], or with ALiBi or relative positions what is added to the scores, [H, T, L]."""
+    allowed = visible(query_positions, key_positions, rules)
+    bias = score_bias(query_positions, key_positions, rules)
+    if bias is None:
+        return allowed.unsqueeze(-3)
+    return bias.masked_fill(~allowed, float("-inf")).to(dtype)
+
+
+def rules_key(rules: AttentionRules) -> tuple[object, ...]:
+    """What of the rules a mask depends on."""
+    return rules.causal, rules.window, id(rules.alibi_slopes), id(rules.relative_bias)
+
+
+def groups_of_like_length(lens: NDArray[np.int64], *, exact: bool, slack: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of `lens` in groups, longest first; a group's longest is at most `slack` or a third above its others.
+
+    Worked example, slack 0: lens [9, 4, 8, 3] gives [0, 2] and [1, 3].
+    """
+    order = np.argsort(-lens, kind="stable")
+    first = 0
+    while first < len(order):
+        longest = int(lens[order[first]])
+        least = longest if exact else min(longest - slack, -(-3 * longest // 4))
+        end = int(np.searchsorted(-lens[order], -least, side="right"))
+        yield order[first:end]
+        first = end
+
+
+class CpuAttention:
+    """`AttentionBackend` on PyTorch's fused CPU attention; attention sinks are left to the reference."""
+
+    def __init__(self) -> None:
+        self._reference = ReferenceAttention()
+
+    def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+        key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
+        value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
+
+    def paged(
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
+    ) -> Tensor:
+        if rules.sinks is not None:
+            return self._reference.paged(query, key_cache, value_cache, layout, rules)
+        if "paged" not in layout.prepared:
+            layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
+        groups, prompts = layout.prepared["paged"]
+        out = torch.empty_like(query)
+        for index, group in enumerate(groups):
+            self._decode(query, key_cache, value_cache, group, rules, out, _masks(layout, index))
+        for prompt in prompts:
+            key = key_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]  # [L, K, D]
+            value = value_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]
+            out[prompt.start : prompt.end] = _prompt(query[prompt.start : prompt.end], key, value, rules)
+        return out
+
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
+        if rules.sinks is not None:
+            return self._reference.packed(query, key, value, layout, rules)
+        # A bias differs from head to head, so together with padding it would need a mask per sequence and head.
+        exact = rules.alibi_slopes is not None or rules.relative_bias is not None
+        plan = ("packed", exact)
+        if plan not in layout.prepared:
+            layout.prepared[plan] = _packed_plan(layout, exact=exact)
+        out = torch.empty_like(query)
+        for index, group in enumerate(layout.prepared[plan]):
+            masks = _masks(layout, (plan, index))
+            if rules_key(rules) not in masks:
+                masks[rules_key(rules)] = _packed_mask(group, rules, query.dtype)
+            q, k, v = (
+                tensor.index_select(0, group.gather).view(-1, group.padded_len, *tensor.shape[1:]).transpose(1, 2)
+                for tensor in (query, key, value)
+            )  # [B, H or K, L, D]
+            found = fused_attention(q, k, v, masks[rules_key(rules)], rules).transpose(1, 2).flatten(0, 1)
+            if group.scatter is not None:
+                found = found.index_select(0, group.scatter)
+            out.index_copy_(0, group.tokens, found)
+        return out
+
+    def _decode(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        group: DecodeGroup,
+        rules: AttentionRules,
+        out: Tensor,
+        masks: dict[object, Tensor | None],
+    ) -> None:
+        num_kv_heads = key_cache.shape[2]
+        padded = (len(group.tokens), group.padded_len, num_kv_heads, query.shape[2])
+        key = key_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
+        value = value_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)
+        if rules_key(rules) not in masks:
+            masks[rules_key(rules)] = _decode_mask(group, rules, query.dtype, num_kv_heads)
+        # The queries that share a key head become the "sequence" of that head: no key is repeated.
+        grouped = query.index_select(0, group.tokens).view(
+            len(group.tokens), num_kv_heads, -1, query.shape[2]
+        )  # [B, K, G, D]
+        found = fused_attention(grouped, key, value, masks[rules_key(rules)], rules)  # [B, K, G, D]
+        out.index_copy_(0, group.tokens, found.flatten(1, 2))
+
+
+def _masks(layout: PagedLayout | PackedLayout, group: object) -> dict[object, Tensor | None]:
+    found: dict[object, Tensor | None] = layout.prepared.setdefault(("masks", group), {})
+    return found
+
+
+def _paged_plan(layout: PagedLayout, block_size: int) -> tuple[list[DecodeGroup], list[Prompt]]:
+    starts = layout.query_starts.numpy().astype(np.int64)
+    context_lens = layout.context_lens.numpy().astype(np.int64)
+    tables = layout.block_tables.numpy()
+    query_lens = np.diff(starts)
+    num_blocks = -(-context_lens // block_size)
+    single = np.flatnonzero(query_lens == 1)
+    groups = []
+    for members in groups_of_like_length(num_blocks[single], exact=False, slack=4):
+        rows = single[members]
+        longest = int(num_blocks[rows[0]])
+        blocks = tables[rows, :longest].astype(np.int64).reshape(-1)
+        groups.append(
+            DecodeGroup(
+                torch.from_numpy(starts[rows]),
+                torch.from_numpy(blocks),
+                torch.from_numpy(context_lens[rows]),
+                longest * block_size,
+            )
+        )
+    prompts = [
+        Prompt(
+            int(starts[row]),
+            int(starts[row + 1]),
+            int(context_lens[row]),
+            torch.from_numpy(tables[row, : num_blocks[row]].astype(np.int64)),
+        )
+        for row in np.flatnonzero(query_lens > 1)
+    ]
+    return groups, prompts
+
+
+def _decode_mask(group: DecodeGroup, rules: AttentionRules, dtype: torch.dtype, num_kv_heads: int) -> Tensor:
+    """[B, 1, 1, L] bool, or [B, K, G, L] to be added; every row's query is its last position."""
+    key_positions = torch.arange(group.padded_len)
+    query_positions = group.context_lens[:, None] - 1  # [B, 1]
+    written = key_positions < group.context_lens[:, None]  # [B, L]
+    allowed = visible(query_positions, key_positions, rules) & written[:, None]  # [B, 1, L]
+    bias = score_bias(query_positions, key_positions, rules)  # [H, B, 1, L]
+    if bias is None:
+        return allowed[:, None]
+    bias = bias.squeeze(2).transpose(0, 1).masked_fill(~allowed, float("-inf"))  # [B, H, L]
+    return bias.reshape(len(bias), num_kv_heads, -1, group.padded_len).to(dtype)
+
+
+def _prompt(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+    """query [T, H, D] at the last T of L positions, key and value [L, K, D]; gives [T, H, D]."""
+    num_queries, num_keys = len(query), len(key)
+    q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))  # [1, H or K, T or L, D]
+    plain = rules.window is None and rules.alibi_slopes is None and rules.relative_bias is None
+    if plain and rules.softcap is None and (not rules.causal or num_queries == num_keys):
+        found = scaled_dot_product_attention(
+            q, k, v, is_causal=rules.causal, scale=rules.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return found.squeeze(0).transpose(0, 1)
+    out = torch.empty_like(query)
+    before = num_keys - num_queries
+    for start in range(0, num_queries, QUERY_SLICE):
+        end = min(start + QUERY_SLICE, num_queries)
+        last_key = before + end if rules.causal else num_keys
+        first_key = max(before + start - rules.window + 1, 0) if rules.window is not None else 0
+        mask = mask_for(
+            torch.arange(before + start, before + end), torch.arange(first_key, last_key), rules, query.dtype
+        )
+        found = fused_attention(
+            q[:, :, start:end], k[:, :, first_key:last_key], v[:, :, first_key:last_key], mask, rules
+        )
+        out[start:end] = found.squeeze(0).transpose(0, 1)
+    return out
+
+
+def _packed_plan(layout: PackedLayout, *, exact: bool) -> list[PackedGroup]:
+    starts = layout.starts.numpy().astype(np.int64)
+    lens = np.diff(starts)
+    groups = []
+    for members in groups_of_like_length(lens, exact=exact, slack=16):
+        longest = int(lens[members[0]])
+        if longest == 0:
+            continue
+        places = np.arange(longest)
+        real = places < lens[members][:, None]  # [B, L]
+        gather = np.where(real, starts[members][:, None] + places, 0).reshape(-1)
+        padded = None if real.all() else torch.from_numpy(np.flatnonzero(real))
+        groups.append(
+            PackedGroup(
+                torch.from_numpy(gather),
+                padded,
+                torch.from_numpy(gather[real.reshape(-1)]),
+                torch.from_numpy(lens[members]),
+                longest,
+            )
+        )
+    return groups
+
+
+def _packed_mask(group: PackedGroup, rules: AttentionRules, dtype: torch.dtype) -> Tensor | None:
+    positions = torch.arange(group.padded_len)
+    free = not rules.causal and rules.window is None and rules.alibi_slopes is None and rules.relative_bias is None
+    mask = None if free else mask_for(positions, positions, rules, dtype)  # [1 or H, L, L]
+    if group.scatter is None:
+        return mask
+    real = (positions < group.lens[:, None])[:, None, None]  # [B, 1, 1, L]
+    # A padded query sees itself, if the window hides all real keys from it: a softmax over nothing gives NaN.
+    return real if mask is None else (mask & real) | torch.eye(group.padded_len, dtype=torch.bool)
