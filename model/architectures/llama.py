@@ -6,7 +6,7 @@ Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s p
 from collections.abc import Mapping
 from dataclasses import replace
 
-from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
+from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import Activation, DecoderConfig
@@ -143,18 +143,25 @@ def weights(config: DecoderConfig) -> WeightMap:
 
 def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
     attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    num_key_rows = config.num_kv_heads * config.head_size
+    fused = {"q": config.num_heads * config.head_size, "k": num_key_rows, "v": num_key_rows}
+    halves = {"gate": config.intermediate_size, "up": config.intermediate_size}
+
+    def joined(owner: str, num_rows: Mapping[str, int], kind: str) -> tuple[Part, ...]:
+        return tuple(Part(name=f"{owner}.{x}_proj.{kind}", rows=rows) for x, rows in num_rows.items())
+
     found = {
-        f"{ours}.attention.query_key_value.weight": parts(*(f"{attention}.{x}_proj.weight" for x in "qkv")),
+        f"{ours}.attention.query_key_value.weight": joined(attention, fused, "weight"),
         f"{ours}.attention.output.weight": part(f"{attention}.o_proj.weight"),
-        f"{ours}.mlp.gate_up.weight": parts(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
+        f"{ours}.mlp.gate_up.weight": joined(mlp, halves, "weight"),
         f"{ours}.mlp.down.weight": part(f"{mlp}.down_proj.weight"),
     }
     if config.query_key_value_bias:
-        found[f"{ours}.attention.query_key_value.bias"] = parts(*(f"{attention}.{x}_proj.bias" for x in "qkv"))
+        found[f"{ours}.attention.query_key_value.bias"] = joined(attention, fused, "bias")
     if config.attention_output_bias:
         found[f"{ours}.attention.output.bias"] = part(f"{attention}.o_proj.bias")
     if config.mlp_bias:
-        found[f"{ours}.mlp.gate_up.bias"] = parts(f"{mlp}.gate_proj.bias", f"{mlp}.up_proj.bias")
+        found[f"{ours}.mlp.gate_up.bias"] = joined(mlp, halves, "bias")
         found[f"{ours}.mlp.down.bias"] = part(f"{mlp}.down_proj.bias")
     if config.query_key_norm is not None:
         found[f"{ours}.attention.query_norm.weight"] = part(f"{attention}.q_norm.weight")

@@ -47,6 +47,8 @@ class Part:
     transposed: bool = False
     """Stored as [in, out] (GPT-2's Conv1D)."""
     grouped_heads: int | None = None
+    rows: int | None = None
+    """Rows it must have; needed only to tell which of several parts of a parameter has the wrong shape."""
 
 
 def part(name: str) -> tuple[Part, ...]:
