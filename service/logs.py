@@ -15,7 +15,7 @@ LogFormat = Literal["text", "json"]
 
 access_logger = logging.getLogger("service.access")
 
-_FIELDS = "fields"
+_STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ def _milliseconds(seconds: float | None) -> float | None:
 def write_access_line(record: RequestRecord, *, now: float, log_prompts: bool) -> None:
     if access_logger.isEnabledFor(logging.INFO):
         fields = record.fields(total_seconds=now - record.received, log_prompts=log_prompts)
-        access_logger.info("request", extra={_FIELDS: fields})
+        access_logger.info("request", extra=fields)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; a record's `extra={"fields": {...}}` is merged in."""
+    """One JSON object per line; what a record was given as `extra` is merged in."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -103,7 +103,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T10:00:00.000+00:00 info service.access request status=200 ...`; one line per record but tracebacks."""
+    """`2026-01-31T10:00:00.000+00:00 info service.access request status=200 ...`, then a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -113,8 +113,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    fields = getattr(record, _FIELDS, None)
-    return fields if isinstance(fields, dict) else {}
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
 
 
 def _quoted(value: object) -> str:
