@@ -1,0 +1,116 @@
+"""BERT, and RoBERTa, XLM-RoBERTa and CamemBERT, whose tensors have BERT's names and whose positions start elsewhere.
+
+Maps `config.json` and stored names onto `EncoderConfig` and `model.encoder`'s parameters; knows no tensors.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from model.architectures.encoders import (
+    TENSORFLOW_NORMS,
+    UNUSED,
+    Kind,
+    biased,
+    family,
+    fused,
+    head_size,
+    num_labels,
+    plain_head,
+)
+from model.architectures.llama import ACTIVATIONS, context_length
+from model.architectures.mapping import Part, WeightMap, part
+from model.architectures.raw import RawConfig
+from model.config import EncoderConfig, HeadConfig
+from model.errors import UnsupportedArchitectureError
+
+
+def configure_bert(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderConfig:
+    hidden_size, num_heads = raw.size("hidden_size", 768), raw.size("num_attention_heads", 12)
+    if raw.text("position_embedding_type", "absolute") != "absolute":
+        kind_of_positions = raw.text("position_embedding_type")
+        raise UnsupportedArchitectureError(
+            f"{raw.file}: position_embedding_type {kind_of_positions!r} is not supported"
+        )
+    num_positions = raw.size("max_position_embeddings", 512)
+    head = None if kind is None else plain_head(raw, kind)
+    if kind == "sequence":
+        head = HeadConfig(kind="sequence", num_outputs=num_labels(raw), dense=True, activation="tanh")
+    return EncoderConfig(
+        architecture="BertModel",
+        vocab_size=raw.size("vocab_size", 30522),
+        hidden_size=hidden_size,
+        intermediate_size=raw.size("intermediate_size", 3072),
+        num_layers=raw.size("num_hidden_layers", 12),
+        num_heads=num_heads,
+        context_length=context_length(raw, limit, trained=num_positions),
+        num_positions=num_positions,
+        embedding_size=hidden_size,
+        num_token_types=raw.size("type_vocab_size", 2),
+        norm_epsilon=raw.number("layer_norm_eps", 1e-12),
+        attention_scale=head_size(raw, hidden_size, num_heads) ** -0.5,
+        activation=raw.choice("hidden_act", ACTIVATIONS, "gelu"),
+        head=head,
+    )
+
+
+def configure_roberta(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderConfig:
+    """Positions are counted from behind the padding id: of 514 rows of the table 512 are for tokens."""
+    config = configure_bert(raw, None, kind)
+    pad_id = raw.whole("pad_token_id", 1)
+    return replace(
+        config,
+        context_length=context_length(raw, limit, trained=config.num_positions - pad_id - 1),
+        position_offset=pad_id + 1,
+        pad_id=pad_id,
+    )
+
+
+def weights(config: EncoderConfig, *, base: str) -> WeightMap:
+    parameters = embeddings(config, f"{base}.embeddings")
+    for layer in range(config.num_layers):
+        parameters |= bert_layer(f"layers.{layer}", f"{base}.encoder.layer.{layer}")
+    ignored: tuple[str, ...] = UNUSED
+    if base == "bert" and config.head is not None and config.head.kind == "sequence":
+        parameters |= biased("head.dense", "bert.pooler.dense") | biased("head.output", "classifier")
+    else:
+        parameters |= roberta_head(config)
+        ignored = (*ignored, rf"({base}\.)?pooler\..*")
+    return WeightMap(parameters=parameters, ignored=ignored, prefix=f"{base}.", renamed=TENSORFLOW_NORMS)
+
+
+def embeddings(config: EncoderConfig, theirs: str) -> dict[str, tuple[Part, ...]]:
+    found = {"embedding.tokens.weight": part(f"{theirs}.word_embeddings.weight")}
+    found |= biased("embedding.norm", f"{theirs}.LayerNorm")
+    if config.learned_positions:
+        found["embedding.positions.weight"] = part(f"{theirs}.position_embeddings.weight")
+    if config.num_token_types:
+        found["embedding.types.weight"] = part(f"{theirs}.token_type_embeddings.weight")
+    return found
+
+
+def bert_layer(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    attention = f"{theirs}.attention"
+    return {
+        **fused(f"{ours}.query_key_value", *(f"{attention}.self.{name}" for name in ("query", "key", "value"))),
+        **biased(f"{ours}.output", f"{attention}.output.dense"),
+        **biased(f"{ours}.attention_norm", f"{attention}.output.LayerNorm"),
+        **biased(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
+        **biased(f"{ours}.mlp.down", f"{theirs}.output.dense"),
+        **biased(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm"),
+    }
+
+
+def roberta_head(config: EncoderConfig) -> dict[str, tuple[Part, ...]]:
+    if config.head is None:
+        return {}
+    if config.head.kind == "sequence":
+        return biased("head.dense", "classifier.dense") | biased("head.output", "classifier.out_proj")
+    return biased("head.output", "qa_outputs" if config.head.kind == "span" else "classifier")
+
+
+ARCHITECTURES = {
+    **family("Bert", configure_bert, partial(weights, base="bert")),
+    **family("Roberta", configure_roberta, partial(weights, base="roberta")),
+    **family("XLMRoberta", configure_roberta, partial(weights, base="roberta")),
+    **family("Camembert", configure_roberta, partial(weights, base="roberta")),
+}

@@ -1,0 +1,90 @@
+"""What the encoder families share: the rows of the table for one family's heads, and their heads' sizes.
+
+Each family's file gives the network; the class names in `config.json` (`BertModel`, `BertForSequenceClassification`)
+differ only in what is read off it. Knows no tensors; both processes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Literal, Protocol
+
+from model.architectures.mapping import Architecture, Head, Part, WeightMap, part, parts
+from model.architectures.raw import RawConfig
+from model.config import EncoderConfig, HeadConfig
+
+Kind = Literal["sequence", "token", "span"]
+
+CLASSES: Mapping[str, tuple[Head, Kind | None]] = {
+    "Model": ("embedding", None),
+    "ForMaskedLM": ("embedding", None),
+    "ForPreTraining": ("embedding", None),
+    "ForSequenceClassification": ("sequence_classification", "sequence"),
+    "ForTokenClassification": ("token_classification", "token"),
+    "ForQuestionAnswering": ("question_answering", "span"),
+}
+
+TENSORFLOW_NORMS = ((".gamma", ".weight"), (".beta", ".bias"))
+"""How checkpoints converted from TensorFlow call the two parameters of a norm."""
+
+
+UNUSED = (r".*embeddings\.position_ids", r".*embeddings\.token_type_ids", r"cls\..*", r"lm_head\..*")
+"""Buffers of older checkpoints, and the heads of pre-training."""
+
+
+class Configure(Protocol):
+    def __call__(self, raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderConfig: ...
+
+
+def family(
+    prefix: str, configure: Configure, weights: Callable[[EncoderConfig], WeightMap]
+) -> dict[str, Architecture[EncoderConfig]]:
+    """The rows of one family, by class name."""
+
+    def named(name: str, kind: Kind | None) -> Callable[[RawConfig, int | None], EncoderConfig]:
+        return partial(_configured, configure, name, kind)
+
+    return {
+        prefix + suffix: Architecture(
+            network="encoder", head=head, configure=named(prefix + suffix, kind), weights=weights
+        )
+        for suffix, (head, kind) in CLASSES.items()
+    }
+
+
+def _configured(configure: Configure, name: str, kind: Kind | None, raw: RawConfig, limit: int | None) -> EncoderConfig:
+    return replace(configure(raw, limit, kind), architecture=name)
+
+
+def head_size(raw: RawConfig, hidden_size: int, num_heads: int) -> int:
+    if hidden_size % num_heads:
+        raise raw.wrong("num_attention_heads", f"a divisor of the hidden size {hidden_size}")
+    return hidden_size // num_heads
+
+
+def num_labels(raw: RawConfig) -> int:
+    """Outputs of a classification head; `config.json` leaves the labels out where there are the usual two."""
+    if "id2label" in raw:
+        return len(raw.section("id2label").values)
+    return raw.size("num_labels", 2)
+
+
+def plain_head(raw: RawConfig, kind: Kind) -> HeadConfig:
+    """One linear layer over each token."""
+    return HeadConfig(kind=kind, num_outputs=2 if kind == "span" else num_labels(raw))
+
+
+def biased(ours: str, theirs: str, *, bias: bool = True) -> dict[str, tuple[Part, ...]]:
+    """The weight of a projection or norm, and its bias where it has one."""
+    found = {f"{ours}.weight": part(f"{theirs}.weight")}
+    if bias:
+        found[f"{ours}.bias"] = part(f"{theirs}.bias")
+    return found
+
+
+def fused(ours: str, *theirs: str, bias: bool = True) -> dict[str, tuple[Part, ...]]:
+    """Several stored projections as one of ours, one below the other."""
+    found = {f"{ours}.weight": parts(*(f"{name}.weight" for name in theirs))}
+    if bias:
+        found[f"{ours}.bias"] = parts(*(f"{name}.bias" for name in theirs))
+    return found
