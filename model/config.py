@@ -68,6 +68,8 @@ class DecoderConfig:
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     num_learned_positions: int = 0
     """Rows of the learned position embedding; may be more than `context_length`, which a caller can lower."""
+    alibi_scale: float = 1.0
+    """Factor on ALiBi's slopes, for texts longer than the trained length."""
     rotary: Rotary | None = None
     local_rotary: Rotary | None = None
     """For the layers that have a window, where they differ (Gemma 3)."""
@@ -130,6 +132,7 @@ class EncoderDecoderConfig:
     positions: Literal["learned", "sinusoidal", "tensor2tensor", "relative"] = "learned"
     """Added to the embeddings: a learned table; sines and cosines as in arXiv 1706.03762 with the halves not
     interleaved (Marian, Pegasus); tensor2tensor's variant of them (M2M100). Or T5's bias on the attention scores."""
+    num_positions: int = 0
     position_offset: int = 0
     """Row of the position table that position 0 reads."""
     num_relative_buckets: int = 32
@@ -213,6 +216,8 @@ class EncoderConfig:
     learned_positions: bool = True
     position_offset: int = 0
     """Row of the position table that holds position 0 (RoBERTa's follow its padding id)."""
+    num_positions: int = 0
+    """Rows of the position table."""
     pad_id: int | None = None
     """Set where a padding id inside a text takes up no position (RoBERTa, MPNet)."""
 
@@ -222,6 +227,8 @@ class EncoderConfig:
     """Norms on each sublayer's input and one at the end (ModernBERT), instead of after each residual sum."""
     weight_order: tuple[int, ...] = ()
     """Which set of weights each layer uses, where several layers share one (ALBERT); empty: each has its own."""
+    weights_per_group: int = 1
+    """Sets of weights that are stored together (ALBERT)."""
 
     attention_bias: bool = True
     attention_scale: float

@@ -36,7 +36,8 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
         num_positions = config.num_learned_positions
         self.position_embedding = Embedding(num_positions, config.hidden_size) if num_positions else None
-        slopes = alibi_slopes(config.num_heads).to(device) if config.positions == "alibi" else None
+        alibi = config.positions == "alibi"
+        slopes = (alibi_slopes(config.num_heads) * config.alibi_scale).to(device) if alibi else None
         self.layers = nn.ModuleList(DecoderLayer(config, index, slopes) for index in range(config.num_layers))
         self.norm = make_norm(config)
         self.output = Linear(config.hidden_size, config.vocab_size)

@@ -3,7 +3,7 @@
 Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s parameters; knows no tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from model.architectures.mapping import Architecture, Part, WeightMap, part
@@ -46,18 +46,17 @@ def heads(raw: RawConfig) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_size
 
 
-def windows(raw: RawConfig, window: int | None, default: Mapping[int, bool] | None = None) -> tuple[int | None, ...]:
-    """The window of each layer: by `layer_types` where given, else for the layers that `default` says slide."""
+def windows(raw: RawConfig, window: int | None, slides: Callable[[int], bool] | None = None) -> tuple[int | None, ...]:
+    """The window of each layer: by `layer_types` where given, else those of the architecture (None: all)."""
     num_layers = raw.size("num_hidden_layers")
     if window is None:
         return ()
     if "layer_types" in raw:
-        slides = {"sliding_attention": True, "full_attention": False}
         kinds = raw.texts("layer_types")
-        if len(kinds) != num_layers or not set(kinds) <= set(slides):
-            raise raw.wrong("layer_types", f"{num_layers} of {', '.join(slides)}")
-        return tuple(window if slides[kind] else None for kind in kinds)
-    return tuple(window if default is None or default[layer] else None for layer in range(num_layers))
+        if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+            raise raw.wrong("layer_types", f"{num_layers} times sliding_attention or full_attention")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(window if slides is None or slides(layer) else None for layer in range(num_layers))
 
 
 def optional_window(raw: RawConfig) -> int | None:
@@ -108,11 +107,10 @@ def configure_mistral(raw: RawConfig, limit: int | None) -> DecoderConfig:
 def configure_qwen2(raw: RawConfig, limit: int | None) -> DecoderConfig:
     window = optional_window(raw) if raw.flag("use_sliding_window", False) else None
     first = raw.whole("max_window_layers", 28)
-    slides = {layer: layer >= first for layer in range(raw.size("num_hidden_layers"))}
     return replace(
         configure_llama(raw, limit),
         architecture="Qwen2ForCausalLM",
-        windows=windows(raw, window, slides),
+        windows=windows(raw, window, lambda layer: layer >= first),
         query_key_value_bias=True,
         attention_output_bias=False,
     )
@@ -184,7 +182,15 @@ NORM_NAMES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-LLAMA = Architecture(network="decoder", head="language_model", configure=configure_llama, weights=weights)
-MISTRAL = Architecture(network="decoder", head="language_model", configure=configure_mistral, weights=weights)
-QWEN2 = Architecture(network="decoder", head="language_model", configure=configure_qwen2, weights=weights)
-QWEN3 = Architecture(network="decoder", head="language_model", configure=configure_qwen3, weights=weights)
+
+def decoder(configure: Callable[[RawConfig, int | None], DecoderConfig]) -> Architecture[DecoderConfig]:
+    """The row of a language model whose tensors are named as Llama's."""
+    return Architecture(network="decoder", head="language_model", configure=configure, weights=weights)
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": decoder(configure_llama),
+    "MistralForCausalLM": decoder(configure_mistral),
+    "Qwen2ForCausalLM": decoder(configure_qwen2),
+    "Qwen3ForCausalLM": decoder(configure_qwen3),
+}

@@ -45,14 +45,16 @@ def _section(raw: RawConfig, layer_type: str | None) -> RawConfig:
 def _scaling(raw: RawConfig, section: RawConfig, length: int, size: int) -> RotaryScaling | None:
     kind = section.text("rope_type", section.text("type", "default"))
     trained = raw.size("max_position_embeddings", 2048)
+    if "short_factor" in section:
+        # Phi-3's first configs call it "su" or "yarn".
+        return _longrope(raw, section, length, size)
     if kind == "default":
         return None
     if kind == "linear":
         return RotaryScaling(kind="linear", factor=section.number("factor"))
     if kind == "dynamic":
-        original = section.size("original_max_position_embeddings", trained)
         return RotaryScaling(
-            kind="dynamic", factor=section.number("factor"), original_length=original, length=max(length, original)
+            kind="dynamic", factor=section.number("factor"), original_length=trained, length=max(length, trained)
         )
     if kind == "llama3":
         return RotaryScaling(
@@ -64,8 +66,6 @@ def _scaling(raw: RawConfig, section: RawConfig, length: int, size: int) -> Rota
         )
     if kind == "yarn":
         return _yarn(section, trained)
-    if kind in ("longrope", "su"):
-        return _longrope(raw, section, length, size)
     raise UnsupportedArchitectureError(f"{raw.file}: rotary scaling {kind!r} is not supported", file=raw.file)
 
 
@@ -96,7 +96,8 @@ def _mscale(factor: float, mscale: float) -> float:
 
 def _longrope(raw: RawConfig, section: RawConfig, length: int, size: int) -> RotaryScaling:
     trained = raw.size("max_position_embeddings", 2048)
-    original = section.size("original_max_position_embeddings", raw.size("original_max_position_embeddings", trained))
+    inner = section.size("original_max_position_embeddings", trained)
+    original = raw.size("original_max_position_embeddings", inner)
     factor = section.number("factor", trained / original)
     attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     key = "long_factor" if length > original else "short_factor"

@@ -6,12 +6,46 @@ Pure data; both processes.
 from collections.abc import Mapping
 from typing import Any
 
-from model.architectures import llama
+from model.architectures import (
+    albert,
+    bart,
+    bert,
+    deberta_v2,
+    distilbert,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    m2m100,
+    marian,
+    mbart,
+    modernbert,
+    mpnet,
+    olmo2,
+    pegasus,
+    phi3,
+    t5,
+)
 from model.architectures.mapping import Architecture
 
 ARCHITECTURES: Mapping[str, Architecture[Any]] = {
-    "LlamaForCausalLM": llama.LLAMA,
-    "MistralForCausalLM": llama.MISTRAL,
-    "Qwen2ForCausalLM": llama.QWEN2,
-    "Qwen3ForCausalLM": llama.QWEN3,
+    **llama.ARCHITECTURES,
+    **gemma.ARCHITECTURES,
+    **phi3.ARCHITECTURES,
+    **olmo2.ARCHITECTURES,
+    **gpt2.ARCHITECTURES,
+    **gpt_neox.ARCHITECTURES,
+    **bert.ARCHITECTURES,
+    **distilbert.ARCHITECTURES,
+    **mpnet.ARCHITECTURES,
+    **albert.ARCHITECTURES,
+    **modernbert.ARCHITECTURES,
+    **deberta_v2.ARCHITECTURES,
+    "T5ForConditionalGeneration": t5.T5,
+    "MT5ForConditionalGeneration": t5.T5,
+    "BartForConditionalGeneration": bart.BART,
+    "MBartForConditionalGeneration": mbart.MBART,
+    "MarianMTModel": marian.MARIAN,
+    "M2M100ForConditionalGeneration": m2m100.M2M100,
+    "PegasusForConditionalGeneration": pegasus.PEGASUS,
 }

@@ -1,0 +1,127 @@
+"""Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786) onto `DecoderConfig`.
+
+Tensor names are Llama's with two more norms a layer; the larger Gemma 3 checkpoints hold a vision tower beside the
+text model, which is left out. Knows no tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from model.architectures.llama import (
+    ACTIVATIONS,
+    configure_llama,
+    decoder,
+    optional_window,
+    weights,
+    windows,
+)
+from model.architectures.mapping import Architecture, WeightMap
+from model.architectures.raw import RawConfig
+from model.architectures.rope import rotary
+from model.config import DecoderConfig, Rotary
+from model.errors import UnsupportedArchitectureError
+
+GEMMA2_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3_DEFAULTS: Mapping[str, Any] = {
+    **GEMMA2_DEFAULTS,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1_000_000.0,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+"""What a `config.json` that leaves these keys out means (Gemma 3's are short)."""
+
+
+def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = RawConfig({**GEMMA2_DEFAULTS, **raw.values}, raw.file)
+    return replace(
+        _configure(raw, limit),
+        architecture="Gemma2ForCausalLM",
+        windows=windows(raw, optional_window(raw), lambda layer: layer % 2 == 0),
+    )
+
+
+def configure_gemma3(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = RawConfig({**GEMMA3_DEFAULTS, **raw.values}, raw.file)
+    config = _configure(raw, limit)
+    pattern = raw.size("sliding_window_pattern", 6)
+    return replace(
+        config,
+        architecture="Gemma3ForCausalLM",
+        windows=windows(raw, optional_window(raw), lambda layer: (layer + 1) % pattern != 0),
+        query_key_norm="head",
+        rotary=rotary(raw, config.head_size, length=config.context_length, layer_type="full_attention"),
+        local_rotary=_local_rotary(raw, config),
+    )
+
+
+def configure_gemma3_with_vision(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    return configure_gemma3(raw.section("text_config"), limit)
+
+
+def _configure(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    if raw.flag("use_bidirectional_attention", False):
+        raise UnsupportedArchitectureError(
+            f"{raw.file}: a Gemma with bidirectional attention is an encoder, not a language model", file=raw.file
+        )
+    config = configure_llama(raw, limit)
+    caps = "attn_logit_softcapping", "final_logit_softcapping"
+    attention_softcap, logit_softcap = (raw.number(key) if key in raw else None for key in caps)
+    return replace(
+        config,
+        norm_offset=1.0,
+        norm_places="around",
+        attention_scale=raw.number("query_pre_attn_scalar") ** -0.5,
+        attention_softcap=attention_softcap,
+        logit_softcap=logit_softcap,
+        activation=raw.choice("hidden_activation", ACTIVATIONS),
+        embedding_scale=config.hidden_size**0.5,
+        embedding_scale_in_dtype=True,
+    )
+
+
+def _local_rotary(raw: RawConfig, config: DecoderConfig) -> Rotary:
+    """Positions of the sliding layers; older configs give only their base, and scale only the other layers."""
+    nested = raw.section("rope_parameters") if "rope_parameters" in raw else RawConfig({}, raw.file)
+    if "sliding_attention" in nested:
+        return rotary(nested, config.head_size, length=config.context_length, layer_type="sliding_attention")
+    return Rotary(theta=raw.number("rope_local_base_freq", 10000.0), size=config.head_size)
+
+
+def weights_beside_vision(config: DecoderConfig) -> WeightMap:
+    plain = weights(config)
+    return replace(
+        plain,
+        # Both the names of transformers 5 and those before it.
+        renamed=(("model.language_model.", "model."), ("language_model.", "")),
+        ignored=(*plain.ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
+    )
+
+
+ARCHITECTURES = {
+    "Gemma2ForCausalLM": decoder(configure_gemma2),
+    "Gemma3ForCausalLM": decoder(configure_gemma3),
+    "Gemma3ForConditionalGeneration": Architecture(
+        network="decoder",
+        head="language_model",
+        configure=configure_gemma3_with_vision,
+        weights=weights_beside_vision,
+    ),
+}

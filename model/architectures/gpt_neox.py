@@ -1,0 +1,77 @@
+"""GPT-NeoX (arXiv 2204.06745) and Pythia onto `DecoderConfig`: parallel residual, rotary positions on part of a head.
+
+The fused projection is stored head by head and is regrouped. Knows no tensors.
+"""
+
+from model.architectures.llama import ACTIVATIONS, context_length, extensible
+from model.architectures.mapping import Architecture, Part, WeightMap, part
+from model.architectures.raw import RawConfig
+from model.architectures.rope import rotary
+from model.config import DecoderConfig
+
+
+def configure_gpt_neox(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    hidden_size, num_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
+    head_size = hidden_size // num_heads
+    trained = raw.size("max_position_embeddings", 2048)
+    length = context_length(raw, limit, trained=trained, extensible=extensible(raw))
+    theta, partial = raw.number("rotary_emb_base", 10000.0), raw.number("rotary_pct", 0.25)
+    bias = raw.flag("attention_bias", True)
+    return DecoderConfig(
+        architecture="GPTNeoXForCausalLM",
+        vocab_size=raw.size("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=raw.size("intermediate_size"),
+        num_layers=raw.size("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_size=head_size,
+        context_length=length,
+        norm="layer",
+        norm_epsilon=raw.number("layer_norm_eps", 1e-5),
+        parallel_residual=raw.flag("use_parallel_residual", True),
+        rotary=rotary(raw, head_size, length=length, theta=theta, partial=partial),
+        attention_scale=head_size**-0.5,
+        query_key_value_bias=bias,
+        attention_output_bias=bias,
+        activation=raw.choice("hidden_act", ACTIVATIONS, "gelu"),
+        gated=False,
+        mlp_bias=True,
+        tied_embeddings=raw.flag("tie_word_embeddings", False),
+    )
+
+
+def weights(config: DecoderConfig) -> WeightMap:
+    parameters = {"embedding.weight": part("gpt_neox.embed_in.weight")}
+    parameters |= _both("norm", "gpt_neox.final_layer_norm")
+    for layer in range(config.num_layers):
+        ours, theirs = f"layers.{layer}", f"gpt_neox.layers.{layer}"
+        fused, output = f"{theirs}.attention.query_key_value", f"{theirs}.attention.dense"
+        kinds = ("weight", "bias") if config.query_key_value_bias else ("weight",)
+        for kind in kinds:
+            grouped = Part(name=f"{fused}.{kind}", grouped_heads=config.num_heads)
+            parameters[f"{ours}.attention.query_key_value.{kind}"] = (grouped,)
+            parameters[f"{ours}.attention.output.{kind}"] = part(f"{output}.{kind}")
+        parameters |= _both(f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        parameters |= _both(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        parameters |= _both(f"{ours}.mlp.up", f"{theirs}.mlp.dense_h_to_4h")
+        parameters |= _both(f"{ours}.mlp.down", f"{theirs}.mlp.dense_4h_to_h")
+    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
+    if not tied:
+        parameters["output.weight"] = part("lm_head.weight")
+    masks = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+    ignored = (*masks, r"lm_head\.weight") if tied else masks
+    # The head's name before transformers 5.
+    renamed = (("embed_out.", "lm_head."),)
+    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="gpt_neox.", renamed=renamed)
+
+
+def _both(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    return {f"{ours}.{kind}": part(f"{theirs}.{kind}") for kind in ("weight", "bias")}
+
+
+ARCHITECTURES = {
+    "GPTNeoXForCausalLM": Architecture(
+        network="decoder", head="language_model", configure=configure_gpt_neox, weights=weights
+    )
+}
