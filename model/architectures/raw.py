@@ -19,17 +19,32 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError if the file is absent, unreadable, not JSON or not an object.
     """
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object", file=path.name)
+    return value
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The JSON array of objects in a file (`modules.json`).
+
+    Raises: CheckpointError, as `read_json`.
+    """
+    value = _read(path)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise CheckpointError(f"{path} holds no JSON array of objects", file=path.name)
+    return value
+
+
+def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes", file=path.name)
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", file=path.name) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}", file=path.name) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object", file=path.name)
-    return value
 
 
 class RawConfig:
