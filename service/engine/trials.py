@@ -1,0 +1,34 @@
+"""After a step that failed: the requests that were in it, run apart from the others until the culprit is alone.
+
+A step's exception does not say whose fault it is. Its requests are halved into groups, each group runs by itself; one
+that fails again is halved again, and a request that fails alone is the culprit. Those that come through go back to the
+common queue. Knows nothing of blocks or budgets. Runs in the worker process.
+"""
+
+from service.engine.sequence import Sequence
+from service.engine.waiting import WaitingQueue
+
+
+class Trials:
+    def __init__(self) -> None:
+        self._groups: list[WaitingQueue] = []
+
+    @property
+    def active(self) -> WaitingQueue | None:
+        """The queue of the group being tried; None in ordinary times."""
+        return self._groups[-1] if self._groups else None
+
+    def begin(self, suspects: list[Sequence]) -> None:
+        """Queues the requests of a failed step in two halves, to be tried before whatever is still on trial."""
+        half = len(suspects) // 2
+        for group in (suspects[half:], suspects[:half]):
+            if group:
+                queue = WaitingQueue()
+                for sequence in group:
+                    queue.push(sequence)
+                self._groups.append(queue)
+
+    def close_empty(self) -> None:
+        """Ends the trials of groups without anybody left; called while nothing runs."""
+        while self._groups and self._groups[-1].head() is None:
+            self._groups.pop()

@@ -1,0 +1,32 @@
+"""The queue of requests that hold no blocks, most urgent first.
+
+Knows nothing of why a request waits. A request that left by another door (cancelled, expired) is skipped when it
+comes up, so leaving costs nothing. Runs in the worker process.
+"""
+
+from heapq import heappop, heappush
+
+from service.engine.sequence import Phase, Sequence
+
+
+class WaitingQueue:
+    """A heap by urgency; a sequence is in at most one queue, and in it at most once."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[float, float, int], Sequence]] = []
+
+    def push(self, sequence: Sequence) -> None:
+        heappush(self._heap, (sequence.urgency, sequence))
+
+    def head(self) -> Sequence | None:
+        """The most urgent sequence that still waits."""
+        heap = self._heap
+        while heap and heap[0][1].phase is not Phase.waiting:
+            heappop(heap)
+        return heap[0][1] if heap else None
+
+    def pop(self) -> Sequence:
+        sequence = self.head()
+        assert sequence is not None
+        heappop(self._heap)
+        return sequence
