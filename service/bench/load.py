@@ -1,0 +1,117 @@
+"""Drives a server with a workload and notes when each piece of each answer came.
+
+Closed loop: `concurrency` clients, each sending its next request when it has its answer. Open loop: every request at
+its own time, however many are under way. Knows OpenAI's stream format, not what is measured from it.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from service.bench.http import BenchHTTPError, Connection
+from service.bench.workload import Job
+
+
+@dataclass(slots=True)
+class Record:
+    """One request as the client saw it; times are seconds on one clock."""
+
+    sent: float
+    finished: float = 0.0
+    chunk_times: list[float] = field(default_factory=list)
+    num_output_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_items: int = 1
+    status: int = 200
+    error: str | None = None
+
+
+class _StreamReader:
+    """Counts the events of an SSE answer; a plain JSON answer is read for its usage when it is complete."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._rest = b""
+        self._plain: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        now = time.perf_counter()
+        if (not self._rest and not self._record.chunk_times and data[:1] in (b"{", b"[")) or self._plain:
+            self._plain.append(data)
+            return
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if line.startswith(b"data:") and not line.endswith(b"[DONE]"):
+                self._event(line[5:], now)
+
+    def _event(self, data: bytes, now: float) -> None:
+        record = self._record
+        if b'"error"' in data and "error" in json.loads(data):
+            record.error = data.decode(errors="replace").strip()[:300]
+        elif b'"usage"' in data and (usage := json.loads(data).get("usage")):
+            record.num_output_tokens = usage.get("completion_tokens", record.num_output_tokens)
+            record.num_prompt_tokens = usage.get("prompt_tokens", 0)
+            if b'"choices":[]' not in data.replace(b" ", b""):
+                record.chunk_times.append(now)
+        else:
+            record.chunk_times.append(now)
+
+    def close(self) -> None:
+        record = self._record
+        if self._plain:
+            usage = json.loads(b"".join(self._plain)).get("usage") or {}
+            record.num_output_tokens = usage.get("completion_tokens", 0)
+            record.num_prompt_tokens = usage.get("prompt_tokens", 0)
+        elif not record.num_output_tokens:
+            record.num_output_tokens = len(record.chunk_times)
+
+
+async def send(connection: Connection, job: Job) -> Record:
+    record = Record(sent=time.perf_counter(), num_items=job.num_items)
+    reader = _StreamReader(record)
+    try:
+        await connection.post(job.path, job.body, reader.feed)
+        reader.close()
+    except BenchHTTPError as error:
+        record.error, record.status = str(error), error.status
+    except OSError as error:
+        record.error, record.status = str(error), 0
+    record.finished = time.perf_counter()
+    return record
+
+
+async def closed_loop(
+    url: str, headers: dict[str, str], jobs: Iterator[Job], *, concurrency: int, count: int
+) -> list[Record]:
+    """`count` requests from `concurrency` clients."""
+    records: list[Record] = []
+    remaining = iter(range(count))
+
+    async def client() -> None:
+        connection = Connection(url, headers)
+        records.extend([await send(connection, next(jobs)) for _ in remaining])
+        await connection.aclose()
+
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+    return records
+
+
+async def open_loop(url: str, headers: dict[str, str], jobs: list[Job]) -> list[Record]:
+    """Each job at its own time after the start; connections are reused as they come free."""
+    began = time.perf_counter()
+    idle: list[Connection] = []
+
+    async def one(job: Job) -> Record:
+        await asyncio.sleep(began + job.at_seconds - time.perf_counter())
+        connection = idle.pop() if idle else Connection(url, headers)
+        record = await send(connection, job)
+        idle.append(connection)
+        return record
+
+    records = await asyncio.gather(*(one(job) for job in jobs))
+    for connection in idle:
+        await connection.aclose()
+    return list(records)

@@ -1,0 +1,120 @@
+"""What is sent and when: prompts of wanted lengths, and arrivals in closed loop, at random, or as in a trace.
+
+Everything is drawn from one seed, so that two servers are given the same work. Runs in the benchmark's process.
+"""
+
+import csv
+import gzip
+import io
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+WORDS = """
+time year people way day man thing woman life child world school state family student group country problem
+hand part place case week company system program question work number night point home water room mother area
+money story fact month lot right study book eye job word business issue side kind head house service friend
+""".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request: its JSON body, the path it goes to, how many texts it holds, and when it is sent (seconds)."""
+
+    path: str
+    body: bytes
+    num_items: int = 1
+    at_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """`token_ids` is a range to draw prompt ids from (exact lengths); without it prompts are about as many words."""
+
+    endpoint: str = "completions"
+    model: str | None = None
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+    items: int = 1
+    token_ids: tuple[int, int] | None = None
+    prompts: tuple[str, ...] = ()
+    stream: bool = True
+    seed: int = 0
+
+    def jobs(self) -> Iterator[Job]:
+        """Endless distinct requests."""
+        draw = random.Random(self.seed)
+        while True:
+            yield self.job(draw, self.prompt_tokens, self.output_tokens)
+
+    def job(self, draw: random.Random, prompt_tokens: int, output_tokens: int, at_seconds: float = 0.0) -> Job:
+        body: dict[str, Any] = {"model": self.model} if self.model else {}
+        texts = [self._prompt(draw, prompt_tokens) for _ in range(self.items)]
+        match self.endpoint:
+            case "completions":
+                body |= {"prompt": texts[0], **self._generation(output_tokens)}
+            case "chat/completions":
+                body |= {"messages": [{"role": "user", "content": texts[0]}], **self._generation(output_tokens)}
+            case "embeddings":
+                body |= {"input": texts if self.items > 1 else texts[0]}
+            case "rerank":
+                body |= {"query": self._prompt(draw, 8), "documents": texts}
+            case "classify" | "sentiment":
+                body |= {"input": texts}
+            case _:
+                raise ValueError(f"no workload for endpoint '{self.endpoint}'")
+        return Job(f"/v1/{self.endpoint}", json.dumps(body).encode(), self.items, at_seconds)
+
+    def _generation(self, output_tokens: int) -> dict[str, Any]:
+        return {"max_tokens": output_tokens, "stream": self.stream, "temperature": 0.0, "ignore_eos": True}
+
+    def _prompt(self, draw: random.Random, num_tokens: int) -> str | list[int]:
+        if self.prompts:
+            return draw.choice(self.prompts)
+        if self.token_ids is not None:
+            return [draw.randrange(*self.token_ids) for _ in range(num_tokens)]
+        return " ".join(draw.choice(WORDS) for _ in range(max(num_tokens, 1)))
+
+
+def poisson_jobs(workload: Workload, *, rate: float, count: int) -> list[Job]:
+    """`count` requests whose gaps are exponential with mean 1 / `rate` seconds (open loop)."""
+    draw = random.Random(workload.seed)
+    at_seconds, jobs = 0.0, []
+    for _ in range(count):
+        at_seconds += draw.expovariate(rate)
+        jobs.append(workload.job(draw, workload.prompt_tokens, workload.output_tokens, at_seconds))
+    return jobs
+
+
+def trace_jobs(workload: Workload, path: Path, *, count: int, speed: float, max_tokens: int) -> list[Job]:
+    """Requests as in a CSV trace with TIMESTAMP, ContextTokens, GeneratedTokens (the Azure LLM traces), `speed` times
+    as fast, each length cut at `max_tokens`."""
+    draw = random.Random(workload.seed)
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    jobs: list[Job] = []
+    first: datetime | None = None
+    for row in csv.DictReader(io.StringIO(raw.decode())):
+        when = datetime.fromisoformat(row["TIMESTAMP"][:26])
+        first = first or when
+        prompt_tokens, output_tokens = int(row["ContextTokens"]), max(int(row["GeneratedTokens"]), 1)
+        at_seconds = (when - first).total_seconds() / speed
+        jobs.append(workload.job(draw, min(prompt_tokens, max_tokens), min(output_tokens, max_tokens), at_seconds))
+        if len(jobs) == count:
+            break
+    return jobs
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Prompts from a text file (a line each) or JSONL with `prompt`, `text`, `question` or `input`."""
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    if path.suffix != ".jsonl":
+        return tuple(lines)
+    found = []
+    for line in lines:
+        row = json.loads(line)
+        found.append(next(str(row[key]) for key in ("prompt", "text", "question", "input") if key in row))
+    return tuple(found)

@@ -1,0 +1,105 @@
+"""The benchmark tool: the same work for each server, figures that are what they say, failures that are counted."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.bench.command import main
+from service.bench.load import Record
+from service.bench.report import Limits, figures, percentile
+from service.bench.workload import Workload, poisson_jobs, read_prompts, trace_jobs
+
+TRACE = Path(__file__).parents[4] / "shared/data/traces/azure-llm-2023/AzureLLMInferenceTrace_conv.csv.gz"
+
+
+def test_percentiles_are_those_of_numpy() -> None:
+    values = list(np.random.default_rng(0).normal(size=57))
+    for percent in (0, 1, 50, 90, 99, 100):
+        assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
+
+
+def test_the_same_seed_gives_the_same_work_and_no_prompt_twice() -> None:
+    workload = Workload(prompt_tokens=16, output_tokens=4, token_ids=(3, 500), seed=7)
+    first = [job.body for job in itertools.islice(workload.jobs(), 20)]
+    assert first == [job.body for job in itertools.islice(workload.jobs(), 20)]
+    assert len(set(first)) == 20
+    assert all(len(json.loads(body)["prompt"]) == 16 for body in first)
+
+
+def test_poisson_arrivals_have_the_rate_asked_for() -> None:
+    jobs = poisson_jobs(Workload(prompt_tokens=1), rate=50.0, count=2000)
+    assert jobs[-1].at_seconds == pytest.approx(40.0, rel=0.1)
+    assert all(a.at_seconds < b.at_seconds for a, b in itertools.pairwise(jobs))
+
+
+def test_a_trace_is_replayed_with_its_lengths_and_gaps() -> None:
+    if not TRACE.exists():
+        pytest.skip("the Azure trace is not in ../shared/data")
+    jobs = trace_jobs(Workload(token_ids=(0, 9)), TRACE, count=5, speed=2.0, max_tokens=10_000)
+    bodies = [json.loads(job.body) for job in jobs]
+    assert [len(body["prompt"]) for body in bodies] == [374, 396, 879, 91, 91]
+    assert [body["max_tokens"] for body in bodies] == [44, 109, 55, 16, 16]
+    assert jobs[0].at_seconds == 0.0
+
+
+def test_prompts_are_read_from_lines_and_from_jsonl(tmp_path: Path) -> None:
+    lines, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    lines.write_text("one\n\ntwo\n")
+    rows.write_text('{"question": "why?"}\n{"text": "so"}\n')
+    assert read_prompts(lines) == ("one", "two")
+    assert read_prompts(rows) == ("why?", "so")
+
+
+def test_goodput_counts_only_those_that_met_every_limit() -> None:
+    fast = Record(sent=0.0, finished=1.0, chunk_times=[0.1, 0.2], num_output_tokens=2)
+    slow = Record(sent=0.0, finished=2.0, chunk_times=[0.9, 1.9], num_output_tokens=2)
+    failed = Record(sent=0.0, finished=0.1, status=429, error="busy")
+    found = figures("x", [fast, slow, failed], Limits(first_token_seconds=0.5))
+    assert found.goodput_requests_per_second == pytest.approx(0.5)
+    assert (found.failed, found.rejected) == (1, 1)
+    assert found.output_tokens_per_second == pytest.approx(2.0)
+    assert found.inter_token_seconds["p50"] == pytest.approx(0.55)
+
+
+STREAM = (
+    b'data: {"choices":[{"text":"a"}]}\n\ndata: {"choices":[{"text":"b"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+)
+
+
+async def _serve(answer: bytes, status: str = "200 OK") -> tuple[asyncio.Server, str]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+                length = next(int(line.split(b":")[1]) for line in head if line.startswith(b"content-length"))
+                await reader.readexactly(length)
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("status", "code", "failed"), [("200 OK", 0, 0), ("500 Bad", 1, 8), ("429 Busy", 0, 8)])
+async def test_the_command_measures_a_server_and_says_what_failed(
+    tmp_path: Path, status: str, code: int, failed: int
+) -> None:
+    server, url = await _serve(STREAM, status)
+    page, data = tmp_path / "page.html", tmp_path / "figures.json"
+    arguments = ["--url", url, "--concurrency", "1,2", "--json", str(data), "--page", str(page), "--warm-up", "0"]
+    assert await asyncio.to_thread(main, arguments) == code
+    server.close()
+    await server.wait_closed()
+    runs = json.loads(data.read_text())["runs"]
+    assert [run["label"] for run in runs] == ["c=1", "c=2"]
+    assert [run["failed"] for run in runs] == [failed, failed]
+    if not failed:
+        assert all(run["output_tokens_per_second"] * run["seconds"] == pytest.approx(16) for run in runs)
+    assert "<svg" in page.read_text()

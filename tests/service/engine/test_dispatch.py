@@ -1,0 +1,116 @@
+"""What the worker is given: never more than it can use, suspects one at a time, everything back after a death."""
+
+from typing import Any, cast
+
+import pytest
+
+from model.batch import SamplingParams
+from service.engine.dispatch import SPARE_REQUESTS, SUSPECT_DEATHS, Dispatcher
+from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
+from service.engine.models import LoadedModel
+from service.engine.protocol import EncodeInput, WorkerConfig
+
+MAX_SEQUENCES = 4
+
+
+class NamedModel:
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def make_flight(number: int, *, client: str = "", deaths: int = 0, model: str = "m@1") -> GenerateFlight:
+    request = GenerateRequest(model=model, prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=8), client=client)
+    flight = GenerateFlight(request=request, **common(number, client, 10, model))
+    flight.deaths_without_progress = deaths
+    return flight
+
+
+def make_encode_flight(number: int, num_tokens: int) -> EncodeFlight:
+    inputs = [EncodeInput(ids=[1] * num_tokens)]
+    request = EncodeRequest(model="m@1", output="embedding", inputs=inputs)
+    return EncodeFlight(request=request, results=[None], **common(number, "", num_tokens, "m@1"))
+
+
+def common(number: int, client: str, cost: int, model: str) -> dict[str, Any]:
+    return {
+        "number": number, "model": cast(LoadedModel, NamedModel(model)), "task": "generate", "client": client,
+        "priority": 0, "cost_tokens": cost, "num_prompt_tokens": 2, "accepted": 0.0, "deadline": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    return Dispatcher(WorkerConfig(models=[], max_sequences=MAX_SEQUENCES, max_batch_tokens=100))
+
+
+def numbers(flights: list[Flight]) -> list[int]:
+    return [flight.number for flight in flights]
+
+
+def test_the_worker_is_given_a_full_batch_and_a_few_spares(dispatcher: Dispatcher) -> None:
+    for number in range(100):
+        dispatcher.enqueue(make_flight(number))
+    taken = dispatcher.take()
+    assert numbers(taken) == list(range(MAX_SEQUENCES + SPARE_REQUESTS))
+    assert dispatcher.take() == []
+    dispatcher.forget(taken[0])
+    assert numbers(dispatcher.take()) == [MAX_SEQUENCES + SPARE_REQUESTS]
+
+
+def test_one_checkpoint_does_not_take_the_room_of_another(dispatcher: Dispatcher) -> None:
+    for number in range(50):
+        dispatcher.enqueue(make_flight(number))
+    dispatcher.take()
+    dispatcher.enqueue(make_flight(99, model="other@1"))
+    assert numbers(dispatcher.take()) == [99]
+
+
+def test_single_pass_work_is_bounded_by_tokens_but_a_large_request_goes_alone(dispatcher: Dispatcher) -> None:
+    dispatcher.enqueue(make_encode_flight(1, 5000))
+    dispatcher.enqueue(make_encode_flight(2, 10))
+    first = dispatcher.take()
+    assert numbers(first) == [1]
+    dispatcher.forget(first[0])
+    assert numbers(dispatcher.take()) == [2]
+
+
+def test_everything_inside_comes_back_after_a_death_in_its_order(dispatcher: Dispatcher) -> None:
+    for number in range(20):
+        dispatcher.enqueue(make_flight(number))
+    inside = dispatcher.take()
+    back = dispatcher.take_back()
+    assert numbers(back) == numbers(inside)
+    for flight in back:
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == numbers(inside)
+
+
+def test_at_most_one_suspect_is_inside_at_a_time(dispatcher: Dispatcher) -> None:
+    suspects = [make_flight(number, deaths=SUSPECT_DEATHS) for number in (1, 2)]
+    innocent = make_flight(3)
+    for flight in (*suspects, innocent):
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == [1, 3]
+    assert dispatcher.take() == []
+    dispatcher.made_progress(suspects[0])
+    assert suspects[0].deaths_without_progress == 0
+    assert numbers(dispatcher.take()) == [2]
+
+
+def test_a_suspect_that_ends_makes_room_for_the_next(dispatcher: Dispatcher) -> None:
+    suspects = [make_flight(number, deaths=SUSPECT_DEATHS) for number in (1, 2)]
+    for flight in suspects:
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    dispatcher.forget(suspects[0])
+    assert numbers(dispatcher.take()) == [2]
+
+
+def test_what_waits_is_counted_in_all_and_per_client(dispatcher: Dispatcher) -> None:
+    for number in range(MAX_SEQUENCES + SPARE_REQUESTS):
+        dispatcher.enqueue(make_flight(number, client="a"))
+    dispatcher.take()
+    dispatcher.enqueue(make_flight(100, client="a"))
+    dispatcher.enqueue(make_flight(101, client="b"))
+    load = dispatcher.load("a")
+    assert (load.num_requests, load.num_tokens, load.client_requests, load.client_tokens) == (2, 20, 1, 10)
