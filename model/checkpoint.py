@@ -80,14 +80,21 @@ def fill(
     with StoredTensors(folder) as stored:
         names = _resolve(stored, weight_map)
         dtype = stored.common_dtype() if dtype is None else dtype
-        total = sum(stored.tensors[name].num_bytes for name in names.values())
+        wanted = [part.name for sources in weight_map.parameters.values() for part in sources]
+        total = sum(stored.tensors[name].num_bytes for name in {names[name] for name in wanted if name in names})
         done = 0
+        filled: dict[tuple[str, bool, torch.Size], Tensor] = {}
         for target, sources in weight_map.parameters.items():
-            meta = network.get_parameter(target)
-            parameter = torch.empty(meta.shape, dtype=dtype, device=device)
-            _fill_parameter(parameter, [stored.tensors[names[part.name]] for part in sources], sources, stored)
-            _set_parameter(network, target, parameter)
-            done += sum(stored.tensors[names[part.name]].num_bytes for part in sources)
+            tensors = [stored.tensors[names[part.name]] for part in sources if part.name in names]
+            shape = network.get_parameter(target).shape
+            # One stored tensor may stand for several parameters (`aliases`): they share its memory.
+            single = tensors[0].name if len(sources) == 1 and tensors else target
+            key = (single, sources[0].transposed, shape)
+            if key not in filled:
+                filled[key] = torch.zeros(shape, dtype=dtype, device=device)
+                _fill_parameter(filled[key], tensors, sources[: len(tensors)], stored)
+                done += sum(tensor.num_bytes for tensor in tensors)
+            _set_parameter(network, target, filled[key])
             if progress is not None:
                 progress(done, total)
     for target, source in weight_map.tied.items():
@@ -212,6 +219,7 @@ def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
     Raises: CheckpointError if any is missing, or any stored tensor is neither asked for nor known to be ignorable.
     """
     wanted = {part.name for sources in weight_map.parameters.values() for part in sources}
+    known = wanted.union(*weight_map.aliases)
     found: dict[str, str] = {}
     extra: list[StoredTensor] = []
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in weight_map.ignored) or r"(?!)")
@@ -219,9 +227,9 @@ def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
         name = tensor.name
         for old, new in weight_map.renamed:
             name = name.replace(old, new)
-        if name not in wanted and weight_map.prefix + name in wanted:
+        if name not in known and weight_map.prefix + name in known:
             name = weight_map.prefix + name
-        if name in wanted:
+        if name in known:
             if name in found:
                 raise CheckpointError(
                     f"{tensor.file.name} holds {tensor.name!r} as well as {found[name]!r}, which mean the same",
@@ -231,7 +239,11 @@ def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
             found[name] = tensor.name
         elif not ignored.fullmatch(name):
             extra.append(tensor)
-    missing = sorted(wanted - set(found))
+    for group in weight_map.aliases:
+        standing_in = next((found[name] for name in group if name in found), None)
+        if standing_in is not None:
+            found |= {name: standing_in for name in group if name not in found}
+    missing = sorted(wanted.difference(found, weight_map.zeros))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{stored.folder}: tensor {missing[0]!r}{more} is missing", tensor=missing[0])

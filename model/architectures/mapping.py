@@ -77,6 +77,11 @@ class WeightMap:
     """Regular expressions (matched from the start to the end) of stored names that may be there and are not used."""
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
+    """Groups of stored names that mean one tensor: those of a group that are stored, the first before the others, stand
+    for those that are not. (Savers keep any one name of a tied matrix.)"""
+    zeros: tuple[str, ...] = ()
+    """Stored names that may be missing and are zeros then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,114 @@
+"""BART, and what its descendants share: tensor names, and one config that each of them changes in a few places.
+
+Maps `config.json` and stored names onto `EncoderDecoderConfig` and `model.encoder_decoder`'s parameters; knows no
+tensors. mBART, Marian, M2M100 and Pegasus are in their own files.
+"""
+
+from model.architectures.llama import ACTIVATIONS, context_length
+from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
+from model.architectures.raw import RawConfig
+from model.config import EncoderDecoderConfig
+
+TOKENS = (
+    "model.shared.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+"""Names of one matrix: whichever are stored stand for those that are not."""
+
+LOGITS_BIAS = "final_logits_bias"
+
+SINUSOIDS = (r"model\.(encoder|decoder)\.embed_positions\.weights?",)
+"""Stored by old conversions; the formula gives the same numbers."""
+
+
+def configure(raw: RawConfig, limit: int | None, *, extensible: bool = False) -> EncoderDecoderConfig:
+    width = raw.size("d_model", 1024)
+    num_heads, num_encoder_heads = raw.size("decoder_attention_heads", 16), raw.size("encoder_attention_heads", 16)
+    for key, count in (("decoder_attention_heads", num_heads), ("encoder_attention_heads", num_encoder_heads)):
+        if width % count:
+            raise raw.wrong(key, f"a divisor of the {width} of d_model")
+    num_positions = raw.size("max_position_embeddings", 1024)
+    length = context_length(raw, limit, trained=num_positions, extensible=extensible)
+    return EncoderDecoderConfig(
+        architecture="BartForConditionalGeneration",
+        vocab_size=raw.size("vocab_size"),
+        hidden_size=width,
+        num_layers=raw.size("decoder_layers", 12),
+        num_heads=num_heads,
+        head_size=width // num_heads,
+        intermediate_size=raw.size("decoder_ffn_dim", 4096),
+        num_encoder_layers=raw.size("encoder_layers", 12),
+        num_encoder_heads=num_encoder_heads,
+        encoder_head_size=width // num_encoder_heads,
+        encoder_intermediate_size=raw.size("encoder_ffn_dim", 4096),
+        context_length=length,
+        embedding_norm=True,
+        num_positions=max(num_positions, length),
+        position_offset=2,
+        attention_scale=(width // num_heads) ** -0.5,
+        encoder_attention_scale=(width // num_encoder_heads) ** -0.5,
+        activation=raw.choice("activation_function", ACTIVATIONS, "gelu"),
+        embedding_scale=width**0.5 if raw.flag("scale_embedding", False) else 1.0,
+        logits_bias=True,
+    )
+
+
+def weights(config: EncoderDecoderConfig) -> WeightMap:
+    parameters = {"output.weight": part("lm_head.weight")}
+    for side in ("encoder", "decoder"):
+        parameters[f"{side}.embedding.tokens.weight"] = part(f"model.{side}.embed_tokens.weight")
+        if config.positions == "learned":
+            parameters[f"{side}.embedding.positions.weight"] = part(f"model.{side}.embed_positions.weight")
+        if config.embedding_norm:
+            parameters |= both(f"{side}.embedding.norm", f"model.{side}.layernorm_embedding")
+        if config.final_norm:
+            parameters |= both(f"{side}.norm", f"model.{side}.layer_norm")
+    for layer in range(config.num_encoder_layers):
+        parameters |= _layer(f"encoder.layers.{layer}", f"model.encoder.layers.{layer}")
+    for layer in range(config.num_layers):
+        ours, theirs = f"decoder.layers.{layer}", f"model.decoder.layers.{layer}"
+        parameters |= _layer(ours, theirs) | _cross_attention(ours, f"{theirs}.encoder_attn")
+    if config.logits_bias:
+        parameters["logits_bias"] = part(LOGITS_BIAS)
+    return WeightMap(
+        parameters=parameters,
+        aliases=(TOKENS,),
+        zeros=(LOGITS_BIAS,),
+        ignored=() if config.positions == "learned" else SINUSOIDS,
+        prefix="model.",
+    )
+
+
+def both(ours: str, *theirs: str) -> dict[str, tuple[Part, ...]]:
+    """A parameter's weight and bias; of several stored ones below each other."""
+    return {f"{ours}.{kind}": parts(*(f"{name}.{kind}" for name in theirs)) for kind in ("weight", "bias")}
+
+
+def _layer(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    attention = f"{theirs}.self_attn"
+    return {
+        **both(f"{ours}.attention.query_key_value", *(f"{attention}.{x}_proj" for x in "qkv")),
+        **both(f"{ours}.attention.output", f"{attention}.out_proj"),
+        **both(f"{ours}.attention_residual.norm", f"{attention}_layer_norm"),
+        **both(f"{ours}.mlp.up", f"{theirs}.fc1"),
+        **both(f"{ours}.mlp.down", f"{theirs}.fc2"),
+        **both(f"{ours}.mlp_residual.norm", f"{theirs}.final_layer_norm"),
+    }
+
+
+def _cross_attention(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    return {
+        **both(f"{ours}.cross_attention.query", f"{theirs}.q_proj"),
+        **both(f"{ours}.cross_attention.key_value", f"{theirs}.k_proj", f"{theirs}.v_proj"),
+        **both(f"{ours}.cross_attention.output", f"{theirs}.out_proj"),
+        **both(f"{ours}.cross_residual.norm", f"{theirs}_layer_norm"),
+    }
+
+
+ARCHITECTURES = {
+    "BartForConditionalGeneration": Architecture(
+        network="encoder_decoder", head="language_model", configure=configure, weights=weights
+    ),
+}
