@@ -1,0 +1,240 @@
+"""From logits to the next ids: greedy, sampled, or candidates for a beam; with log-probabilities where asked.
+
+Works on all rows at once; what no row asks for is not computed. A row's token depends on its own logits, parameters
+and (seed, position) alone, never on its neighbours. `launch` queues the work, `collect` is the only place that waits
+for the device. Does not know blocks, text or grammars (only their masks). Runs in the worker process.
+
+Legend: R rows that sample, V vocabulary, G rows with a grammar.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.batch import Row, RowOutput, TokenLogprobs
+from model.candidates import FIRST_COUNT, LATER_COUNTS, Choice, Filters, choose, largest
+from model.logits_rules import LogitsRules
+from model.noise import seed_bits, uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What grammars allow: bit t of `bits[g]` (int32 words, low bit first) is token t, for the row `rows[g]`."""
+
+    rows: list[int]
+    bits: NDArray[np.int32]  # [G, ceil(V / 32)]
+
+
+@dataclass(slots=True)
+class _Params:
+    """The sampling parameters of one composition of the batch, as arrays over its rows."""
+
+    rules: LogitsRules
+    sampled: NDArray[np.int64]  # rows with a temperature
+    beams: NDArray[np.int64]
+    scored: NDArray[np.int64]  # rows that report log-probabilities
+    max_scored: int
+    max_beam: int
+    temperature: NDArray[np.float32]
+    seeds: NDArray[np.uint64]
+    filters: Filters
+
+
+@dataclass(slots=True)
+class Launched:
+    """Results that the device may still be computing."""
+
+    rows: Sequence[Row]
+    params: _Params
+    tokens: Tensor  # [R] int64
+    peaks: Tensor  # [R] float32: each row's largest logit, which tells whether the row is sound
+    scores: Tensor | None = None  # [scored rows, V] log-probabilities
+    top_scores: tuple[Tensor, Tensor] | None = None
+    beams: tuple[Tensor, Tensor] | None = None
+    weights: Tensor | None = None  # [sampled rows, V]
+    uniforms: Tensor | None = None
+    choice: Choice | None = None
+    outputs: list[RowOutput] = field(default_factory=list)
+
+
+class Sampler:
+    """Keeps the parameters of the last batch's rows as tensors: most steps have the same rows as the one before."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self._sampling: list[object] = []
+        self._sequence_ids: list[int] = []
+        self._params: _Params | None = None
+
+    def sample(self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[RowOutput]:
+        return self.collect(self.launch(logits, rows, masks))
+
+    def launch(self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> Launched:
+        """logits float32 [R, V], row i those of `rows[i]`; they are used up (changed in place)."""
+        params = self._params_of(rows, logits.device)
+        num_outputs = np.fromiter((len(row.output_ids) for row in rows), np.int64, len(rows))
+        scores = top_scores = beams = None
+        if len(params.scored):
+            scores = torch.log_softmax(_rows(logits, params.scored), dim=1)
+            top_scores = largest(scores, params.max_scored) if params.max_scored else None
+        beam_index = torch.from_numpy(params.beams).to(logits.device)
+        if len(params.beams):
+            # As transformers does: processors act on log-probabilities, which are not normalised again.
+            logits[beam_index] = torch.log_softmax(logits[beam_index], dim=1)
+        if params.rules.any:
+            params.rules.apply(logits, rows, num_outputs)
+        if masks is not None and masks.rows:
+            apply_masks(logits, masks)
+        if len(params.beams):
+            beams = largest(logits[beam_index], params.max_beam)
+        tokens, peaks = _argmax(logits)
+        launched = Launched(rows, params, tokens, peaks, scores=scores, top_scores=top_scores, beams=beams)
+        if len(params.sampled):
+            self._launch_sampled(launched, logits, num_outputs)
+        return launched
+
+    def collect(self, launched: Launched) -> list[RowOutput]:
+        """Waits for the device and says for every row its token, or its own fault."""
+        params, tokens = launched.params, launched.tokens
+        if launched.choice is not None:
+            self._decide(launched)
+            tokens = tokens.index_copy(0, torch.from_numpy(params.sampled).to(tokens.device), launched.choice.tokens)
+        peaks = launched.peaks.tolist()
+        found = tokens.tolist()
+        outputs = [
+            RowOutput(row.sequence_id, token_id=token) if -np.inf < peak < np.inf else _fault(row, peak)
+            for row, token, peak in zip(launched.rows, found, peaks, strict=True)
+        ]
+        if launched.scores is not None:
+            _add_logprobs(launched, launched.scores, tokens, outputs)
+        if launched.beams is not None:
+            values, ids = launched.beams[0].tolist(), launched.beams[1].tolist()
+            for place, row in enumerate(params.beams.tolist()):
+                beam = launched.rows[row].sampling.beam
+                assert beam is not None
+                if outputs[row].error is None:
+                    count = 2 * beam.num_beams
+                    outputs[row].beam_candidates = list(zip(ids[place][:count], values[place][:count], strict=True))
+        return outputs
+
+    def _params_of(self, rows: Sequence[Row], device: torch.device) -> _Params:
+        sampling = [row.sampling for row in rows]
+        ids = [row.sequence_id for row in rows]
+        same = self._params is not None and ids == self._sequence_ids
+        if not same or any(a is not b for a, b in zip(sampling, self._sampling, strict=True)):
+            before = self._params.rules if self._params is not None else None
+            self._params = _make_params(rows, LogitsRules(rows, self.vocab_size, before), device)
+            self._sampling, self._sequence_ids = list(sampling), ids
+        assert self._params is not None
+        return self._params
+
+    def _launch_sampled(self, launched: Launched, logits: Tensor, num_outputs: NDArray[np.int64]) -> None:
+        params, device = launched.params, logits.device
+        peaks = launched.peaks
+        if len(params.sampled) < len(logits):
+            logits, peaks = _rows(logits, params.sampled), _rows(peaks, params.sampled)
+        temperature = torch.from_numpy(params.temperature).to(device)[:, None]
+        # In place: another [R, V] costs more in page faults than the arithmetic.
+        launched.weights = logits.sub_(peaks[:, None]).div_(temperature).exp_()
+        positions = num_outputs[params.sampled].astype(np.uint64)
+        launched.uniforms = torch.from_numpy(uniforms(params.seeds, positions)).to(device)
+        launched.choice = choose(launched.weights, launched.uniforms, params.filters, FIRST_COUNT)
+
+    def _decide(self, launched: Launched) -> None:
+        """Looks at more candidates for the rows whose choice needs it."""
+        choice, weights, noise = launched.choice, launched.weights, launched.uniforms
+        assert choice is not None and weights is not None and noise is not None  # noqa: PT018
+        for count in (*LATER_COUNTS, weights.shape[1]):
+            open_rows = torch.nonzero(~choice.decided).flatten()
+            if not len(open_rows):
+                return
+            again = choose(weights[open_rows], noise[open_rows], launched.params.filters.select(open_rows), count)
+            choice.tokens[open_rows] = again.tokens
+            choice.decided[open_rows] = again.decided
+
+
+def apply_masks(logits: Tensor, masks: Masks) -> None:
+    """Sets what the grammars forbid to -inf, in place; tokens past the masks' words are forbidden."""
+    vocab_size = logits.shape[1]
+    bits = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
+    if bits.shape[1] < vocab_size:
+        bits = np.pad(bits, ((0, 0), (0, vocab_size - bits.shape[1])))
+    forbidden = torch.from_numpy(bits == 0).to(logits.device)
+    for place, row in enumerate(masks.rows):
+        logits[row].masked_fill_(forbidden[place], -torch.inf)
+
+
+def score_tokens(logits: Tensor, targets: list[int], counts: list[int]) -> list[TokenLogprobs]:
+    """Log-probabilities of `targets[i]` and of the `counts[i]` most likely ids, from raw logits [S, V]."""
+    scores = torch.log_softmax(logits, dim=1)
+    own = scores.gather(1, torch.tensor(targets, device=scores.device)[:, None])[:, 0].tolist()
+    most = max(counts, default=0)
+    top: list[tuple[list[float], list[int]]] = [([], [])] * len(targets)
+    if most:
+        values, ids = largest(scores, most)
+        top = list(zip(values.tolist(), ids.tolist(), strict=True))
+    return [
+        TokenLogprobs(target, logprob, tuple(ids[:count]), tuple(values[:count]))
+        for target, logprob, (values, ids), count in zip(targets, own, top, counts, strict=True)
+    ]
+
+
+def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) -> _Params:
+    params = [row.sampling for row in rows]
+    sampled = [i for i, p in enumerate(params) if p.temperature > 0 and p.beam is None]
+    scored = [i for i, p in enumerate(params) if p.logprobs is not None]
+    beams = [i for i, p in enumerate(params) if p.beam is not None]
+    return _Params(
+        rules=rules,
+        sampled=np.array(sampled, np.int64),
+        beams=np.array(beams, np.int64),
+        scored=np.array(scored, np.int64),
+        max_scored=max((params[i].logprobs or 0 for i in scored), default=0),
+        max_beam=max((2 * p.beam.num_beams for p in params if p.beam is not None), default=0),
+        temperature=np.array([params[i].temperature for i in sampled], np.float32),
+        seeds=np.array([seed_bits(params[i].seed) for i in sampled], np.uint64),
+        filters=Filters(
+            torch.tensor([max(params[i].top_k, 0) for i in sampled], dtype=torch.int64, device=device),
+            torch.tensor([params[i].top_p for i in sampled], dtype=torch.float64, device=device),
+            torch.tensor([params[i].min_p for i in sampled], dtype=torch.float64, device=device),
+        ),
+    )
+
+
+def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest id of the largest logit of each row, and that logit (NaN where the row has one)."""
+    if logits.device.type == "cpu":
+        # numpy's argmax is vectorised; torch's costs ten times as much on a CPU. Both stop at the first NaN.
+        ids = torch.from_numpy(logits.numpy().argmax(axis=1))
+        return ids, logits.gather(1, ids[:, None])[:, 0]
+    peaks, ids = logits.max(dim=1)
+    return ids, peaks
+
+
+def _rows(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    return values.index_select(0, torch.from_numpy(rows).to(values.device))
+
+
+def _fault(row: Row, peak: float) -> RowOutput:
+    if peak == -np.inf:
+        return RowOutput(row.sequence_id, error="no token is allowed here: bans and grammar leave none")
+    return RowOutput(row.sequence_id, error="the model gave a logit that is not a finite number")
+
+
+def _add_logprobs(launched: Launched, scores: Tensor, tokens: Tensor, outputs: list[RowOutput]) -> None:
+    rows = launched.params.scored
+    own = scores.gather(1, _rows(tokens, rows)[:, None])[:, 0].tolist()
+    top = launched.top_scores
+    values, ids = (top[0].tolist(), top[1].tolist()) if top is not None else (None, None)
+    for place, row in enumerate(rows.tolist()):
+        output, count = outputs[row], launched.rows[row].sampling.logprobs or 0
+        if output.token_id is None:
+            continue
+        found = TokenLogprobs(output.token_id, own[place])
+        if values is not None and ids is not None and count:
+            found = TokenLogprobs(output.token_id, own[place], tuple(ids[place][:count]), tuple(values[place][:count]))
+        output.logprobs = found
