@@ -103,8 +103,7 @@ class Scheduler:
         A request with `sampling.grammar` is not run before `grammar_ready`.
         """
         assert sequence.request_id not in self._sequences, f"request {sequence.request_id} is here already"
-        if sequence.sampling.beam is not None and sequence.sampling.beam.num_beams > 1:
-            self._prepare_beams(sequence)
+        self._prepare(sequence)
         refusal = self._refusal(sequence)
         if refusal is not None:
             sequence.phase = Phase.finished
@@ -113,9 +112,6 @@ class Scheduler:
         if reason is not None:
             sequence.phase = Phase.finished
             return TokenOutput(request_id=sequence.request_id, finish_reason=reason)
-        if not sequence.branches:
-            root = self._placement.root(sequence)
-            sequence.branches = [Branch(sequence.request_id, sequence.prompt_ids, sequence.output_ids, root)]
         self._sequences[sequence.request_id] = sequence
         self.num_waiting_tokens += sequence.num_tokens
         if sequence.deadline is not None:
@@ -127,16 +123,20 @@ class Scheduler:
             self._waiting.push(sequence)
         return None
 
-    def _prepare_beams(self, sequence: Sequence) -> None:
+    def _prepare(self, sequence: Sequence) -> None:
+        """Fills in what follows from the request and the limits."""
         sampling = sequence.sampling
-        assert sampling.beam is not None
-        # Nothing of a beam search is delivered before its end, so a replayed one starts from its beginning.
-        sequence.output_ids = []
-        limit = min(sampling.max_tokens, self.max_model_len - len(sequence.prompt_ids))
-        if limit > 0:
-            sequence.beam = BeamSearch(sampling.beam, eos_ids=sampling.stop_ids, max_tokens=limit)
-            root = self._placement.root(sequence)
-            sequence.branches = [Branch(next(self._beam_rows), sequence.prompt_ids, [], root)]
+        sequence.max_output = max(0, min(sampling.max_tokens, self.max_model_len - len(sequence.prompt_ids)))
+        row_id = sequence.request_id
+        if sampling.beam is not None and sampling.beam.num_beams > 1:
+            # Nothing of a beam search is delivered before its end, so a replayed one starts from its beginning.
+            sequence.output_ids = []
+            sequence.width = sampling.beam.num_beams
+            row_id = next(self._beam_rows)
+            if sequence.max_output > 0:
+                sequence.beam = BeamSearch(sampling.beam, eos_ids=sampling.stop_ids, max_tokens=sequence.max_output)
+        root = self._placement.root(sequence)
+        sequence.branches = [Branch(row_id, sequence.prompt_ids, sequence.output_ids, root)]
 
     def _refusal(self, sequence: Sequence) -> str | None:
         """Why it could not run even alone."""
@@ -199,20 +199,21 @@ class Scheduler:
         """Goes through the running requests, most urgent first, and lets waiting ones in at their rank."""
         step, running, queue = self._step, self._running, self._queue
         position = 0
-        admitting = True
+        head = queue.head()
         while True:
             current = running[position] if position < len(running) else None
-            head = queue.head() if admitting else None
             if head is not None and (current is None or head.priority > current.priority):
-                admitting = self._admit(head, position, now)
-                position += admitting
+                admitted = self._admit(head, position, now)
+                position += admitted
+                head = queue.head() if admitted else None
             elif current is None:
                 return
             else:
+                num_preempted = self.num_preempted
                 step.reserved -= current.width
-                if self._make_room(current):
-                    self._add_rows(current, step.budget - step.reserved)
-                    position += 1
+                position += self._run(current)
+                if head is not None and self.num_preempted > num_preempted:
+                    head = queue.head()
 
     def _schedule_long_source(self, now: float) -> bool:
         """Runs an encoder pass that leaves no tokens to the running requests in a step of its own, now and then."""
@@ -268,6 +269,24 @@ class Scheduler:
         if sequence.started is None:
             sequence.started = now
             sequence.num_cached_tokens = sequence.branches[0].num_computed
+
+    def _run(self, sequence: Sequence) -> bool:
+        """Adds the rows of a running request; False if it had to give way itself."""
+        branch = sequence.branches[0]
+        start = branch.num_computed
+        size = self._blocks.block_size
+        # The usual case, cheaply: one token more, in a block that it has.
+        if (
+            sequence.beam is None
+            and start + 1 == len(branch.prompt_ids) + len(branch.output_ids)
+            and start < len(branch.block_ids) * size
+        ):
+            self._add_row(sequence, branch, 1, False)
+            return True
+        if not self._make_room(sequence):
+            return False
+        self._add_rows(sequence, self._step.budget - self._step.reserved)
+        return True
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Sees to the blocks of its next step, if need be from the least urgent; False if that was itself."""
@@ -332,18 +351,21 @@ class Scheduler:
         step = self._step
         start = branch.num_computed
         end = start + length
-        if start // self._blocks.block_size < end // self._blocks.block_size:
+        size = self._blocks.block_size
+        if start // size < end // size:
             self._placement.fill(branch, start, end)
+        prompt_ids, output_ids = branch.prompt_ids, branch.output_ids
+        samples = end == len(prompt_ids) + len(output_ids)
         step.batch.rows.append(
             Row(
                 branch.row_id,
-                branch.tokens(start, end),
+                [output_ids[-1]] if samples and length == 1 and output_ids else branch.tokens(start, end),
                 start,
                 branch.block_ids,
                 sequence.sampling,
-                end == branch.num_tokens,
-                branch.output_ids,
-                branch.prompt_ids,
+                samples,
+                output_ids,
+                prompt_ids,
                 sequence.cross_block_ids,
                 sequence.encoder_ids,
                 encode,
@@ -422,15 +444,16 @@ class Scheduler:
         sequence.prompt_logprobs += found.prompt_logprobs[len(sequence.prompt_logprobs) - start :]
 
     def _take_token(self, sequence: Sequence, found: RowOutput) -> TokenOutput:
-        if sequence.sampling.max_tokens == 0:
+        if sequence.max_output == 0:
             return self._finish(sequence, "length")
-        assert found.token_id is not None
-        sequence.output_ids.append(found.token_id)
+        token_id = found.token_id
+        assert token_id is not None
+        sequence.output_ids.append(token_id)
         reason: FinishReason | None = "stop" if found.grammar_finished else self._finish_reason(sequence)
         output = self._output(sequence) if reason is None else self._finish(sequence, reason)
-        output.token_ids = [found.token_id]
+        output.token_ids.append(token_id)
         if found.logprobs is not None:
-            output.logprobs = [found.logprobs]
+            output.logprobs.append(found.logprobs)
         return output
 
     def _take_candidates(self, request_id: int, rows: list[RowOutput]) -> list[TokenOutput]:
@@ -463,16 +486,16 @@ class Scheduler:
             self._placement.remove_branch(parent)
         return []
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+    @staticmethod
+    def _finish_reason(sequence: Sequence) -> FinishReason | None:
         """Whether its known ids are all that it may have."""
         sampling, output_ids = sequence.sampling, sequence.output_ids
         num_output = len(output_ids)
-        if output_ids and output_ids[-1] in sampling.stop_ids and num_output > sampling.min_tokens:
+        if num_output and output_ids[-1] in sampling.stop_ids and num_output > sampling.min_tokens:
             return "stop"
-        if num_output >= sampling.max_tokens:
-            only_prompt = sampling.max_tokens == 0 and sampling.prompt_logprobs is not None
-            return None if only_prompt else "length"
-        return "length" if num_output + len(sequence.prompt_ids) >= self.max_model_len else None
+        if num_output < sequence.max_output or (sequence.max_output == 0 and sampling.prompt_logprobs is not None):
+            return None
+        return "length"
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> TokenOutput:
         """Ends a request, wherever it is; its blocks are free at once."""
@@ -487,7 +510,8 @@ class Scheduler:
         output.error = error
         return output
 
-    def _output(self, sequence: Sequence) -> TokenOutput:
+    @staticmethod
+    def _output(sequence: Sequence) -> TokenOutput:
         output = TokenOutput(request_id=sequence.request_id, num_cached_tokens=sequence.num_cached_tokens)
         if not sequence.delivered and sequence.started is not None:
             output.started = sequence.started

@@ -69,6 +69,10 @@ class Sequence:
     phase: Phase = Phase.waiting
     branches: list[Branch] = field(default_factory=list)
     beam: BeamSearch | None = None
+    width: int = 1
+    """Rows that it may take in a step."""
+    max_output: int = 0
+    """Output ids that it may come to have, by `max_tokens` and by the longest text."""
     cross_block_ids: list[int] = field(default_factory=list)
     cross_chain: list[bytes] = field(default_factory=list)
     encoded: bool = False
@@ -85,11 +89,6 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.urgency = (-self.priority, self.arrival, self.request_id)
-
-    @property
-    def width(self) -> int:
-        """Rows that it may take in a step."""
-        return 1 if self.beam is None else self.beam.num_beams
 
     @property
     def num_tokens(self) -> int:
