@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says: how token states become one vector or one score, and how texts are prepared.
+"""What a sentence-transformers folder says: how token states become a vector or a score, how texts are prepared.
 
 Reads `modules.json`, each module's `config.json`, `sentence_bert_config.json` and `config_sentence_transformers.json`
 in the layout before and since sentence-transformers 5.4. Opens no weights and imports no torch; both processes.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from model.architectures.raw import RawConfig, read_json, read_json_list
-from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.errors import UnsupportedArchitectureError
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -60,6 +60,8 @@ class Dense:
     bias: bool
     activation: ActivationName
     residual: bool
+    scores: bool = False
+    """Its output is a cross-encoder's logits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,11 @@ class EmbeddingConfig:
         return bool(self.steps) and isinstance(self.steps[-1], Normalize)
 
     @property
+    def scores(self) -> bool:
+        """Whether the modules end in a cross-encoder's logits, not in a vector."""
+        return self.logit_score is not None or any(isinstance(step, Dense) and step.scores for step in self.steps)
+
+    @property
     def include_prompt(self) -> bool:
         return all(step.include_prompt for step in self.steps if isinstance(step, Pooling))
 
@@ -140,7 +147,7 @@ def read_embedding_config(folder: Path, *, causal: bool = False) -> EmbeddingCon
 
 
 def score_activation(folder: Path, raw: RawConfig, num_labels: int) -> ActivationName:
-    """What `CrossEncoder.predict` applies to the logits: as stored, else a sigmoid for one label and nothing for more."""
+    """What `CrossEncoder.predict` applies to logits: as stored, else a sigmoid for one label, nothing for more."""
     settings = _optional(folder / "config_sentence_transformers.json")
     nested = raw.section("sentence_transformers") if "sentence_transformers" in raw else RawConfig({}, raw.file)
     for source, key in (
@@ -193,7 +200,7 @@ def _check_transformer(name: str, place: str, path: Path) -> None:
         raise UnsupportedArchitectureError(f"{path}: a first module of type {name} is not supported", file=path.name)
     if place:
         raise UnsupportedArchitectureError(
-            f"{path} keeps its transformer in {place!r}; move the files of that folder beside it and set its path to ''",
+            f"{path} keeps its transformer in {place!r}; move that folder's files beside it and set its path to ''",
             file=path.name,
         )
 
@@ -201,8 +208,9 @@ def _check_transformer(name: str, place: str, path: Path) -> None:
 def _step(name: str, folder: Path, config: RawConfig) -> Step:
     if name == "Pooling":
         return _pooling(config)
+    scores = name == "Dense" and config.text("module_output_name", "sentence_embedding") == "scores"
     for key in ("module_input_name", "module_output_name"):
-        if config.text(key, "sentence_embedding") != "sentence_embedding":
+        if config.text(key, "sentence_embedding") != "sentence_embedding" and not (scores and "output" in key):
             raise UnsupportedArchitectureError(f"{folder}: {key} {config.text(key)!r} is not supported")
     if name == "Normalize":
         return Normalize()
@@ -216,6 +224,7 @@ def _step(name: str, folder: Path, config: RawConfig) -> Step:
             bias=config.flag("bias", True),
             activation=activation(config, "activation_function") if "activation_function" in config else "tanh",
             residual=config.flag("use_residual", False),
+            scores=scores,
         )
     raise UnsupportedArchitectureError(f"{folder}: a module of type {name} is not supported", file="modules.json")
 
@@ -228,9 +237,10 @@ def _pooling(config: RawConfig) -> Pooling:
         return Pooling(modes=modes or ("mean",), include_prompt=include_prompt)
     value = config.values["pooling_mode"]
     names = (value,) if isinstance(value, str) else config.texts("pooling_mode")
-    if not names or not set(names) <= set(POOLING_MODES):
-        raise config.wrong("pooling_mode", f"one or more of {', '.join(POOLING_MODES)}")
-    return Pooling(modes=names, include_prompt=include_prompt)
+    known = {str(mode): mode for mode in POOLING_MODES}
+    if not names or not set(names) <= set(known):
+        raise config.wrong("pooling_mode", f"one or more of {', '.join(known)}")
+    return Pooling(modes=tuple(known[name] for name in names), include_prompt=include_prompt)
 
 
 def _max_length(folder: Path, transformer: RawConfig) -> int | None:

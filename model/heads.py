@@ -3,7 +3,7 @@
 What a score means (softmax, sigmoid, none) is for the API process to say; here are raw logits. Runs in the worker
 process.
 
-Legend: T tokens packed in the step, B texts, E hidden size, L outputs (labels; 2 for spans).
+Legend: E hidden size, L outputs (labels; 2 for spans).
 """
 
 from collections.abc import Callable, Mapping
@@ -43,17 +43,3 @@ class Head(nn.Module):
             states = self.norm(states)
         logits: Tensor = self.output(states)
         return logits.float()
-
-    def states(self, hidden: Tensor, starts: Tensor) -> Tensor:
-        """The state per text that a "sequence" head reads: hidden [T, E], starts [B + 1]; returns [B, E]."""
-        if self.config.pooling == "first":
-            return hidden[starts[:-1]]
-        if self.config.pooling == "last":
-            return hidden[starts[1:] - 1]
-        return segment_sums(hidden, starts).to(hidden.dtype) / (starts[1:] - starts[:-1])[:, None]
-
-
-def segment_sums(values: Tensor, starts: Tensor) -> Tensor:
-    """Sums over each text, in float32: values [T, E], starts [B + 1]; returns [B, E]."""
-    lengths = starts[1:] - starts[:-1]
-    return torch.segment_reduce(values.float(), "sum", lengths=lengths.to(torch.int64), axis=0)

@@ -26,15 +26,21 @@ from model.architectures import (
     phi3,
     t5,
 )
+from model.architectures.headless import headless
 from model.architectures.mapping import Architecture
 
-ARCHITECTURES: Mapping[str, Architecture[Any]] = {
+DECODERS: Mapping[str, Architecture[Any]] = {
     **llama.ARCHITECTURES,
     **gemma.ARCHITECTURES,
     **phi3.ARCHITECTURES,
     **olmo2.ARCHITECTURES,
     **gpt2.ARCHITECTURES,
     **gpt_neox.ARCHITECTURES,
+}
+
+ARCHITECTURES: Mapping[str, Architecture[Any]] = {
+    **DECODERS,
+    **headless(DECODERS),
     **bert.ARCHITECTURES,
     **distilbert.ARCHITECTURES,
     **mpnet.ARCHITECTURES,

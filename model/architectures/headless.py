@@ -1,0 +1,26 @@
+"""Decoders without their language-model head: embedders (`Qwen3Model`), classifiers (`...ForSequenceClassification`).
+
+Config and network are the causal language model's; `model.encode_network` leaves out its output projection. Pure data;
+both processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from model.architectures.mapping import Architecture
+
+SUFFIXES = ("ForCausalLM", "LMHeadModel")
+
+
+def headless(decoders: Mapping[str, Architecture[Any]]) -> dict[str, Architecture[Any]]:
+    """The rows for the decoders' other class names; names that are in `decoders` already keep their meaning."""
+    rows: dict[str, Architecture[Any]] = {}
+    for name, row in decoders.items():
+        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        prefix = name.removesuffix(suffix)
+        rows[f"{prefix}Model"] = replace(row, head="embedding")
+        rows[f"{prefix}ForSequenceClassification"] = replace(row, head="sequence_classification")
+    return {name: row for name, row in rows.items() if name not in decoders}

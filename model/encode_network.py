@@ -1,0 +1,159 @@
+"""A checkpoint for single-pass work: an encoder or a headless decoder, and what is read off its states.
+
+One class for everything that answers with vectors or scores, so that the runner has one kind of thing to run. Knows
+no requests and no batching. Runs in the worker process.
+
+Legend: T tokens packed in the step, B texts, E hidden size, L outputs of the head.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.architectures.encoders import num_labels
+from model.architectures.mapping import WeightMap, part
+from model.architectures.raw import RawConfig
+from model.attention.interface import Attend
+from model.checkpoint import Progress, fill
+from model.config import DecoderConfig, EncoderConfig, HeadConfig
+from model.decoder import Decoder
+from model.description import read_architecture
+from model.embedding_config import LogitScore, PoolingMode, read_embedding_config
+from model.encoder import Encoder
+from model.errors import UnsupportedArchitectureError
+from model.heads import Head
+from model.layers import Device
+from model.pooling import POOLERS, Span
+from model.sentence_transformer import SentenceModules
+
+EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
+
+HEAD_OUTPUTS: Mapping[str, EncodeOutput] = {"sequence": "logits", "token": "token_logits", "span": "span_logits"}
+HEAD_POOLING: Mapping[str, PoolingMode] = {"first": "cls", "mean": "mean", "last": "lasttoken"}
+
+
+class EncodeNetwork(nn.Module):
+    """A network and one reading of its states: the checkpoint's head, sentence modules, or a score of two tokens."""
+
+    def __init__(
+        self,
+        network: Encoder | Decoder,
+        *,
+        head: Head | None = None,
+        reading: SentenceModules | LogitScore | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.sentence_modules = reading if isinstance(reading, SentenceModules) else None
+        self.logit_score = reading if isinstance(reading, LogitScore) else None
+        self.requires_grad_(False)
+
+    @property
+    def config(self) -> EncoderConfig | DecoderConfig:
+        return self.network.config
+
+    @property
+    def outputs(self) -> frozenset[EncodeOutput]:
+        """What can be asked of this checkpoint."""
+        if self.head is not None:
+            return frozenset({HEAD_OUTPUTS[self.head.config.kind], "token_embeddings"})
+        if self.sentence_modules is not None and not self.sentence_modules.config.scores:
+            return frozenset({"embedding", "token_embeddings"})
+        return frozenset({"logits", "token_embeddings"})
+
+    def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids, type_ids and positions [T]; returns the hidden states [T, E]."""
+        if isinstance(self.network, Encoder):
+            hidden: Tensor = self.network(ids, type_ids, positions, attend)
+        else:
+            hidden = self.network(ids, positions, attend)
+        return hidden
+
+    def per_text(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Embeddings or logits, one row per text: hidden [T, E]; returns float32 [B, size]."""
+        if self.head is not None:
+            states = POOLERS[HEAD_POOLING[self.head.config.pooling]](hidden, spans)
+            logits: Tensor = self.head(states.to(hidden.dtype))
+            return logits
+        if self.sentence_modules is not None:
+            vectors: Tensor = self.sentence_modules(hidden, spans)
+            return vectors
+        assert isinstance(self.network, Decoder)
+        assert self.logit_score is not None
+        logits = self.network.logits(POOLERS["lasttoken"](hidden, spans))  # [B, V]
+        true_id, false_id = self.logit_score.true_id, self.logit_score.false_id
+        scores = logits[:, true_id] if false_id is None else logits[:, true_id] - logits[:, false_id]
+        return scores[:, None]
+
+    def per_token(self, hidden: Tensor) -> Tensor:
+        """Logits of each token: hidden [T, E]; returns float32 [T, L]."""
+        assert self.head is not None
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def load_encode_network(
+    folder: Path | str,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    *,
+    max_model_len: int | None = None,
+) -> EncodeNetwork:
+    """The checkpoint of a folder, filled, in `dtype` (None: as stored); modules after the network are float32.
+
+    Raises: CheckpointError, naming the file and the tensor at fault.
+    """
+    folder = Path(folder)
+    raw, name, architecture = read_architecture(folder)
+    config = architecture.configure(raw, max_model_len)
+    if isinstance(config, EncoderConfig):
+        encoder = Encoder(config, device)
+        fill(encoder, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
+        if encoder.head is not None:
+            return EncodeNetwork(encoder, head=encoder.head)
+        return EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device))
+    if not isinstance(config, DecoderConfig):
+        raise UnsupportedArchitectureError(f"{folder}: {name} makes no vectors and no scores", file="config.json")
+    network = _decoder(folder, raw, config, device=device, classifies=architecture.head == "sequence_classification")
+    weights = _decoder_weights(network, architecture.weights(config))
+    fill(network, folder, weights, device=device, dtype=dtype, progress=progress)
+    return network
+
+
+def _decoder(folder: Path, raw: RawConfig, config: DecoderConfig, *, device: Device, classifies: bool) -> EncodeNetwork:
+    decoder = Decoder(config, device)
+    if classifies:
+        head = HeadConfig(kind="sequence", num_outputs=num_labels(raw), pooling="last", bias=False)
+        del decoder.output
+        return EncodeNetwork(decoder, head=Head(head, config.hidden_size))
+    embedding = read_embedding_config(folder, causal=True)
+    if embedding.logit_score is not None:
+        return EncodeNetwork(decoder, reading=embedding.logit_score)
+    del decoder.output
+    return EncodeNetwork(decoder, reading=SentenceModules(embedding, device))
+
+
+def _decoder_weights(network: EncodeNetwork, weights: WeightMap) -> WeightMap:
+    """The decoder's map with our names one level deeper, without the output where there is none, and the head's."""
+    kept = dict(weights.parameters)
+    dropped: tuple[str, ...] = ()
+    tied = dict(weights.tied)
+    if network.logit_score is None:
+        dropped = tuple(re.escape(source.name) for source in kept.pop("output.weight", ()))
+        tied.pop("output.weight", None)
+    parameters = {f"network.{name}": sources for name, sources in kept.items()}
+    if network.head is not None:
+        parameters["head.output.weight"] = part("score.weight")
+    return replace(
+        weights,
+        parameters=parameters,
+        tied={f"network.{target}": f"network.{source}" for target, source in tied.items()},
+        ignored=(*weights.ignored, *dropped),
+    )

@@ -1,0 +1,137 @@
+"""Runs single-pass work: any mixture of texts in one packed forward, a numpy array or an error for each.
+
+Which texts share a step is the batcher's decision, and what the numbers mean the API's; requests are unknown here.
+Runs in the worker process.
+
+Legend: T tokens packed in the step, B texts, E hidden size, L outputs of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.attention.attend import PackedAttend
+from model.attention.interface import AttentionBackend, PackedLayout
+from model.config import EncoderConfig
+from model.encode_network import EncodeNetwork, EncodeOutput
+from model.pooling import Span
+
+Result = NDArray[np.float32] | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeItem:
+    """A text (or pair) with its special tokens, and what is wanted of it."""
+
+    ids: Sequence[int]
+    output: EncodeOutput
+    type_ids: Sequence[int] = ()
+    """Empty means zeros."""
+    skip_pooling: int = 0
+    """Leading prompt tokens that pooling leaves out."""
+
+
+class EncoderRunner:
+    """One checkpoint on one device."""
+
+    def __init__(self, network: EncodeNetwork, backend: AttentionBackend, device: torch.device | str = "cpu") -> None:
+        self.network = network
+        self.backend = backend
+        self.device = torch.device(device)
+        config = network.config
+        self.context_length = config.context_length
+        self._vocab_size = config.vocab_size
+        encoder = config if isinstance(config, EncoderConfig) else None
+        self._num_token_types = encoder.num_token_types if encoder else 0
+        self._pad_id = encoder.pad_id if encoder else None
+
+    def fault(self, item: EncodeItem) -> str | None:
+        """Why an item cannot be run, as advice; None if it can."""
+        if item.output not in self.network.outputs:
+            offered = ", ".join(sorted(self.network.outputs))
+            return f"this checkpoint gives {offered}, not {item.output}"
+        if not item.ids:
+            return "the input has no tokens"
+        if len(item.ids) > self.context_length:
+            return f"the input has {len(item.ids):,} tokens; the limit is {self.context_length:,}"
+        if item.type_ids and len(item.type_ids) != len(item.ids):
+            return f"the input has {len(item.ids):,} tokens and {len(item.type_ids):,} token types"
+        if min(item.ids) < 0 or max(item.ids) >= self._vocab_size:
+            return f"the input has a token id outside this checkpoint's vocabulary of {self._vocab_size:,}"
+        types = self._num_token_types
+        if types and item.type_ids and not 0 <= min(item.type_ids) <= max(item.type_ids) < types:
+            return f"the input has a token type outside this checkpoint's {types:,}"
+        return None
+
+    @torch.inference_mode()
+    def run(self, items: Sequence[EncodeItem]) -> list[Result]:
+        """One result per item, in order: an array of float32, or what is wrong with that item alone.
+
+        Shapes: embedding [size], token_embeddings [n, E], logits [L], token_logits and span_logits [n, L].
+        """
+        results: list[Result | None] = [self.fault(item) for item in items]
+        sound = [index for index, fault in enumerate(results) if fault is None]
+        if sound:
+            chosen = [items[index] for index in sound]
+            for index, values in zip(sound, self._values(chosen), strict=True):
+                finite = np.isfinite(values).all()
+                results[index] = values if finite else "the checkpoint's output for this input is not finite"
+        return [result for result in results if result is not None]
+
+    def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
+        hidden, spans = self._hidden(items)
+        values: dict[int, NDArray[np.float32]] = {}
+        for output in {item.output for item in items}:
+            places = [place for place, item in enumerate(items) if item.output == output]
+            chosen = [spans[place] for place in places]
+            if output in ("embedding", "logits"):
+                values |= zip(places, _numpy(self.network.per_text(hidden, chosen)), strict=True)
+            else:
+                states = hidden if output == "token_embeddings" else self.network.per_token(hidden)
+                tokens = _numpy(states)
+                values |= {place: tokens[spans[place].start : spans[place].end] for place in places}
+        return [values[place] for place in range(len(items))]
+
+    def _hidden(self, items: Sequence[EncodeItem]) -> tuple[Tensor, list[Span]]:
+        """The items' states, end to end [T, E], and where each item's are."""
+        lengths = [len(item.ids) for item in items]
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        ids = np.concatenate([np.asarray(item.ids, dtype=np.int64) for item in items])
+        type_ids = np.zeros(len(ids), dtype=np.int64)
+        for item, start, end in zip(items, starts, starts[1:], strict=False):
+            if item.type_ids:
+                type_ids[start:end] = item.type_ids
+        layout = PackedLayout(starts=torch.from_numpy(starts.astype(np.int32)).to(self.device), max_len=max(lengths))
+        hidden: Tensor = self.network(
+            torch.from_numpy(ids).to(self.device),
+            torch.from_numpy(type_ids).to(self.device),
+            torch.from_numpy(positions(ids, starts, self._pad_id)).to(self.device),
+            PackedAttend(layout, self.backend),
+        )
+        spans = [
+            Span(int(start), int(end), item.skip_pooling)
+            for item, start, end in zip(items, starts, starts[1:], strict=False)
+        ]
+        return hidden, spans
+
+
+def positions(ids: NDArray[np.int64], starts: NDArray[np.int64], pad_id: int | None) -> NDArray[np.int64]:
+    """Each token's position in its text, from 0.
+
+    Worked example, where a padding id 1 takes up no position (RoBERTa): ids 0 7 1 8 give 0 1 -1 2.
+    """
+    lengths = np.diff(starts)
+    if pad_id is None or not (ids == pad_id).any():
+        return np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
+    counted = ids != pad_id
+    before = np.concatenate(([0], np.cumsum(counted)))  # counted tokens before each token
+    return np.where(counted, before[:-1] - np.repeat(before[starts[:-1]], lengths), -1)
+
+
+def _numpy(values: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = values.float().cpu().numpy()
+    return array

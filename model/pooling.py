@@ -1,0 +1,87 @@
+"""One vector per text from the states of its tokens, over packed texts.
+
+The modes and their order are sentence-transformers' (`Pooling`), sums are taken in float32. Runs in the worker process.
+
+Legend: T tokens packed in the step, B texts, E hidden size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.embedding_config import Pooling, PoolingMode
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A text's tokens in the step: [start, end), of which pooling leaves out the first `skipped`."""
+
+    start: int
+    end: int
+    skipped: int = 0
+
+    @property
+    def first(self) -> int:
+        return min(self.start + self.skipped, self.end)
+
+
+def pool(hidden: Tensor, spans: Sequence[Span], pooling: Pooling) -> Tensor:
+    """hidden [T, E]; returns float32 [B, modes * E]."""
+    vectors = {mode: POOLERS[mode](hidden, spans) for mode in pooling.modes}
+    return torch.cat([vectors[mode].float() for mode in pooling.modes], dim=1)
+
+
+def _first(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return hidden[[span.first if span.first < span.end else span.start for span in spans]]
+
+
+def _last(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return hidden[[span.end - 1 for span in spans]]
+
+
+def _max(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return torch.stack([_kept(hidden, span).amax(dim=0) for span in spans])
+
+
+def _sum(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return torch.stack([_kept(hidden, span).sum(dim=0, dtype=torch.float32) for span in spans])
+
+
+def _lengths(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    lengths = [max(span.end - span.first, 1e-9) for span in spans]
+    return torch.tensor(lengths, dtype=torch.float32, device=hidden.device)[:, None]
+
+
+def _mean(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return _sum(hidden, spans) / _lengths(hidden, spans)
+
+
+def _mean_sqrt(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    return _sum(hidden, spans) / _lengths(hidden, spans).sqrt()
+
+
+def _weighted_mean(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Weights 1, 2, ... from a text's first token; leaving out a prompt leaves the other tokens' weights."""
+    vectors = []
+    for span in spans:
+        weights = torch.arange(
+            span.first - span.start + 1, span.end - span.start + 1, dtype=torch.float32, device=hidden.device
+        )
+        vectors.append(weights @ _kept(hidden, span).float() / weights.sum().clamp(min=1e-9))
+    return torch.stack(vectors)
+
+
+def _kept(hidden: Tensor, span: Span) -> Tensor:
+    return hidden[span.first : span.end]
+
+
+POOLERS: Mapping[PoolingMode, Callable[[Tensor, Sequence[Span]], Tensor]] = {
+    "cls": _first,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
