@@ -66,6 +66,8 @@ def configure_gemma3(raw: RawConfig, limit: int | None) -> DecoderConfig:
         config,
         architecture="Gemma3ForCausalLM",
         windows=windows(raw, optional_window(raw), lambda layer: (layer + 1) % pattern != 0),
+        # QK-norm took the place of Gemma 2's cap on attention scores; the key lives on in configs and means nothing.
+        attention_softcap=None,
         query_key_norm="head",
         rotary=rotary(raw, config.head_size, length=config.context_length, layer_type="full_attention"),
         local_rotary=_local_rotary(raw, config),
@@ -101,7 +103,7 @@ def _local_rotary(raw: RawConfig, config: DecoderConfig) -> Rotary:
     """Positions of the sliding layers; older configs give only their base, and scale only the other layers."""
     nested = raw.section("rope_parameters") if "rope_parameters" in raw else RawConfig({}, raw.file)
     if "sliding_attention" in nested:
-        return rotary(nested, config.head_size, length=config.context_length, layer_type="sliding_attention")
+        return rotary(raw, config.head_size, length=config.context_length, layer_type="sliding_attention")
     return Rotary(theta=raw.number("rope_local_base_freq", 10000.0), size=config.head_size)
 
 

@@ -1,0 +1,183 @@
+"""Tiny checkpoints of every decoder architecture, made and saved by transformers, and packed runs of our network."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from model.attention.attend import PackedAttend
+from model.attention.interface import Attend, PackedLayout
+from model.attention.reference import ReferenceAttention
+from model.decoder import Decoder
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HALVES = {"hidden_size": 48}
+"""For those whose head size is always hidden_size / num_attention_heads."""
+NEOX = {"hidden_size": 64, "head_dim": None}
+GPT2_SIZES = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 96}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 48,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 9.0],
+}
+GEMMA = {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **SIZES},
+    "llama, tied, biased": {
+        "model_type": "llama",
+        **SIZES,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "llama 3 scaling": {"model_type": "llama", **SIZES, "rope_parameters": LLAMA3},
+    "llama, linear scaling": {
+        "model_type": "llama",
+        **SIZES,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0},
+    },
+    "llama, yarn": {"model_type": "llama", **SIZES, "rope_parameters": YARN},
+    "mistral": {"model_type": "mistral", **SIZES, "sliding_window": 7},
+    "qwen2": {"model_type": "qwen2", **SIZES, **HALVES},
+    "qwen2, sliding": {
+        "model_type": "qwen2",
+        **SIZES,
+        **HALVES,
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"model_type": "qwen3", **SIZES},
+    "gemma2": {"model_type": "gemma2", **SIZES, **GEMMA, "sliding_window": 5},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **SIZES,
+        "num_hidden_layers": 7,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 2.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    },
+    "gemma3, softcaps": {"model_type": "gemma3_text", **SIZES, **GEMMA, "sliding_window": 5},
+    "phi3": {"model_type": "phi3", **SIZES, **HALVES, "sliding_window": 9},
+    "phi3, partial rotary": {
+        "model_type": "phi3",
+        **SIZES,
+        **HALVES,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "olmo2": {"model_type": "olmo2", **SIZES, **HALVES},
+    "gpt2": {"model_type": "gpt2", **GPT2_SIZES},
+    "gpt2, untied, gelu": {
+        "model_type": "gpt2",
+        **GPT2_SIZES,
+        "n_inner": 40,
+        "activation_function": "gelu",
+        "tie_word_embeddings": False,
+    },
+    "gpt_neox": {"model_type": "gpt_neox", **SIZES, **NEOX, "rotary_pct": 0.25},
+    "gpt_neox, sequential": {
+        "model_type": "gpt_neox",
+        **SIZES,
+        **NEOX,
+        "rotary_pct": 1.0,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+    },
+}
+
+Saved = tuple[Path, PreTrainedModel]
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Weights so large that every norm, cap and scale shows in the logits."""
+    generator = torch.Generator().manual_seed(7)
+    for name, tensor in model.named_parameters():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            tensor.data = noise * 1.2 * tensor.shape[-1] ** -0.5
+        else:
+            tensor.data = noise * 0.3 + (1.0 if name.endswith("weight") else 0.0)
+
+
+@pytest.fixture(scope="session")
+def save_reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
+    """`save_reference(**config)`: transformers' model with random weights, and the folder it was saved to."""
+
+    def save(**values: Any) -> Saved:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(**values)
+        reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        randomize(reference)
+        folder = tmp_path_factory.mktemp(values["model_type"])
+        reference.save_pretrained(folder)
+        return folder, reference
+
+    return save
+
+
+@pytest.fixture(scope="session", params=CASES.values(), ids=CASES.keys())
+def saved(request: pytest.FixtureRequest, save_reference: Callable[..., Saved]) -> Saved:
+    return save_reference(**request.param)
+
+
+def packed(lengths: list[int]) -> tuple[Tensor, Attend]:
+    """Positions and attention of texts of these lengths, laid end to end."""
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return positions, PackedAttend(PackedLayout(starts=starts, max_len=max(lengths)), ReferenceAttention())
+
+
+@pytest.fixture(scope="session")
+def run_packed() -> Callable[..., list[Tensor]]:
+    """`run_packed(network, texts)`: logits [length, V] of each text, from one packed pass."""
+
+    def run(network: Decoder, texts: list[list[int]], wrap: Callable[[Attend], Attend] = lambda x: x) -> list[Tensor]:
+        positions, attend = packed([len(text) for text in texts])
+        ids = torch.tensor([token for text in texts for token in text])
+        logits = network.logits(network(ids, positions, wrap(attend)))
+        return list(logits.split([len(text) for text in texts]))
+
+    return run
+
+
+@pytest.fixture
+def texts() -> list[list[int]]:
+    """Four texts of mixed lengths; the longest outgrows every window of the cases."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (5, 1, 31, 12)]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
