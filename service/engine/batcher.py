@@ -90,6 +90,11 @@ class Batcher:
         if request.deadline is not None:
             heappush(self._deadlines, (request.deadline, request.request_id))
 
+    @property
+    def request_ids(self) -> list[int]:
+        """Requests with items that have not been handed out."""
+        return list(self._requests)
+
     def cancel(self, request_id: int) -> list[EncodeResult]:
         """Drops a request's waiting items; their ends, none if it is not here."""
         return self._drop(request_id, "cancelled")

@@ -91,6 +91,16 @@ class Scheduler:
         return self._blocks.usage
 
     @property
+    def request_ids(self) -> list[int]:
+        """Requests that are here, running or waiting."""
+        return list(self._sequences)
+
+    @property
+    def step_request_ids(self) -> set[int]:
+        """Requests that have a part in the step last made."""
+        return {sequence.request_id for sequence, _ in self._step.entries}
+
+    @property
     def has_work(self) -> bool:
         """Whether `schedule` would give rows."""
         return bool(self._running) or self._trials.active is not None or self._waiting.head() is not None
@@ -376,10 +386,11 @@ class Scheduler:
 
     # --- a step ends
 
-    def update(self, batch: Batch, output: StepOutput) -> list[TokenOutput]:
+    def update(self, batch: Batch, output: StepOutput, now: float) -> list[TokenOutput]:
         """Takes the results of the batch last made; says what each request gets of them.
 
-        A request that stopped by an id gets that id too, as the last of its `token_ids`.
+        A request that stopped by an id gets that id too, as the last of its `token_ids`. One whose deadline passed
+        while the step ran still gets what the step gave it.
         """
         assert batch is self._step.batch, "results of a step that is not the last one made"
         outputs = {row.sequence_id: row for row in output.rows}
@@ -407,6 +418,12 @@ class Scheduler:
             delivered += self._take_candidates(request_id, rows)
         if self._trials.active is not None:
             self._clear_suspects()
+        if self._deadlines and self._deadlines[0][0] <= now:
+            late = {output.request_id: output for output in self.expire(now)}
+            for entry in delivered:
+                if entry.request_id in late:
+                    entry.finish_reason = late.pop(entry.request_id).finish_reason
+            delivered += late.values()
         return delivered
 
     def fail_step(self, batch: Batch, error: str) -> list[TokenOutput]:
