@@ -7,11 +7,15 @@ asks for it, keys never. Knows nothing of HTTP frameworks. Runs in the API proce
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
+
+request_id_context: ContextVar[str] = ContextVar("request_id", default="")
+"""Set for the length of a request, so that every line logged meanwhile carries its id."""
 
 access_logger = logging.getLogger("service.access")
 
@@ -113,7 +117,9 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
+    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
+    request_id = request_id_context.get()
+    return {"request_id": request_id, **fields} if request_id else fields
 
 
 def _quoted(value: object) -> str:

@@ -1,0 +1,65 @@
+"""`GET /v1/models`: what is loaded, in OpenAI's shape, with what a caller wants to know before asking.
+
+HTTP only. Runs in the API process.
+"""
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from service.api.state import request_state
+from service.engine.models import LoadedModel
+from service.errors import ModelNotFound
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "slimpajama"
+    version: str
+    architecture: str
+    tasks: list[str]
+    context_length: int
+    dtype: str | None
+    """None until the weights are loaded."""
+    state: str
+    labels: list[str] = []
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+@router.get("/models", summary="The loaded checkpoints")
+async def list_models(request: Request) -> ModelList:
+    state = request_state(request)
+    return ModelList(data=[_card(model, state.started_at) for model in state.engine.models.values()])
+
+
+@router.get("/models/{name:path}", summary="One checkpoint, by name or name@version")
+async def get_model(request: Request, name: str) -> ModelCard:
+    state = request_state(request)
+    for model in state.engine.models.values():
+        if name in (model.name, model.key):
+            return _card(model, state.started_at)
+    loaded = ", ".join(state.engine.models) or "none"
+    raise ModelNotFound(f"model '{name[:128]}' is not loaded; loaded: {loaded}", param="model")
+
+
+def _card(model: LoadedModel, created: int) -> ModelCard:
+    return ModelCard(
+        id=model.name,
+        created=created,
+        version=model.version,
+        architecture=model.description.architecture,
+        tasks=list(model.description.tasks),
+        context_length=model.description.context_length,
+        dtype=model.loaded.dtype if model.loaded is not None else None,
+        state=model.state,
+        labels=list(model.description.labels),
+    )

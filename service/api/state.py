@@ -1,0 +1,81 @@
+"""What handlers reach through a request, with types: the engine, the settings, the metrics, the request's own record.
+
+`create_app` puts an `AppState` onto the application, and nothing else is shared. Runs in the API process.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from fastapi import FastAPI, Request
+from starlette.types import Scope
+
+from service.admission import RateLimiter
+from service.auth import Authenticator
+from service.engine.models import LoadedModel
+from service.logs import RequestRecord
+from service.metrics import Metrics
+from service.settings import Settings
+
+RECORD_KEY = "request_record"
+
+
+class Engine(Protocol):
+    """What the application asks of the engine, beside what each task does with it.
+
+    `start` returns once the worker is being started: loading goes on behind it, and `state` tells. `drain` refuses new
+    work from its first moment, and returns when all accepted work has ended, what is left after the limit included.
+    """
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def models(self) -> Mapping[str, LoadedModel]: ...
+
+    async def start(self) -> None: ...
+
+    async def drain(self, timeout_seconds: float) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class AppState:
+    """One per application. `draining` is set by the server as soon as it is told to end, before the engine knows."""
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    authenticator: Authenticator
+    rate_limiter: RateLimiter
+    version: str
+    started_at: int
+    """Unix time in seconds."""
+    draining: bool = False
+
+    @property
+    def engine_state(self) -> str:
+        state = self.engine.state
+        return "draining" if self.draining and state != "failed" else state
+
+
+def attach(app: FastAPI, state: AppState) -> None:
+    app.state.slimpajama = state
+
+
+def app_state(app: FastAPI) -> AppState:
+    return cast(AppState, app.state.slimpajama)
+
+
+def request_state(request: Request) -> AppState:
+    return app_state(request.app)
+
+
+def request_record(request: Request) -> RequestRecord:
+    """The line that the access log will get: handlers fill in model, tokens, times and finish reason."""
+    return scope_record(request.scope)
+
+
+def scope_record(scope: Scope) -> RequestRecord:
+    return cast(RequestRecord, scope["state"][RECORD_KEY])

@@ -1,0 +1,107 @@
+"""Puts the HTTP application together: state, layers, routes, fault handlers. There is no module-level application.
+
+From the outside in: `Entry` (id, access line), CORS where asked for, `Gate` (draining, keys, rates), `BodyReader`
+(limits, JSON), then the routes. Knows the engine only by what `service.api.state.Engine` says. Runs in the API process.
+"""
+
+import functools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from service.admission import RateLimiter
+from service.api import health, metrics, models
+from service.api.openapi import describe_with_envelope
+from service.api.state import AppState, Engine, app_state, attach
+from service.auth import Authenticator
+from service.http.body import BodyLimits, BodyReader
+from service.http.entry import Entry
+from service.http.faults import install_fault_handlers
+from service.http.gate import Gate
+from service.metrics import Metrics
+from service.settings import Settings
+
+ROUTERS = (
+    health.router,
+    models.router,
+    metrics.router,
+)
+
+
+def package_version() -> str:
+    try:
+        return version("slimpajama")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def create_app(settings: Settings, engine: Engine, *, registry: Metrics | None = None) -> FastAPI:
+    """The application around an engine that has not been started. `registry` is the one that the engine records in.
+
+    Raises KeyFileError if a key file cannot be read.
+    """
+    state = AppState(
+        settings=settings,
+        engine=engine,
+        metrics=registry or Metrics(build_version=package_version()),
+        authenticator=Authenticator(settings.api_keys_file, settings.admin_keys_file),
+        rate_limiter=RateLimiter(
+            requests_per_minute=settings.rate_limit_requests, tokens_per_minute=settings.rate_limit_tokens
+        ),
+        version=package_version(),
+        started_at=int(time.time()),
+    )
+    app = FastAPI(
+        title="SlimPajama",
+        version=state.version,
+        description="Every text task of Transformer checkpoints behind one REST service.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    attach(app, state)
+    _add_layers(app, state)
+    install_fault_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.openapi = functools.partial(describe_with_envelope, app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Our server drains before it ends the lifespan; where another runs the application, it is drained here."""
+    state = app_state(app)
+    await state.engine.start()
+    try:
+        yield
+    finally:
+        if not state.draining:
+            state.draining = True
+            await state.engine.drain(state.settings.drain_timeout)
+        await state.engine.stop()
+
+
+def _add_layers(app: FastAPI, state: AppState) -> None:
+    """The framework puts each layer around those before it: the last one added is the outermost."""
+    settings = state.settings
+    limits = BodyLimits(
+        max_bytes=settings.max_body_bytes,
+        max_json_depth=settings.max_json_depth,
+        timeout_seconds=settings.body_timeout,
+    )
+    app.add_middleware(BodyReader, limits=limits)
+    app.add_middleware(Gate, state=state)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    app.add_middleware(Entry, state=state)

@@ -1,0 +1,80 @@
+"""The outermost layer: gives each request its id and its record, and writes what became of it.
+
+One access line and one count per request, whatever happened inside; a fault that nobody handled becomes a 500 here.
+Pure ASGI, so that streams pass as they are. Runs in the API process, on the event loop.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.state import RECORD_KEY, AppState
+from service.errors import ServiceError
+from service.http.envelope import send_error
+from service.logs import RequestRecord, request_id_context, write_access_line
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+CLIENT_GONE_STATUS = 499
+
+
+class Entry:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(scope), scope["method"], scope["path"][:256], time.monotonic())
+        scope.setdefault("state", {})[RECORD_KEY] = record
+        token = request_id_context.set(record.request_id)
+        try:
+            await self._run(record, scope, receive, send)
+        finally:
+            self._close(record, scope)
+            request_id_context.reset(token)
+
+    async def _run(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", record.request_id.encode())]
+                if self._state.draining:
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            record.error = record.error or "cancelled"
+            raise
+        except Exception:
+            log.exception("unhandled fault", extra={"method": record.method, "path": record.path})
+            if record.status:
+                record.error = ServiceError.code or ""
+                return
+            error = ServiceError(f"internal error; our log tells more under request id {record.request_id}")
+            record.error = error.code or ""
+            await send_error(send_with_id, error)
+
+    def _close(self, record: RequestRecord, scope: Scope) -> None:
+        record.status = record.status or CLIENT_GONE_STATUS
+        record.endpoint = getattr(scope.get("route"), "path", "unmatched")
+        self._state.metrics.http_request(endpoint=record.endpoint, method=record.method, status=record.status)
+        write_access_line(record, now=time.monotonic(), log_prompts=self._state.settings.log_prompts)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id where it is harmless in a header and in a log line, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return f"req-{secrets.token_hex(12)}"

@@ -1,0 +1,131 @@
+"""Who may pass: nobody new while draining, nobody without a key where keys are set, nobody beyond the key's rate.
+
+Everything needs a key but the probes (and /metrics unless told otherwise), so a new route is closed until it is opened
+here. Pure ASGI. Runs in the API process, on the event loop.
+"""
+
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.state import AppState, scope_record
+from service.errors import Forbidden, RateLimited, ServiceError, Unauthorized, Unavailable
+from service.http.envelope import Headers, send_error
+from service.logs import RequestRecord
+
+PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health"})
+METRICS = "/metrics"
+ADMIN = "/admin"
+DRAINING_RETRY_AFTER_SECONDS = 5.0
+BYTES_PER_TOKEN = 4
+"""Only for the first estimate of a request's tokens; the count replaces it when the request has ended."""
+
+
+class Gate:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self._app = app
+        self._state = state
+        self._open_paths = PROBES | {METRICS} if state.settings.metrics_public else PROBES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._open_paths:
+            await self._app(scope, receive, send)
+            return
+        record = scope_record(scope)
+        now = time.monotonic()
+        try:
+            self._refuse_while_draining(scope)
+            record.client = self._authenticate(scope, now)
+        except ServiceError as error:
+            await self._refuse(send, record, error)
+            return
+        if self._state.rate_limiter.enabled and scope["method"] == "POST" and not _is_admin(scope):
+            await self._run_limited(record, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refuse_while_draining(self, scope: Scope) -> None:
+        if self._state.draining and scope["method"] == "POST":
+            self._state.metrics.rejected("draining")
+            raise Unavailable("the service is shutting down: retry", retry_after=DRAINING_RETRY_AFTER_SECONDS)
+
+    def _authenticate(self, scope: Scope, now: float) -> str:
+        """The name of the key that the request carries; "" where none is needed."""
+        authenticator = self._state.authenticator
+        key = _bearer(scope)
+        if _is_admin(scope):
+            return self._authenticate_manager(key, now)
+        if not authenticator.needs_key:
+            return ""
+        if key is None:
+            self._state.metrics.rejected("unauthorized")
+            raise Unauthorized("no API key: send it as `Authorization: Bearer KEY`")
+        name = authenticator.client(key, now)
+        if name is None:
+            self._state.metrics.rejected("unauthorized")
+            raise Unauthorized("the API key is not known")
+        return name
+
+    def _authenticate_manager(self, key: str | None, now: float) -> str:
+        authenticator = self._state.authenticator
+        if not authenticator.allows_management:
+            raise Forbidden("management is off: start the service with --admin-keys-file")
+        name = authenticator.manager(key, now) if key is not None else None
+        if name is None:
+            self._state.metrics.rejected("unauthorized")
+            if key is not None and authenticator.client(key, now) is not None:
+                raise Forbidden("this key is not for management: use one of the admin keys")
+            raise Unauthorized("management needs an admin key: send it as `Authorization: Bearer KEY`")
+        return name
+
+    async def _run_limited(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
+        limiter = self._state.rate_limiter
+        estimate = _content_length(scope) // BYTES_PER_TOKEN
+        decision = limiter.admit(record.client, estimated_tokens=estimate, now=time.monotonic())
+        if decision.refused is not None:
+            self._state.metrics.rejected("rate_limit")
+            error = RateLimited(f"rate limit of this key reached: {decision.refused} per minute")
+            error.retry_after = decision.retry_after
+            await self._refuse(send, record, error, decision.headers)
+            return
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *decision.headers]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_limits)
+        finally:
+            limiter.settle(
+                record.client,
+                estimated_tokens=estimate,
+                actual_tokens=record.charged_tokens(),
+                now=time.monotonic(),
+            )
+
+    async def _refuse(
+        self, send: Send, record: RequestRecord, error: ServiceError, headers: Headers | None = None
+    ) -> None:
+        record.error = error.code or ""
+        await send_error(send, error, headers=headers, close=True)
+
+
+def _is_admin(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path == ADMIN or path.startswith(f"{ADMIN}/")
+
+
+def _bearer(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            return key.strip() if scheme.lower() == "bearer" else None
+    return None
+
+
+def _content_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0

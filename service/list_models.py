@@ -1,0 +1,58 @@
+"""`slimpajama models FOLDER ...`: what checkpoint folders hold and which tasks they can do, without their weights."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.description import CheckpointDescription, describe
+from model.errors import CheckpointError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns 0, or 1 if a folder holds nothing that can be served."""
+    parser = argparse.ArgumentParser(
+        prog="slimpajama models", description=__doc__.partition(": ")[2] if __doc__ else ""
+    )
+    parser.add_argument("folder", nargs="+", type=Path, help="a checkpoint's folder, or a folder of such folders")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(arguments)
+    num_faults = 0
+    for folder in (found for given in options.folder for found in _checkpoint_folders(given)):
+        try:
+            description = describe(folder)
+        except CheckpointError as error:
+            num_faults += 1
+            sys.stderr.write(f"slimpajama models: {folder}: {error}\n")
+            continue
+        sys.stdout.write((_as_json if options.json else _as_text)(description) + "\n")
+    return 1 if num_faults else 0
+
+
+def _checkpoint_folders(folder: Path) -> list[Path]:
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/config.json")) or [folder]
+
+
+def _as_json(description: CheckpointDescription) -> str:
+    return json.dumps(
+        {
+            "folder": str(description.folder),
+            "architecture": description.architecture,
+            "version": description.version,
+            "tasks": list(description.tasks),
+            "context_length": description.context_length,
+            "vocab_size": description.vocab_size,
+            "labels": list(description.labels),
+        }
+    )
+
+
+def _as_text(description: CheckpointDescription) -> str:
+    return (
+        f"{description.folder}\n"
+        f"  {description.architecture}, version {description.version}, context {description.context_length:,} tokens\n"
+        f"  tasks: {', '.join(description.tasks)}"
+    )
