@@ -100,14 +100,13 @@ def _longrope(raw: RawConfig, section: RawConfig, length: int, size: int) -> Rot
     original = raw.size("original_max_position_embeddings", inner)
     factor = section.number("factor", trained / original)
     attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    key = "long_factor" if length > original else "short_factor"
-    factors = section.numbers(key)
-    if len(factors) != size // 2:
-        raise section.wrong(key, f"{size // 2} numbers")
+    for key in ("short_factor", "long_factor"):
+        if len(section.numbers(key)) != size // 2:
+            raise section.wrong(key, f"{size // 2} numbers")
     return RotaryScaling(
         kind="per_dimension",
         factor=factor,
         original_length=original,
-        factors=factors,
+        factors=section.numbers("long_factor" if length > original else "short_factor"),
         attention_factor=section.number("attention_factor", attention_factor),
     )

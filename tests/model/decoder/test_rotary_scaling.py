@@ -1,0 +1,137 @@
+"""Rotary positions past the trained length, and the old and the new way of writing them down."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from model.architectures.raw import RawConfig
+from model.architectures.table import ARCHITECTURES
+from model.checkpoint import load_network
+from model.config import DecoderConfig
+from model.errors import CheckpointError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 9.0],
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+Save = Callable[..., tuple[Path, PreTrainedModel]]
+Run = Callable[..., list[Tensor]]
+
+
+def text(length: int) -> list[int]:
+    return torch.randint(3, 97, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+@pytest.mark.parametrize(("max_model_len", "length"), [(None, 40), (24, 24), (24, 7)])
+def test_longrope_takes_its_long_factors_where_longer_texts_are_allowed(
+    save_reference: Save, run_packed: Run, max_model_len: int | None, length: int
+) -> None:
+    folder, reference = save_reference(
+        model_type="phi3",
+        **SIZES,
+        max_position_embeddings=96,
+        original_max_position_embeddings=24,
+        rope_parameters=dict(LONGROPE),
+    )
+    ours = run_packed(load_network(folder, max_model_len=max_model_len), [text(length)])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([text(length)])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("max_model_len", "length"), [(None, 32), (64, 64)])
+def test_dynamic_scaling_stretches_to_the_longest_text_allowed(
+    save_reference: Save, run_packed: Run, max_model_len: int | None, length: int
+) -> None:
+    folder, reference = save_reference(
+        model_type="llama",
+        **SIZES,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
+    network = load_network(folder, max_model_len=max_model_len)
+    assert network.config.context_length == length
+    ours = run_packed(network, [text(length)])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([text(length)])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def configure(values: dict[str, Any], architecture: str = "LlamaForCausalLM") -> DecoderConfig:
+    config = ARCHITECTURES[architecture].configure(RawConfig(values), None)
+    assert isinstance(config, DecoderConfig)
+    return config
+
+
+def test_old_and_new_keys_mean_the_same() -> None:
+    plain = {**SIZES, "max_position_embeddings": 131072}
+    new = configure({**plain, "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 500000.0}})
+    old = configure({**plain, "rope_scaling": {**LLAMA3, "rope_type": "llama3"}, "rope_theta": 500000.0})
+    oldest = configure({**plain, "rope_scaling": {**LLAMA3, "type": "llama3"}, "rope_theta": 500000.0})
+    assert new == old == oldest
+    assert new.rotary is not None
+    assert new.rotary.theta == 500000.0
+    assert new.rotary.scaling is not None
+
+
+def test_old_and_new_keys_of_gemma_3_mean_the_same() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = {**SIZES, "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "rope_scaling": scaling}
+    nested = {
+        "full_attention": {**scaling, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    new = {**SIZES, "rope_parameters": nested}
+    assert configure(old, "Gemma3ForCausalLM") == configure(new, "Gemma3ForCausalLM")
+    assert configure(old, "Gemma3ForCausalLM") == configure({**SIZES, "rope_scaling": scaling}, "Gemma3ForCausalLM")
+
+
+def test_phi_3_scaling_by_its_first_names_is_longrope() -> None:
+    lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 24}
+    rows = [{**LONGROPE, "rope_type": None, "type": name} for name in ("su", "yarn", "longrope")]
+    configs = [configure({**SIZES, **lengths, "rope_scaling": row}, "Phi3ForCausalLM") for row in rows]
+    assert configs[0] == configs[1] == configs[2]
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "spiral"},
+        {"rope_type": "linear"},
+        {"rope_type": "linear", "factor": "two"},
+        {"rope_type": 3},
+        {**LONGROPE, "long_factor": [1.0]},
+        [],
+    ],
+)
+def test_nonsense_is_refused_by_name(rope: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        configure({**SIZES, "rope_parameters": rope})
+    assert caught.value.file == "config.json"
+
+
+def test_a_context_beyond_the_trained_one_is_refused_with_both_numbers(save_reference: Save) -> None:
+    folder, _ = save_reference(model_type="llama", **SIZES, max_position_embeddings=32)
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 32
+    with pytest.raises(CheckpointError, match=r"64 tokens is asked for.*allows 32"):
+        load_network(folder, max_model_len=64)

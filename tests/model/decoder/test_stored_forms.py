@@ -1,0 +1,146 @@
+"""The same network from the different forms in which its checkpoints are found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
+
+from model.checkpoint import load_network
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
+Save = Callable[..., tuple[Path, PreTrainedModel]]
+Run = Callable[..., list[Tensor]]
+TEXT = [5, 80, 41, 7, 60, 22, 9, 33, 2, 15, 71]
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 97,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+}
+
+
+def rewrite(
+    folder: Path, target: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], **config: Any
+) -> Path:
+    """A copy of a checkpoint with its tensors changed, and keys of its config replaced."""
+    target.mkdir(exist_ok=True)
+    raw = json.loads((folder / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps(raw))
+    save_file(change(load_file(folder / "model.safetensors")), target / "model.safetensors")
+    return target
+
+
+def test_gpt2_without_prefix_and_with_its_masks_is_the_same_network(
+    save_reference: Save, run_packed: Run, tmp_path: Path
+) -> None:
+    """The checkpoints of OpenAI's GPT-2 have no prefix and hold causal masks; Cerebras-GPT's config says GPT2Model."""
+    folder, reference = save_reference(**GPT2)
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8) for layer in range(2)}
+        masked = {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(2)}
+        return bare | masks | masked
+
+    bare = rewrite(folder, tmp_path, change, architectures=["GPT2Model"])
+    ours = run_packed(load_network(bare), [TEXT])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gpt_neox_of_before_transformers_5_is_the_same_network(
+    save_reference: Save, run_packed: Run, tmp_path: Path
+) -> None:
+    folder, reference = save_reference(
+        model_type="gpt_neox",
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        rotary_pct=0.5,
+    )
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = tensors.pop("lm_head.weight", None)
+        tensors["embed_out.weight"] = tensors.pop("embed_out.weight") if head is None else head
+        tensors["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+        tensors["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
+        tensors["gpt_neox.layers.1.attention.rotary_emb.inv_freq"] = torch.ones(4)
+        return tensors
+
+    old = {"rope_parameters": None, "rotary_emb_base": 10000, "rotary_pct": 0.5}
+    found = run_packed(load_network(rewrite(folder, tmp_path, change, **old)), [TEXT])[0]
+    torch.testing.assert_close(found, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", ["transformers 5", "before"])
+def test_gemma_3_beside_a_vision_tower_is_its_text_model(run_packed: Run, tmp_path: Path, names: str) -> None:
+    text = Gemma3TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        pad_token_id=0,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    reference = Gemma3ForConditionalGeneration(config).eval()
+    reference.save_pretrained(tmp_path)
+
+    def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = "language_model.model."
+        bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        return {
+            head + name.removeprefix("language_model.").removeprefix("model.")
+            if name.startswith("language_model.")
+            else name: tensor
+            for name, tensor in bare.items()
+        }
+
+    def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            "model.language_model." + name.removeprefix("language_model.model.")
+            if name.startswith("language_model.model.")
+            else f"model.{name}": tensor
+            for name, tensor in renamed(tensors).items()
+        }
+
+    folder = rewrite(tmp_path, tmp_path / "copy", prefixed if names == "transformers 5" else renamed)
+    ours = run_packed(load_network(folder), [TEXT])[0]
+    theirs = reference(torch.tensor([TEXT])).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> None:
+    """Greedy ids of real weights, 20 of each case, by full recompute."""
+    outputs = DATA / "reference-outputs" / "greedy_transformers_cpu_fp32.json"
+    if not outputs.is_file():
+        pytest.skip(f"{outputs} is not here")
+    network = load_network(DATA / "stories260K-hf")
+    for case in json.loads(outputs.read_text())["models"]["stories260K-hf"]["cases"]:
+        ids = list(case["prompt_ids"])
+        for _ in range(20):
+            ids.append(int(run_packed(network, [ids])[0][-1].argmax()))
+        assert ids[len(case["prompt_ids"]) :] == case["new_ids"][:20]
