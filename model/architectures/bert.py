@@ -45,7 +45,7 @@ def configure_bert(raw: RawConfig, limit: int | None, kind: Kind | None) -> Enco
         context_length=context_length(raw, limit, trained=num_positions),
         num_positions=num_positions,
         embedding_size=hidden_size,
-        num_token_types=raw.size("type_vocab_size", 2),
+        num_token_types=raw.whole("type_vocab_size", 2),
         norm_epsilon=raw.number("layer_norm_eps", 1e-12),
         attention_scale=head_size(raw, hidden_size, num_heads) ** -0.5,
         activation=raw.choice("hidden_act", ACTIVATIONS, "gelu"),

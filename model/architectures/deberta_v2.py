@@ -87,6 +87,8 @@ def weights(config: EncoderConfig) -> WeightMap:
         parameters["relative_positions.weight"] = part("deberta.encoder.rel_embeddings.weight")
         if rules.normalized:
             parameters |= biased("relative_positions.norm", "deberta.encoder.LayerNorm")
+    else:
+        ignored = (*ignored, r"(deberta\.)?encoder\.LayerNorm\..*")
     if config.convolution is not None:
         parameters |= biased("convolution", "deberta.encoder.conv.conv")
         parameters |= biased("convolution.norm", "deberta.encoder.conv.LayerNorm")
