@@ -26,14 +26,16 @@ IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
 def context_length(raw: RawConfig, limit: int | None, *, trained: int, extensible: bool = False) -> int:
-    """The longest sequence to be run: the caller's `limit`, or as many positions as the checkpoint was trained for."""
+    """The longest sequence to be run: as many positions as were trained, or the caller's `limit` if that is fewer.
+
+    Only where positions are `extensible` can a limit be above the trained length. (One limit is set for all checkpoints
+    of a worker, so that one above the length of some is no mistake.)
+    """
+    if limit is not None and limit < 1:
+        raise CheckpointError(f"{raw.file}: a context of {limit:,} tokens holds nothing", file=raw.file)
     if limit is None:
         return trained
-    if limit > trained and not extensible:
-        raise CheckpointError(
-            f"a context of {limit:,} tokens is asked for; {raw.file} allows {trained:,}", file=raw.file
-        )
-    return limit
+    return limit if extensible else min(limit, trained)
 
 
 def heads(raw: RawConfig) -> tuple[int, int, int]:

@@ -1,0 +1,73 @@
+"""Where a checkpoint lies on disk: a folder as it is, or a name on the Hugging Face hub, fetched into its cache.
+
+What is fetched is what serving needs: configs, tokenizer files and safetensors, never pickles. Knows nothing of what
+the files mean. Runs on a thread of the API process while it starts; the worker is given a folder.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from model.errors import HubError
+
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
+UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "*.onnx.json", "*adapter_model.safetensors"]
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HUB_NAME = re.compile(rf"{_PART}(/{_PART})?")
+
+
+def resolve(
+    location: str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | str | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Path:
+    """The local folder of a checkpoint; a folder that exists wins over a hub name.
+
+    `revision` is a branch, tag or commit of the hub (not used for folders): a commit is what pins it. What is in the
+    cache already is not fetched again, and a download that was cut off goes on where it stopped. Progress is shown on
+    stderr. `offline` uses the cache alone.
+
+    Raises: HubError, whose message says what to do.
+    """
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if not _HUB_NAME.fullmatch(location) or ".." in location or "--" in location:
+        raise HubError(f"{location} is not a folder, nor a hub name like organization/model")
+    at = f" at revision {revision}" if revision else ""
+    try:
+        found = snapshot_download(
+            location,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=offline,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            endpoint=endpoint,
+        )
+    except GatedRepoError as error:
+        raise HubError(f"{location} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{location} is neither a folder nor a model that the hub knows (private ones need HF_TOKEN)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{location} has no revision {revision} on the hub") from error
+    except (LocalEntryNotFoundError, IncompleteSnapshotError) as error:
+        why = "offline mode is on" if offline else "the hub cannot be reached"
+        raise HubError(f"{location}{at} is not (completely) in the local cache, and {why}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise HubError(f"cannot fetch {location}{at} from the hub: {error}") from error
+    return Path(found)
