@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
+
+from model.errors import CheckpointError
 from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
@@ -86,19 +89,23 @@ class EngineClient:
 
     def __init__(
         self,
-        models: ModelDirectory,
-        worker_config: Callable[[], WorkerConfig],
+        load_directory: Callable[[], ModelDirectory],
+        worker_config: WorkerConfig,
         limits: SupervisorLimits,
         accounting: Accounting,
     ) -> None:
-        self.models = models
+        """`load_directory` finds the checkpoints and may take its time; it is called on a thread."""
+        self.models = ModelDirectory()
+        self._load_directory = load_directory
+        self._config = worker_config
         self.state: EngineState = "starting"
         self.failure: str | None = None
         self._books = accounting
         self._numbers = itertools.count(1)
         self._flights: dict[int, Flight] = {}
-        self._dispatcher = Dispatcher(worker_config())
-        self.supervisor = Supervisor(worker_config, self, limits)
+        self._dispatcher = Dispatcher(worker_config)
+        self.supervisor = Supervisor(self._worker_config, self, limits)
+        self._preparing: asyncio.Task[None] | None = None
         self.on_loading: Callable[[Loading], None] = lambda _message: None
         self._settled = asyncio.Event()
         self._empty = asyncio.Event()
@@ -107,14 +114,26 @@ class EngineClient:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the worker and returns at once; `wait_ready` waits for the checkpoints."""
-        self.supervisor.start()
+        """Begins loading and returns at once; `wait_ready` waits for the checkpoints, `state` tells how it goes."""
+        self._preparing = asyncio.get_running_loop().create_task(self._prepare(), name="prepare")
 
     async def wait_ready(self) -> None:
         """Raises ServiceError with the reason if a checkpoint does not load."""
         await self._settled.wait()
         if self.failure is not None:
             raise WorkerLost(self.failure)
+
+    async def _prepare(self) -> None:
+        try:
+            self.models = await asyncio.to_thread(self._load_directory)
+        except CheckpointError as error:
+            log.critical("checkpoint cannot be used", extra={"reason": str(error)})
+            self._give_up(str(error))
+            return
+        self.supervisor.start()
+
+    def _worker_config(self) -> WorkerConfig:
+        return msgspec.structs.replace(self._config, models=[model.spec for model in self.models.values()])
 
     async def drain(self, timeout_seconds: float) -> None:
         """Accepts nothing more, lets accepted requests finish, and fails those that have not after the timeout."""
@@ -127,7 +146,11 @@ class EngineClient:
 
     async def stop(self) -> None:
         self._fail_all(Unavailable("the service is shutting down"))
-        self.state = "stopped"
+        if self.state != "failed":
+            self.state = "stopped"
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
         await self.supervisor.stop()
 
     @property

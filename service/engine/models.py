@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.chat_template import ChatTemplate
-from model.tokenizer import Tokenizer
-
 from model.description import CheckpointDescription
+from model.tokenizer import Tokenizer
 from service.engine.protocol import Loaded, ModelSpec
 from service.errors import ModelNotFound, TaskNotSupported
 
@@ -21,6 +20,7 @@ class LoadedModel:
     """A checkpoint as the API process sees it; `loaded` is set once the worker holds its weights."""
 
     name: str
+    version: str
     spec: ModelSpec
     description: CheckpointDescription
     tokenizer: Tokenizer
@@ -31,10 +31,6 @@ class LoadedModel:
     @property
     def key(self) -> str:
         return self.spec.key
-
-    @property
-    def version(self) -> str:
-        return self.description.version
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 import torch
 
 from service.engine.connection import ConnectionLostError, WorkerConnection
-from service.engine.lanes import Lane, load_lane
+from service.engine.lanes import Lane
+from service.engine.loading import load_lane
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
     Cancel,

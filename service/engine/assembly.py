@@ -1,0 +1,98 @@
+"""From settings to an engine: finds the checkpoints, describes them, and says what the worker shall be.
+
+The one place where `Settings` are taken apart for the engine. Reads small files and may download large ones, so that
+`load_directory` runs on a thread. API process only.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+from model.hub import resolve
+
+from model.chat_template import ChatTemplate
+from model.description import describe
+from model.tokenizer import Tokenizer
+from service.admission import QueueLimits
+from service.engine.accounting import Accounting
+from service.engine.client import EngineClient
+from service.engine.models import LoadedModel, ModelDirectory
+from service.engine.protocol import ModelSpec, WorkerConfig
+from service.engine.supervisor import SupervisorLimits
+from service.metrics import Metrics
+from service.model_source import ModelSource
+from service.settings import Settings
+
+DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
+
+
+def make_engine(settings: Settings, metrics: Metrics) -> EngineClient:
+    limits = QueueLimits(settings.max_queue_requests, settings.max_queue_tokens)
+    return EngineClient(
+        partial(load_directory, settings),
+        _worker_config(settings),
+        _supervisor_limits(settings),
+        accounting=Accounting(metrics, limits, time.monotonic()),
+    )
+
+
+def load_directory(settings: Settings) -> ModelDirectory:
+    """Every configured checkpoint, found (downloaded where need be), described and given its tokenizer.
+
+    Raises:
+        CheckpointError: one cannot be found or is not what it should be.
+    """
+    directory = ModelDirectory()
+    for source in settings.model:
+        model = load_model(source, settings)
+        directory[model.key if model.name in directory else model.name] = model
+    return directory
+
+
+def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
+    folder = resolve(
+        source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline
+    )
+    description = describe(folder, settings.max_model_len)
+    version = source.version or description.version
+    return LoadedModel(
+        name=source.name,
+        version=version,
+        spec=_spec(source, version, folder, settings),
+        description=description,
+        tokenizer=Tokenizer.load(folder),
+        chat_template=ChatTemplate.load(folder),
+    )
+
+
+def _spec(source: ModelSource, version: str, folder: Path, settings: Settings) -> ModelSpec:
+    return ModelSpec(
+        key=f"{source.name}@{version}",
+        folder=str(folder),
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        kv_cache_bytes=settings.kv_cache_memory,
+        max_model_len=settings.max_model_len,
+    )
+
+
+def _worker_config(settings: Settings) -> WorkerConfig:
+    return WorkerConfig(
+        models=[],
+        device=settings.device,
+        num_threads=settings.worker_threads,
+        block_size=settings.block_size,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_sequences=settings.max_sequences,
+        kv_cache_fraction=settings.kv_cache_fraction,
+        prefix_caching=settings.prefix_caching,
+        deterministic=settings.deterministic,
+    )
+
+
+def _supervisor_limits(settings: Settings) -> SupervisorLimits:
+    return SupervisorLimits(
+        restart_budget=settings.restart_budget,
+        restart_window_seconds=settings.restart_window,
+        step_timeout_seconds=settings.step_timeout,
+    )

@@ -1,0 +1,102 @@
+"""A checkpoint of single-pass work in the worker: batcher over encoder runner, faults contained.
+
+Knows messages and items; not weights, and not what a vector or a score means. Worker process, main thread.
+"""
+
+import logging
+import time
+
+import numpy as np
+
+from model.encoder_runner import EncodeItem, EncoderRunner
+from service.engine.batcher import Batcher, Item
+from service.engine.protocol import Encode, EncodeResult, Generate, LaneStats, Loaded, Step
+
+log = logging.getLogger("slimpajama.worker")
+
+
+class SinglePassLane:
+    """Implements `Lane`."""
+
+    def __init__(self, loaded: Loaded, batcher: Batcher, runner: EncoderRunner) -> None:
+        self.loaded = loaded
+        self.busy_seconds = 0.0
+        self._batcher = batcher
+        self._runner = runner
+        self._unstarted: set[int] = set()
+
+    @property
+    def has_work(self) -> bool:
+        return self._batcher.num_waiting > 0
+
+    @property
+    def next_step_tokens(self) -> int:
+        return self._batcher.num_waiting_tokens
+
+    def submit(self, message: Generate | Encode, now: float) -> None:  # noqa: ARG002
+        if isinstance(message, Generate):
+            raise ValueError(f"checkpoint '{message.model}' does not generate")
+        self._batcher.add(message)
+        self._unstarted.add(message.request_id)
+
+    def cancel(self, request_id: int) -> None:
+        self._batcher.cancel(request_id)
+        self._unstarted.discard(request_id)
+
+    def step(self, now: float) -> Step:
+        results = self._batcher.expire(now)
+        batch = self._batcher.next_batch()
+        results += self._run(batch)
+        numbers = {item.request_id for item in batch}
+        started = sorted(numbers & self._unstarted)
+        self._unstarted -= numbers
+        seconds = time.monotonic() - now
+        self.busy_seconds += seconds
+        stats = LaneStats(
+            num_waiting=len(self._unstarted),
+            num_waiting_tokens=self._batcher.num_waiting_tokens,
+            num_running=len(numbers),
+            step_tokens=sum(item.length for item in batch),
+            step_sequences=len(batch),
+            step_seconds=seconds,
+        )
+        if not self._batcher.num_waiting:
+            stats.num_running = 0
+        return Step(model=self.loaded.model, started_ids=started, encoded=results, stats=stats)
+
+    def close(self) -> Step:
+        message = "the checkpoint was unloaded"
+        results = [
+            EncodeResult(request_id=result.request_id, index=result.index, error=message, reason="error")
+            for number in self._batcher.request_ids
+            for result in self._batcher.cancel(number)
+        ]
+        return Step(model=self.loaded.model, encoded=results)
+
+    def _run(self, batch: list[Item]) -> list[EncodeResult]:
+        """A batch that raises as a whole is run again item by item, so that only the culprit fails."""
+        try:
+            found = self._runner.run([_item(entry) for entry in batch])
+        except Exception as error:
+            log.exception("batch failed", extra={"model": self.loaded.model, "items": len(batch)})
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return self._run(batch[:middle]) + self._run(batch[middle:])
+            found = [f"{type(error).__name__} in the forward pass"]
+        return [_result(entry, value) for entry, value in zip(batch, found, strict=True)]
+
+
+def _item(entry: Item) -> EncodeItem:
+    return EncodeItem(
+        ids=entry.input.ids,
+        type_ids=entry.input.type_ids,
+        output=entry.output,
+        skip_pooling=entry.input.skip_pooling,
+    )
+
+
+def _result(entry: Item, value: np.ndarray | str) -> EncodeResult:
+    if isinstance(value, str):
+        return EncodeResult(request_id=entry.request_id, index=entry.index, error=value, reason="error")
+    data = np.ascontiguousarray(value, dtype="<f4")
+    return EncodeResult(request_id=entry.request_id, index=entry.index, shape=list(data.shape), data=data.tobytes())
