@@ -105,7 +105,6 @@ class _Penalties:
         params = [rows[i].sampling for i in indices]
         self.indices = np.array(indices, np.int64)
         self.sequence_ids = [rows[i].sequence_id for i in indices]
-        self.beam = np.array([p.beam is not None for p in params])
         self.repetition = np.array([p.repetition_penalty for p in params], np.float32)[:, None]
         self.presence = np.array([p.presence_penalty for p in params], np.float32)[:, None]
         self.frequency = np.array([p.frequency_penalty for p in params], np.float32)[:, None]
@@ -158,8 +157,8 @@ class _Penalties:
         self.num_seen[known] = previous.num_seen[old[known]]
 
     def _catch_up(self, rows: Sequence[Row], num_outputs: Ints) -> None:
-        step_behind = (self.num_seen == num_outputs - 1) & (self.num_seen >= 0) & ~self.beam
-        for i in np.flatnonzero(~step_behind & ((self.num_seen != num_outputs) | self.beam)):
+        step_behind = (self.num_seen == num_outputs - 1) & (self.num_seen >= 0)
+        for i in np.flatnonzero(~step_behind & (self.num_seen != num_outputs)):
             self._count(int(i), rows[self.indices[i]])
         if not step_behind.any():
             return
@@ -176,7 +175,7 @@ class _Penalties:
         self.num_seen[behind] += 1
 
     def _count(self, i: int, row: Row) -> None:
-        """Counts row `i` from scratch: it is new here, or a beam whose past was exchanged."""
+        """Counts row `i` from scratch: it is new here."""
         ids = np.array(row.prompt_ids + row.output_ids, np.int64)
         different, inverse = np.unique(ids, return_inverse=True)
         self._reserve(len(different))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.batch import Row, RowOutput, TokenLogprobs
+from model.batch import Row, RowOutput, SamplingParams, TokenLogprobs
 from model.candidates import FIRST_COUNT, LATER_COUNTS, Choice, Filters, choose, largest
 from model.logits_rules import LogitsRules
 from model.noise import seed_bits, uniforms
@@ -114,10 +114,8 @@ class Sampler:
         if launched.beams is not None:
             values, ids = launched.beams[0].tolist(), launched.beams[1].tolist()
             for place, row in enumerate(params.beams.tolist()):
-                beam = launched.rows[row].sampling.beam
-                assert beam is not None
                 if outputs[row].error is None:
-                    count = 2 * beam.num_beams
+                    count = 2 * num_beams(launched.rows[row].sampling)
                     outputs[row].beam_candidates = list(zip(ids[place][:count], values[place][:count], strict=True))
         return outputs
 
@@ -183,18 +181,22 @@ def score_tokens(logits: Tensor, targets: list[int], counts: list[int]) -> list[
     ]
 
 
+def num_beams(params: SamplingParams) -> int:
+    return params.beam.num_beams if params.beam is not None else 1
+
+
 def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) -> _Params:
     params = [row.sampling for row in rows]
-    sampled = [i for i, p in enumerate(params) if p.temperature > 0 and p.beam is None]
+    beams = [i for i, p in enumerate(params) if num_beams(p) > 1]
+    sampled = [i for i, p in enumerate(params) if p.temperature > 0 and num_beams(p) == 1]
     scored = [i for i, p in enumerate(params) if p.logprobs is not None]
-    beams = [i for i, p in enumerate(params) if p.beam is not None]
     return _Params(
         rules=rules,
         sampled=np.array(sampled, np.int64),
         beams=np.array(beams, np.int64),
         scored=np.array(scored, np.int64),
         max_scored=max((params[i].logprobs or 0 for i in scored), default=0),
-        max_beam=max((2 * p.beam.num_beams for p in params if p.beam is not None), default=0),
+        max_beam=2 * max((num_beams(p) for p in params), default=0),
         temperature=np.array([params[i].temperature for i in sampled], np.float32),
         seeds=np.array([seed_bits(params[i].seed) for i in sampled], np.uint64),
         filters=Filters(

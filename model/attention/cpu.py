@@ -8,8 +8,9 @@ Knows neither networks nor scheduler. Runs in the worker process.
 Legend: T tokens in the step, B sequences, L keys (padded), H query heads, K key/value heads, G = H / K, D head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,11 +80,6 @@ def mask_for(query_positions: Tensor, key_positions: Tensor, rules: AttentionRul
     return bias.masked_fill(~allowed, float("-inf")).to(dtype)
 
 
-def rules_key(rules: AttentionRules) -> tuple[object, ...]:
-    """What of the rules a mask depends on."""
-    return rules.causal, rules.window, id(rules.alibi_slopes), id(rules.relative_bias)
-
-
 def groups_of_like_length(lens: NDArray[np.int64], *, exact: bool, slack: int) -> Iterator[NDArray[np.int64]]:
     """Indices of `lens` in groups, longest first; a group's longest is at most `slack` or a third above its others.
 
@@ -119,7 +115,8 @@ class CpuAttention:
         groups, prompts = layout.prepared["paged"]
         out = torch.empty_like(query)
         for index, group in enumerate(groups):
-            self._decode(query, key_cache, value_cache, group, rules, out, _masks(layout, index))
+            mask = _kept(layout, index, rules, partial(_decode_mask, group, rules, query.dtype, key_cache.shape[2]))
+            out.index_copy_(0, group.tokens, _decode(query, key_cache, value_cache, group, mask, rules))
         for prompt in prompts:
             key = key_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]  # [L, K, D]
             value = value_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]
@@ -136,46 +133,48 @@ class CpuAttention:
             layout.prepared[plan] = _packed_plan(layout, exact=exact)
         out = torch.empty_like(query)
         for index, group in enumerate(layout.prepared[plan]):
-            masks = _masks(layout, (plan, index))
-            if rules_key(rules) not in masks:
-                masks[rules_key(rules)] = _packed_mask(group, rules, query.dtype)
+            mask = _kept(layout, (plan, index), rules, partial(_packed_mask, group, rules, query.dtype))
             q, k, v = (
                 tensor.index_select(0, group.gather).view(-1, group.padded_len, *tensor.shape[1:]).transpose(1, 2)
                 for tensor in (query, key, value)
             )  # [B, H or K, L, D]
-            found = fused_attention(q, k, v, masks[rules_key(rules)], rules).transpose(1, 2).flatten(0, 1)
+            found = fused_attention(q, k, v, mask, rules).transpose(1, 2).flatten(0, 1)
             if group.scatter is not None:
                 found = found.index_select(0, group.scatter)
             out.index_copy_(0, group.tokens, found)
         return out
 
-    def _decode(
-        self,
-        query: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        group: DecodeGroup,
-        rules: AttentionRules,
-        out: Tensor,
-        masks: dict[object, Tensor | None],
-    ) -> None:
-        num_kv_heads = key_cache.shape[2]
-        padded = (len(group.tokens), group.padded_len, num_kv_heads, query.shape[2])
-        key = key_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
-        value = value_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)
-        if rules_key(rules) not in masks:
-            masks[rules_key(rules)] = _decode_mask(group, rules, query.dtype, num_kv_heads)
-        # The queries that share a key head become the "sequence" of that head: no key is repeated.
-        grouped = query.index_select(0, group.tokens).view(
-            len(group.tokens), num_kv_heads, -1, query.shape[2]
-        )  # [B, K, G, D]
-        found = fused_attention(grouped, key, value, masks[rules_key(rules)], rules)  # [B, K, G, D]
-        out.index_copy_(0, group.tokens, found.flatten(1, 2))
+
+def _decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    group: DecodeGroup,
+    mask: Tensor | None,
+    rules: AttentionRules,
+) -> Tensor:
+    """query [T, H, D] of the step; gives [B, H, D] of the group's rows."""
+    num_kv_heads = key_cache.shape[2]
+    padded = (len(group.tokens), group.padded_len, num_kv_heads, query.shape[2])
+    key = key_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
+    value = value_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)
+    # The queries that share a key head become the "sequence" of that head: no key is repeated.
+    grouped = query.index_select(0, group.tokens).view(len(group.tokens), num_kv_heads, -1, query.shape[2])
+    return fused_attention(grouped, key, value, mask, rules).flatten(1, 2)  # [B, K, G, D] to [B, H, D]
 
 
-def _masks(layout: PagedLayout | PackedLayout, group: object) -> dict[object, Tensor | None]:
-    found: dict[object, Tensor | None] = layout.prepared.setdefault(("masks", group), {})
-    return found
+def _kept(
+    layout: PagedLayout | PackedLayout, part: object, rules: AttentionRules, make: Callable[[], Tensor | None]
+) -> Tensor | None:
+    """The mask of a part of the layout under these rules, made by the first layer that asks.
+
+    The rules are kept with it: their tensors are told apart by identity, so they must live as long.
+    """
+    key = (part, rules.causal, rules.window, id(rules.alibi_slopes), id(rules.relative_bias))
+    if key not in layout.prepared:
+        layout.prepared[key] = (rules, make())
+    mask: Tensor | None = layout.prepared[key][1]
+    return mask
 
 
 def _paged_plan(layout: PagedLayout, block_size: int) -> tuple[list[DecodeGroup], list[Prompt]]:

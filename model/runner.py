@@ -1,0 +1,203 @@
+"""Runs one step of a generating checkpoint: `Batch` in, `StepOutput` out.
+
+`launch` builds the inputs, queues the forward pass and the sampling; `collect` waits for the results and is the only
+place that does. One row's fault (an id outside the vocabulary, a failed grammar, a logit that is no number) is told
+in its own output and changes nothing for the others. Knows neither requests nor blocks' owners nor text.
+Runs in the worker process, main thread.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
+from model.attention.interface import AttentionBackend
+from model.batch import Batch, Row, RowOutput, StepOutput, TokenLogprobs
+from model.config import DecoderConfig, EncoderDecoderConfig
+from model.cuda_graphs import DecodeGraphs
+from model.decoder import Decoder
+from model.encoder_decoder import EncoderDecoder
+from model.grammar import GrammarCompiler
+from model.kv_cache import KVCache
+from model.sampling import Launched, Masks, Sampler, score_tokens
+from model.step_inputs import StepInputs, cross_layout, make_inputs, make_source_inputs, on_device
+
+SCORED_POSITIONS = 256
+"""Prompt positions whose logits are held at once: bounds the memory that prompt log-probabilities take."""
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step whose results the device may still be computing."""
+
+    rows: list[Row]
+    errors: dict[int, str]
+    """By place in `rows`."""
+    sampled: Launched | None
+    sampled_places: list[int]
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
+    started: float
+
+
+class Runner:
+    """One checkpoint on one device, with its paged cache. Backend and cache must be on the network's device."""
+
+    def __init__(
+        self,
+        network: Decoder | EncoderDecoder,
+        config: DecoderConfig | EncoderDecoderConfig,
+        kv_cache: KVCache,
+        backend: AttentionBackend,
+        *,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.kv_cache = kv_cache
+        self.backend = backend
+        self.device = kv_cache.device
+        self.grammars = grammars
+        self.forward_seconds = 0.0
+        """What the last batch took, from its launch to its results."""
+        self._sampler = Sampler(config.vocab_size)
+        self._source_vocab_size = getattr(config, "source_vocab_size", None) or config.vocab_size
+        self._graphs: DecodeGraphs | None = None
+        if isinstance(network, Decoder) and self.device.type == "cuda":
+            self._graphs = DecodeGraphs(network, kv_cache, backend, config.context_length)
+
+    def run(self, batch: Batch) -> StepOutput:
+        return self.collect(self.launch(batch))
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> LaunchedStep:
+        """Queues everything that the step computes. Raises what the device raises (out of memory)."""
+        started = time.perf_counter()
+        rows = batch.rows
+        self.kv_cache.copy_blocks(batch.block_copies)
+        inputs = make_inputs(rows, self.kv_cache.block_size)
+        errors = _replace_foreign_ids(inputs.ids, inputs.query_starts, self.config.vocab_size)
+        hidden = self._forward(rows, inputs, errors)
+        places = [place for place, row in enumerate(rows) if row.samples]
+        sampled = None
+        if places:
+            sampling = rows if len(places) == len(rows) else [rows[place] for place in places]
+            ends = inputs.row_ends[places]
+            picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
+            logits = self.network.logits(picked)
+            # The device computes while the grammars' masks are worked out here.
+            sampled = self._sampler.launch(logits, sampling, self._masks(rows, places, errors))
+        scored = self._score_prompts(rows, inputs, hidden)
+        return LaunchedStep(rows, errors, sampled, places, scored, started)
+
+    @torch.inference_mode()
+    def collect(self, step: LaunchedStep) -> StepOutput:
+        """Waits for a launched step; one output for each row, in order."""
+        outputs = [RowOutput(row.sequence_id) for row in step.rows]
+        if step.sampled is not None:
+            for place, output in zip(step.sampled_places, self._sampler.collect(step.sampled), strict=True):
+                outputs[place] = output
+        for place, scores in step.prompt_logprobs.items():
+            outputs[place].prompt_logprobs = scores
+        for place in step.sampled_places:
+            row, output = step.rows[place], outputs[place]
+            if row.sampling.grammar is not None and output.token_id is not None and place not in step.errors:
+                self._advance_grammar(row, output)
+        for place, error in step.errors.items():
+            outputs[place] = RowOutput(step.rows[place].sequence_id, error=error)
+        self.forward_seconds = time.perf_counter() - step.started
+        return StepOutput(rows=outputs)
+
+    def recover(self) -> None:
+        """After a step that raised: forgets what was kept between steps and gives unused memory back."""
+        self._sampler = Sampler(self.config.vocab_size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _forward(self, rows: Sequence[Row], inputs: StepInputs, errors: dict[int, str]) -> Tensor:
+        """Hidden states [T, E] of the step's tokens; their keys and values are in the cache afterwards."""
+        if isinstance(self.network, Decoder):
+            if self._graphs is not None and inputs.decodes_only and self._graphs.fits(inputs):
+                return self._graphs.run(inputs)
+            attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
+            hidden: Tensor = self.network(
+                on_device(inputs.ids, self.device), on_device(inputs.positions, self.device), attend
+            )
+            return hidden
+        self._encode_sources(rows, errors)
+        attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
+        cross = CrossAttendPaged(self.kv_cache, cross_layout(rows, inputs.query_starts, self.device), self.backend)
+        ids, positions = on_device(inputs.ids, self.device), on_device(inputs.positions, self.device)
+        return self.network.decode(ids, positions, attend, cross)
+
+    def _encode_sources(self, rows: Sequence[Row], errors: dict[int, str]) -> None:
+        """Encodes the sources of the rows that ask for it and stores their cross-attention keys and values."""
+        assert isinstance(self.network, EncoderDecoder)
+        places = [place for place, row in enumerate(rows) if row.encode]
+        if not places:
+            return
+        inputs = make_source_inputs([rows[place] for place in places], self.kv_cache.block_size)
+        foreign = _replace_foreign_ids(inputs.ids, inputs.starts, self._source_vocab_size)
+        errors.update({places[place]: error for place, error in foreign.items()})
+        attend = PackedAttend(inputs.layout(self.device), self.backend)
+        hidden = self.network.encode(
+            on_device(inputs.ids, self.device), on_device(inputs.positions, self.device), attend
+        )
+        slots = on_device(inputs.slots, self.device)
+        for layer, (key, value) in enumerate(self.network.cross_keys_values(hidden)):
+            self.backend.write(key, value, self.kv_cache.keys[layer], self.kv_cache.values[layer], slots)
+
+    def _score_prompts(self, rows: Sequence[Row], inputs: StepInputs, hidden: Tensor) -> dict[int, list[TokenLogprobs]]:
+        """For the rows that ask: log-probabilities of the prompt tokens that this step's tokens predict."""
+        places = [place for place, row in enumerate(rows) if row.sampling.prompt_logprobs is not None]
+        found: dict[int, list[TokenLogprobs]] = {}
+        for place in places:
+            row, first = rows[place], int(inputs.query_starts[place])
+            targets = row.prompt_ids[row.start + 1 : row.start + len(row.token_ids) + 1]
+            scores: list[TokenLogprobs] = []
+            for start in range(0, len(targets), SCORED_POSITIONS):
+                piece = targets[start : start + SCORED_POSITIONS]
+                logits = self.network.logits(hidden[first + start : first + start + len(piece)])
+                scores += score_tokens(logits, piece, [row.sampling.prompt_logprobs or 0] * len(piece))
+            found[place] = scores
+        return found
+
+    def _masks(self, rows: Sequence[Row], places: list[int], errors: dict[int, str]) -> Masks | None:
+        """Which tokens the rows' grammars allow; a grammar that fails is noted in `errors`."""
+        constrained = [i for i, place in enumerate(places) if rows[place].sampling.grammar is not None]
+        if not constrained:
+            return None
+        bits = np.full((len(constrained), -(-self.config.vocab_size // 32)), -1, np.int32)
+        for index, i in enumerate(constrained):
+            row = rows[places[i]]
+            error = "this checkpoint takes no grammars" if self.grammars is None else None
+            if self.grammars is not None:
+                error = self.grammars.fill_mask(row, bits[index])
+            if error is not None:
+                errors[places[i]] = error
+        return Masks(constrained, bits)
+
+    def _advance_grammar(self, row: Row, output: RowOutput) -> None:
+        assert self.grammars is not None
+        assert output.token_id is not None
+        matcher = self.grammars.matcher(row.sequence_id)
+        assert matcher is not None
+        output.error = matcher.advance(output.token_id)
+        output.grammar_finished = matcher.finished
+
+
+def _replace_foreign_ids(ids: NDArray[np.int64], starts: NDArray[np.int64], vocab_size: int) -> dict[int, str]:
+    """Ids outside the vocabulary become 0, in place, so that the step can run; gives the faults of their rows."""
+    foreign = (ids < 0) | (ids >= vocab_size)
+    if not foreign.any():
+        return {}
+    errors: dict[int, str] = {}
+    for token in np.flatnonzero(foreign).tolist():
+        row = int(np.searchsorted(starts, token, side="right")) - 1
+        errors.setdefault(row, f"token id {int(ids[token])} is not in the vocabulary of {vocab_size:,}")
+    ids[foreign] = 0
+    return errors
