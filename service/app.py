@@ -104,4 +104,5 @@ def _add_layers(app: FastAPI, state: AppState) -> None:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    app.add_middleware(Entry, state=state)
+    known_paths = frozenset(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
+    app.add_middleware(Entry, state=state, known_paths=known_paths)

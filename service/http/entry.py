@@ -24,9 +24,12 @@ CLIENT_GONE_STATUS = 499
 
 
 class Entry:
-    def __init__(self, app: ASGIApp, state: AppState) -> None:
+    """`known_paths` name the requests that were refused before they reached their route."""
+
+    def __init__(self, app: ASGIApp, state: AppState, known_paths: frozenset[str]) -> None:
         self._app = app
         self._state = state
+        self._known_paths = known_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +70,8 @@ class Entry:
 
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         record.status = record.status or CLIENT_GONE_STATUS
-        record.endpoint = getattr(scope.get("route"), "path", "unmatched")
+        path = scope["path"] if scope["path"] in self._known_paths else "unmatched"
+        record.endpoint = getattr(scope.get("route"), "path", path)
         self._state.metrics.http_request(endpoint=record.endpoint, method=record.method, status=record.status)
         write_access_line(record, now=time.monotonic(), log_prompts=self._state.settings.log_prompts)
 

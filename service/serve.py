@@ -1,0 +1,37 @@
+"""`slimpajama serve`: from flags to a running service. Wires settings, logs, metrics, engine, application and server.
+
+Everything that can be refused before listening is refused here, with exit code 2 and a line that says what to change.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from service import logs
+from service.app import create_app, package_version
+from service.auth import KeyFileError
+from service.engine.assembly import make_engine
+from service.flags import EXIT_USAGE
+from service.metrics import Metrics
+from service.server import refuse_open_doors, serve
+from service.settings import Settings, load_settings
+from service.settings_sources import SettingsError
+
+
+def run(flags: Mapping[str, object]) -> int:
+    """Returns the process's exit code: 0 after a drain, 2 for a wrong setting, 3 if the engine failed for good."""
+    try:
+        settings = load_settings(flags)
+        refuse_open_doors(settings)
+        _refuse_nothing_to_serve(settings)
+        logs.configure(settings.log_format, settings.log_level)
+        metrics = Metrics(build_version=package_version())
+        app = create_app(settings, make_engine(settings, metrics), registry=metrics)
+    except (SettingsError, KeyFileError) as error:
+        sys.stderr.write(f"slimpajama serve: error: {error}\n")
+        return EXIT_USAGE
+    return serve(settings, app)
+
+
+def _refuse_nothing_to_serve(settings: Settings) -> None:
+    if not settings.model:
+        raise SettingsError("nothing to serve: give --model FOLDER_OR_HUB_NAME, or SLIMPAJAMA_MODEL")

@@ -1,0 +1,193 @@
+"""Settings: who wins, what is refused, and that a slip of the pen is told from a setting."""
+
+from pathlib import Path
+
+import pytest
+
+from service.model_source import ModelSource
+from service.settings import Settings, load_settings, setting_lines
+from service.settings_sources import SettingsError
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_flag_beats_environment_beats_yaml_beats_default(monkeypatch, yaml_file):
+    path = yaml_file("port: 1111\nmax_sequences: 11\nblock_size: 8\n")
+    monkeypatch.setenv("SLIMPAJAMA_PORT", "2222")
+    monkeypatch.setenv("SLIMPAJAMA_MAX_SEQUENCES", "22")
+    settings = load_settings({"port": "3333", "config": str(path)})
+    assert (settings.port, settings.max_sequences, settings.block_size) == (3333, 22, 8)
+    assert settings.max_batch_tokens == 2048
+
+
+def test_yaml_file_may_be_named_by_the_environment(monkeypatch, yaml_file):
+    monkeypatch.setenv("SLIMPAJAMA_CONFIG", str(yaml_file("model: [a/b, c/d=e@2]\noffline: yes\n")))
+    settings = load_settings({})
+    assert settings.model == (ModelSource("a/b", "a/b"), ModelSource("c/d", "e", "2"))
+    assert settings.offline is True
+
+
+def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_MODEL", "a/b=x, c/d=y")
+    monkeypatch.setenv("SLIMPAJAMA_CORS_ORIGINS", "https://one.example,https://two.example")
+    settings = load_settings({})
+    assert [source.name for source in settings.model] == ["x", "y"]
+    assert settings.cors_origins == ("https://one.example", "https://two.example")
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_PORT", "")
+    assert load_settings({}).port == 8000
+
+
+@pytest.mark.parametrize(("text", "num_bytes"), [("512MiB", 2**29), ("2GiB", 2**31), ("1.5GiB", 3 * 2**29), ("64", 64)])
+def test_memory_sizes_are_read_with_their_unit(text, num_bytes):
+    assert load_settings({"kv_cache_memory": text}).kv_cache_memory == num_bytes
+
+
+@pytest.mark.parametrize("name", ["SLIMPAJAMA_PROT", "slimpajama_port", "SLIMPAJAMA_PORTS"])
+def test_misspelt_variable_is_an_error_that_suggests_the_right_one(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=rf"unknown variable '{name}'(: did you mean 'SLIMPAJAMA_PORT'\?)?"):
+        load_settings({})
+
+
+def test_service_links_of_kubernetes_are_not_settings(monkeypatch):
+    """A Service called "slimpajama" makes Kubernetes set SLIMPAJAMA_PORT=tcp://... in every pod of its namespace."""
+    for name, value in {
+        "SLIMPAJAMA_PORT": "tcp://10.0.0.1:80",
+        "SLIMPAJAMA_SERVICE_HOST": "10.0.0.1",
+        "SLIMPAJAMA_SERVICE_PORT": "80",
+        "SLIMPAJAMA_SERVICE_PORT_HTTP": "80",
+        "SLIMPAJAMA_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "SLIMPAJAMA_PORT_80_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings({}).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "unknown setting 'prot': did you mean 'port'"),
+        ("max-sequences: 1", "did you mean 'max_sequences'"),
+        ("- port", "must hold `setting: value` lines, not a list"),
+        ("port: 1\nport: 2", "'port' is given twice"),
+        ("port: [", "cannot read the settings"),
+        ("config: other.yaml", "unknown setting 'config'"),
+    ],
+)
+def test_faulty_yaml_is_an_error_that_names_file_and_fault(yaml_file, text, message):
+    path = yaml_file(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings({"config": str(path)})
+    assert str(path) in str(caught.value)
+
+
+def test_missing_yaml_file_is_an_error(tmp_path):
+    with pytest.raises(SettingsError, match="cannot read the settings"):
+        load_settings({"config": str(tmp_path / "none.yaml")})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "eight"),
+        ("block_size", "0"),
+        ("kv_cache_memory", "0"),
+        ("kv_cache_memory", "much"),
+        ("kv_cache_fraction", "1.5"),
+        ("drain_timeout", "inf"),
+        ("drain_timeout", "nan"),
+        ("device", "tpu"),
+        ("dtype", "float8"),
+        ("log_format", "xml"),
+        ("host", ""),
+        ("api_keys_file", "/does/not/exist"),
+        ("model", ["=name"]),
+        ("model", ["a/b=no good"]),
+        ("model", ["a/b=x", "c/d=x"]),
+        ("max_json_depth", "100000"),
+        ("rate_limit_tokens", "0"),
+    ],
+)
+def test_value_out_of_range_is_an_error_that_names_the_setting(name, value):
+    with pytest.raises(SettingsError, match=name):
+        load_settings({name: value})
+
+
+def test_tls_needs_certificate_and_key(tmp_path):
+    file = tmp_path / "some.pem"
+    file.write_text("x")
+    with pytest.raises(SettingsError, match="go together"):
+        load_settings({"tls_certificate": str(file)})
+
+
+def test_no_auth_contradicts_a_key_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("a:12345678")
+    with pytest.raises(SettingsError, match="contradict"):
+        load_settings({"api_keys_file": str(file), "no_auth": True})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("::1", False),
+        ("localhost", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.0.7", True),
+        ("somewhere.example", True),
+    ],
+)
+def test_only_loopback_addresses_are_private(host, public):
+    assert Settings(host=host).is_public is public
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/model", ModelSource("owner/model", "owner/model")),
+        ("owner/model@2", ModelSource("owner/model", "owner/model", "2")),
+        ("owner/model=small", ModelSource("owner/model", "small")),
+        ("owner/model=small@2", ModelSource("owner/model", "small", "2")),
+        ("./models/tiny", ModelSource("./models/tiny", "tiny")),
+        ("/srv/models/tiny/", ModelSource("/srv/models/tiny/", "tiny")),
+        ("/srv/a=b/tiny=x@v1.2", ModelSource("/srv/a=b/tiny", "x", "v1.2")),
+    ],
+)
+def test_model_text_is_location_name_and_version(text, expected):
+    assert ModelSource.parse(text) == expected
+
+
+def test_existing_folder_is_taken_whole(tmp_path):
+    folder = tmp_path / "run=7@best"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="add =NAME"):
+        ModelSource.parse(str(folder))
+    assert ModelSource.parse(f"{folder}=best") == ModelSource(str(folder), "best")
+
+
+def test_every_setting_has_a_group_a_description_and_a_shown_default():
+    lines = setting_lines()
+    assert {line.field for line in lines} == set(Settings.model_fields)
+    assert all(line.group and line.description and line.default for line in lines)
+    assert next(line for line in lines if line.field == "dtype").choices == ("auto", "float32", "bfloat16", "float16")
