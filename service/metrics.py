@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 PREFIX = "slimpajama"
@@ -109,6 +110,7 @@ class Metrics:
     """All metrics of one process. Make one per application: nothing is registered globally."""
 
     def __init__(self, *, build_version: str = "unknown") -> None:
+        disable_created_metrics()  # a time stamp beside every series would double what is scraped
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

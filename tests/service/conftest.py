@@ -1,4 +1,4 @@
-"""Factories for the service's own layers: an engine that needs no model, an application around it, a client for that."""
+"""Factories for the service's own layers: an engine that needs no model, an application around it, a client."""
 
 import os
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""The command line: what it says about itself and about mistakes, and that it does so without loading anything heavy."""
+"""The command line: what it says about itself and about mistakes, and that nothing heavy is loaded for it."""
 
 import subprocess
 import sys

@@ -1,0 +1,132 @@
+"""Metrics: names, labels, one registry per application, and that Prometheus' own parser reads them."""
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import Metrics
+
+CONTRACT = {
+    "requests": ("endpoint", "method", "status"),
+    "request_outcomes": ("model", "version", "task", "outcome"),
+    "requests_accepted": ("model", "version", "task"),
+    "requests_rejected": ("cause",),
+    "requests_replayed": (),
+    "worker_restarts": ("cause",),
+    "preemptions": ("model", "version"),
+    "prompt_tokens": ("model", "version", "task"),
+    "cached_tokens": ("model", "version", "task"),
+    "generated_tokens": ("model", "version", "task"),
+    "time_to_first_token_seconds": ("model", "version", "task"),
+    "inter_token_seconds": ("model", "version", "task"),
+    "queue_seconds": ("model", "version", "task"),
+    "prefill_seconds": ("model", "version", "task"),
+    "decode_seconds": ("model", "version", "task"),
+    "request_seconds": ("model", "version", "task"),
+    "step_seconds": ("model", "version"),
+    "step_tokens": ("model", "version"),
+    "step_sequences": ("model", "version"),
+    "requests_waiting": ("model", "version"),
+    "requests_running": ("model", "version"),
+    "kv_cache_usage": ("model", "version"),
+    "model_info": ("model", "version", "architecture", "dtype", "device"),
+    "worker_up": (),
+    "build_info": ("version",),
+}
+LABELS = {"model": "tiny", "version": "1", "task": "chat"}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(build_version="9.9")
+
+
+@pytest.fixture
+def full(metrics):
+    """Every metric recorded once."""
+    metrics.http_request(endpoint="/v1/models", method="GET", status=200)
+    metrics.rejected("queue_tokens")
+    metrics.replayed()
+    metrics.worker_restarted("killed")
+    metrics.worker_up(True)
+    metrics.model_loaded(model="tiny", version="1", architecture="Llama", dtype="float32", device="cpu")
+    series = metrics.request_metrics(**LABELS)
+    series.accepted()
+    series.tokens(prompt=7, cached=3, generated=2)
+    for record in (series.queued, series.first_token, series.inter_token, series.prefilled, series.decoded):
+        record(0.25)
+    series.outcome("stop", seconds=0.5)
+    lane = metrics.model_metrics(model="tiny", version="1")
+    lane.load(waiting=1, running=2, kv_cache_usage=0.5)
+    lane.step(seconds=0.01, tokens=64, sequences=4, preempted=1)
+    return metrics
+
+
+def families(metrics):
+    text = generate_latest(metrics.registry).decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"slimpajama_{name}", labels)
+
+
+def test_every_metric_of_the_contract_is_there_with_its_labels(full):
+    found = families(full)
+    for name, labels in CONTRACT.items():
+        family = found[f"slimpajama_{name}"]
+        assert family.samples, name
+        assert set(family.samples[0].labels) - {"le"} == set(labels), name
+
+
+def test_nothing_of_ours_is_outside_the_contract(full):
+    ours = {name.removeprefix("slimpajama_") for name in families(full) if name.startswith("slimpajama_")}
+    assert ours == set(CONTRACT)
+
+
+def test_what_was_recorded_is_what_is_read(full):
+    assert value(full, "prompt_tokens_total", **LABELS) == 7
+    assert value(full, "cached_tokens_total", **LABELS) == 3
+    assert value(full, "generated_tokens_total", **LABELS) == 2
+    assert value(full, "request_outcomes_total", **LABELS, outcome="stop") == 1
+    assert value(full, "request_outcomes_total", **LABELS, outcome="error") == 0
+    assert value(full, "request_seconds_sum", **LABELS) == 0.5
+    assert value(full, "requests_running", model="tiny", version="1") == 2
+    assert value(full, "step_tokens_sum", model="tiny", version="1") == 64
+    assert value(full, "preemptions_total", model="tiny", version="1") == 1
+    assert value(full, "build_info", version="9.9") == 1
+
+
+def test_latency_buckets_begin_at_a_millisecond(full):
+    assert value(full, "inter_token_seconds_bucket", **LABELS, le="0.001") == 0
+
+
+def test_an_unknown_method_is_not_a_new_label_value(metrics):
+    for method in ("BREW", "PROPFIND"):
+        metrics.http_request(endpoint="unmatched", method=method, status=405)
+    assert value(metrics, "requests_total", endpoint="unmatched", method="other", status="405") == 2
+
+
+def test_registries_are_apart_from_each_other_and_from_the_global_one(full):
+    assert value(Metrics(), "requests_replayed_total") == 0
+    assert not any(family.name.startswith("slimpajama") for family in REGISTRY.collect())
+
+
+def test_unloaded_model_keeps_its_counters_and_loses_its_gauges(full):
+    full.forget_model(model="tiny", version="1")
+    assert value(full, "requests_waiting", model="tiny", version="1") is None
+    assert value(full, "kv_cache_usage", model="tiny", version="1") is None
+    assert not families(full)["slimpajama_model_info"].samples
+    assert value(full, "preemptions_total", model="tiny", version="1") == 1
+    full.model_metrics(model="tiny", version="1").load(waiting=3, running=0)
+    assert value(full, "requests_waiting", model="tiny", version="1") == 3
+
+
+def test_forgetting_a_model_that_never_loaded_does_nothing(metrics):
+    metrics.forget_model(model="none", version="0")
+
+
+def test_process_and_python_metrics_are_there(metrics):
+    names = set(families(metrics))
+    assert {"process_cpu_seconds", "process_resident_memory_bytes", "python_info"} <= names
