@@ -8,7 +8,7 @@ worker's loop. Masks are computed between forward passes by the thread that runs
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class Matcher:
     def advance(self, token_id: int) -> str | None:
         """Takes the next token; says what is wrong if the grammar forbids it or gives up."""
         if not self._state.consume_token(token_id):
-            return f"the grammar cannot go on: {self._state.get_error()}"
+            return f"grammar: it cannot go on: {self._state.get_error()}"
         self.num_consumed += 1
         return None
 
@@ -62,10 +62,10 @@ class Matcher:
     def fill_mask(self, bits: NDArray[np.int32]) -> str | None:
         """Writes which tokens may come next, one bit each, low bit first; what `bits` has beyond is forbidden."""
         if self._state.is_error():
-            return f"the grammar cannot go on: {self._state.get_error()}"
+            return f"grammar: it cannot go on: {self._state.get_error()}"
         self._state.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._state.is_error():
-            return f"the grammar is too complex here: {self._state.get_error()}"
+            return f"grammar: it is too complex here: {self._state.get_error()}"
         shared = min(len(bits), len(self._words))
         bits[:shared] = self._words[:shared]
         bits[shared:] = 0
@@ -82,8 +82,16 @@ class GrammarCompiler:
     """Grammars of one checkpoint. All methods are for the worker's main thread."""
 
     def __init__(
-        self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int], *, timeout_seconds: float = 10.0
+        self,
+        tokenizer_json: str,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+        *,
+        timeout_seconds: float = 10.0,
+        wake: Callable[[], None] | None = None,
     ) -> None:
+        """`wake` is called, on a compiling thread, whenever `done` has something new to tell."""
+        self._wake = wake
         self._vocabulary = _Vocabulary(tokenizer_json, vocab_size, list(eos_ids))
         self._timeout_seconds = timeout_seconds
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
@@ -94,6 +102,9 @@ class GrammarCompiler:
         """Begins to compile for a sequence that has `output_ids` already; `done` will tell of it."""
         future = self._pool.submit(self._vocabulary.matcher, grammar, list(output_ids))
         self._pending[sequence_id] = _Pending(future, time.monotonic() + self._timeout_seconds)
+        if self._wake is not None:
+            wake = self._wake
+            future.add_done_callback(lambda _: wake())
 
     @property
     def any_done(self) -> bool:
@@ -111,7 +122,7 @@ class GrammarCompiler:
                 del self._pending[sequence_id]
                 pending.future.cancel()
                 limit = self._timeout_seconds
-                found.append((sequence_id, f"the grammar took more than {limit:g} seconds to compile; simplify it"))
+                found.append((sequence_id, f"grammar: it took more than {limit:g} seconds to compile; simplify it"))
         return found
 
     def forget(self, sequence_id: int) -> None:
@@ -135,7 +146,7 @@ class GrammarCompiler:
                 pending.future.exception(self._timeout_seconds)
             except TimeoutError:
                 del self._pending[row.sequence_id]
-                return f"the grammar took more than {self._timeout_seconds:g} seconds to compile; simplify it"
+                return f"grammar: it took more than {self._timeout_seconds:g} seconds to compile; simplify it"
             error = self._take(row.sequence_id, pending)
             if error is not None:
                 return error
@@ -175,7 +186,7 @@ class _Vocabulary:
         if compiled is None:
             compiled = LLMatcher(tokenizer, _form(grammar), log_level=0, limits=limits())
             if compiled.is_error():
-                raise GrammarError(f"the grammar does not compile: {compiled.get_error()}")
+                raise GrammarError(f"grammar: it does not compile: {compiled.get_error()}")
             with self._lock:
                 self._compiled[grammar] = compiled
                 while len(self._compiled) > MAX_KEPT_GRAMMARS:
@@ -200,7 +211,7 @@ class _Vocabulary:
                         tokenizer.to_str(), n_vocab=max(num_ids, self._vocab_size), eos_token=self._eos_ids
                     )
                 except ValueError as fault:
-                    raise GrammarError(f"this checkpoint's tokenizer takes no grammars: {fault}") from fault
+                    raise GrammarError(f"grammar: this checkpoint's tokenizer takes none: {fault}") from fault
             return self._tokenizer
 
 
@@ -208,4 +219,4 @@ def _form(grammar: Grammar) -> str:
     try:
         return compiler_form(grammar)
     except ValueError as fault:
-        raise GrammarError(f"the grammar does not compile: {fault}") from fault
+        raise GrammarError(f"grammar: it does not compile: {fault}") from fault

@@ -23,7 +23,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "serve": Command("service.serve", "load checkpoints and serve them over HTTP"),
     "models": Command("service.list_models", "say what checkpoint folders hold and which tasks they can do"),
-    "bench": Command("service.bench", "measure a running service: throughput, latency, goodput"),
+    "bench": Command("service.bench.command", "measure a running service: throughput, latency, goodput"),
     "evaluate": Command("service.evaluate", "score a checkpoint on a data set"),
     "calibrate": Command("service.calibrate", "fit a classifier's confidence on labelled data"),
 }

@@ -8,10 +8,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from model.hub import resolve
-
 from model.chat_template import ChatTemplate
 from model.description import describe
+from model.hub import resolve
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
@@ -85,6 +84,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         kv_cache_fraction=settings.kv_cache_fraction,
+        grammar_timeout_seconds=settings.grammar_timeout,
         prefix_caching=settings.prefix_caching,
         deterministic=settings.deterministic,
     )

@@ -20,6 +20,7 @@ from service.engine.dispatch import Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import (
+    GRAMMAR_ERROR,
     Cancel,
     EncodeResult,
     FromWorker,
@@ -296,7 +297,7 @@ class EngineClient:
 
     def _on_tokens(self, flight: GenerateFlight, output: TokenOutput, now: float) -> None:
         if output.error is not None:
-            grammar = output.error.startswith("grammar:")
+            grammar = output.error.startswith(GRAMMAR_ERROR)
             self._finish(flight, "error", (InvalidGrammar if grammar else GenerationFailed)(output.error))
             return
         if output.token_ids:

@@ -8,8 +8,9 @@ import logging
 import time
 
 from model.batch import Batch, StepOutput
+from model.grammar import GrammarCompiler
 from model.runner import Runner
-from service.engine.protocol import Encode, Generate, LaneStats, Loaded, Step, TokenOutput
+from service.engine.protocol import GRAMMAR_ERROR, Encode, Generate, LaneStats, Loaded, Step, TokenOutput
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import sequence_from
 
@@ -19,17 +20,18 @@ log = logging.getLogger("slimpajama.worker")
 class GenerationLane:
     """Implements `Lane`."""
 
-    def __init__(self, loaded: Loaded, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, loaded: Loaded, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler) -> None:
         self.loaded = loaded
         self.busy_seconds = 0.0
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
         self._unstarted: set[int] = set()
         self._outbox: list[TokenOutput] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self._outbox) or self._scheduler.has_work
+        return bool(self._outbox) or self._scheduler.has_work or self._grammars.any_done
 
     @property
     def next_step_tokens(self) -> int:
@@ -43,14 +45,17 @@ class GenerationLane:
             self._outbox.append(refused)
             return
         self._unstarted.add(message.request_id)
+        if message.sampling.grammar is not None:
+            self._grammars.start(message.request_id, message.sampling.grammar, message.output_ids)
 
     def cancel(self, request_id: int) -> None:
         self._scheduler.cancel(request_id)
-        self._unstarted.discard(request_id)
+        self._forget(request_id)
 
     def step(self, now: float) -> Step:
         delivered, self._outbox = self._outbox, []
         delivered += self._scheduler.expire(now)
+        delivered += self._take_grammars()
         batch = self._scheduler.schedule(now)
         output = self._run(batch) if batch.rows else StepOutput(rows=[])
         if output is None:
@@ -59,7 +64,7 @@ class GenerationLane:
             delivered += self._scheduler.update(batch, output, time.monotonic())
         for entry in delivered:
             if entry.finish_reason is not None:
-                self._unstarted.discard(entry.request_id)
+                self._forget(entry.request_id)
         seconds = time.monotonic() - now
         self.busy_seconds += seconds
         return Step(
@@ -85,6 +90,20 @@ class GenerationLane:
             log.exception("step failed", extra={"model": self.loaded.model, "rows": len(batch.rows)})
             self._runner.recover()
             return None
+
+    def _take_grammars(self) -> list[TokenOutput]:
+        """Lets requests run whose grammar is compiled; those whose grammar is not to be had end."""
+        ended = []
+        for request_id, error in self._grammars.done():
+            if error is None:
+                self._scheduler.grammar_ready(request_id)
+            elif (output := self._scheduler.grammar_failed(request_id, f"{GRAMMAR_ERROR}{error}")) is not None:
+                ended.append(output)
+        return ended
+
+    def _forget(self, request_id: int) -> None:
+        self._unstarted.discard(request_id)
+        self._grammars.forget(request_id)
 
     def _newly_started(self) -> list[int]:
         if not self._unstarted:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model.attention.cpu import CpuAttention
-from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
 from model.config import DecoderConfig, EncoderDecoderConfig
@@ -20,6 +20,7 @@ from model.description import CheckpointDescription, describe
 from model.encode_network import load_encode_network
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
+from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
 from model.runner import Runner
 from service.engine.batcher import Batcher
@@ -42,16 +43,25 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     folder = Path(spec.folder)
     description = describe(folder, spec.max_model_len)
     dtype = _dtype(spec, folder, device)
-    backend = _backend(device)
+    backend = CpuAttention()
     loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
+    network: nn.Module
     if description.head == "language_model":
         network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         assert isinstance(network, Decoder | EncoderDecoder)
-        lane: Lane = _generation_lane(loaded, network, description, spec, config, backend)
+        grammars = GrammarCompiler(
+            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            network.config.vocab_size,
+            description.eos_ids,
+            timeout_seconds=config.grammar_timeout_seconds,
+            wake=wake,
+        )
+        cache = _make_cache(loaded, network.config, spec, config)
+        runner = Runner(network, network.config, cache, backend, grammars=grammars)
+        lane: Lane = GenerationLane(loaded, _make_scheduler(cache, description, config), runner, grammars)
     else:
-        encoder = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
-        lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(encoder, backend, device))
-        network = encoder
+        network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
+        lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
     parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
     loaded.weight_bytes = sum(entry.numel() * entry.element_size() for entry in parameters.values())
     loaded.load_seconds = time.monotonic() - began
@@ -63,36 +73,37 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     return lane
 
 
-def _generation_lane(
-    loaded: Loaded,
-    network: Decoder | EncoderDecoder,
-    description: CheckpointDescription,
-    spec: ModelSpec,
-    config: WorkerConfig,
-    backend: AttentionBackend,
-) -> GenerationLane:
+def _make_cache(
+    loaded: Loaded, shape_of: DecoderConfig | EncoderDecoderConfig, spec: ModelSpec, config: WorkerConfig
+) -> KVCache:
+    """A KV cache of the bytes asked for; without being told, a GiB on CPUs, a share of the memory left on GPUs."""
     device = torch.device(loaded.device)
-    shape = _cache_shape(network.config, config.block_size, getattr(torch, loaded.dtype))
+    shape = KVCacheShape(
+        num_layers=shape_of.num_layers,
+        block_size=config.block_size,
+        num_kv_heads=shape_of.num_kv_heads,
+        head_size=shape_of.head_size,
+        dtype=getattr(torch, loaded.dtype),
+    )
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
         budget = free_device_bytes(device, config.kv_cache_fraction)
     else:
         budget = CPU_KV_CACHE_BYTES
-    num_blocks = shape.num_blocks_for(budget)
-    if num_blocks < 1:
-        raise ValueError(
-            f"kv_cache_memory of {budget:,} bytes holds no block; a block takes {shape.block_bytes:,} bytes"
-        )
-    cache = KVCache.of_shape(shape, num_blocks, device)
-    loaded.num_blocks, loaded.block_size = num_blocks, config.block_size
+    loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget), config.block_size
+    if loaded.num_blocks < 1:
+        raise ValueError(f"kv_cache_memory: {budget:,} bytes hold no block; a block takes {shape.block_bytes:,} bytes")
+    return KVCache.of_shape(shape, loaded.num_blocks, device)
+
+
+def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: WorkerConfig) -> Scheduler:
     limits = SchedulerLimits(
         max_batch_tokens=config.max_batch_tokens,
         max_sequences=config.max_sequences,
         max_model_len=description.context_length,
     )
-    scheduler = Scheduler(BlockManager(num_blocks, config.block_size, config.prefix_caching), limits)
-    return GenerationLane(loaded, scheduler, Runner(network, network.config, cache, backend))
+    return Scheduler(BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching), limits)
 
 
 def _cache_text(loaded: Loaded) -> str:
@@ -117,17 +128,3 @@ def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
     with StoredTensors(folder) as stored:
         narrow = stored.common_dtype().itemsize == 2 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if narrow else torch.float32
-
-
-def _backend(device: torch.device) -> AttentionBackend:
-    return CpuAttention()
-
-
-def _cache_shape(config: DecoderConfig | EncoderDecoderConfig, block_size: int, dtype: torch.dtype) -> KVCacheShape:
-    return KVCacheShape(
-        num_layers=config.num_layers,
-        block_size=block_size,
-        num_kv_heads=config.num_kv_heads,
-        head_size=config.head_size,
-        dtype=dtype,
-    )

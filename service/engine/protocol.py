@@ -13,6 +13,8 @@ from model.batch import FinishReason, SamplingParams, TokenLogprobs
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
+GRAMMAR_ERROR = "grammar: "
+"""How the error of a request begins whose grammar could not be compiled: the caller's fault, not ours."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +38,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     kv_cache_fraction: float = 0.9
+    grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True
     deterministic: bool = False
 

@@ -40,6 +40,8 @@ class SupervisorLimits:
     settled_seconds: float = 5.0
     """A worker that lived this long starts the back-off anew."""
     stop_grace_seconds: float = 2.0
+    command: tuple[str, ...] = (sys.executable, "-m", "service.engine.worker")
+    """The worker's program; the descriptors it inherits are added as arguments."""
 
 
 class WorkerEvents(Protocol):
@@ -63,7 +65,7 @@ class WorkerEvents(Protocol):
 class _Worker:
     """One life of the worker process, and the socket to it."""
 
-    def __init__(self, step_timeout_seconds: float) -> None:
+    def __init__(self, limits: SupervisorLimits) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for endpoint in (ours, theirs):
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
@@ -71,9 +73,9 @@ class _Worker:
         self.socket = ours
         self.clock = ProgressClock.create()
         arguments = ["--socket", str(theirs.fileno()), "--clock", str(self.clock.descriptor)]
-        arguments += ["--parent", str(os.getpid()), "--step-timeout", str(step_timeout_seconds)]
+        arguments += ["--parent", str(os.getpid()), "--step-timeout", str(limits.step_timeout_seconds)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service.engine.worker", *arguments],
+            [*limits.command, *arguments],
             pass_fds=(theirs.fileno(), self.clock.descriptor),
             stdin=subprocess.DEVNULL,
         )
@@ -172,7 +174,7 @@ class Supervisor:
 
     async def _live_once(self) -> str:
         """One worker from its start to its end; returns the cause of the end."""
-        worker = self._worker = _Worker(self._limits.step_timeout_seconds)
+        worker = self._worker = _Worker(self._limits)
         self._hung = False
         reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
         self._writer = writer
