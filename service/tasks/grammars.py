@@ -1,0 +1,68 @@
+"""Constraints on generated text, checked at the door: a bad schema is the caller's fault, found before anything runs.
+
+Compiling for a vocabulary is the worker's; here a grammar is parsed by the same library, in a thread, with a limit on
+size and time. Knows nothing of HTTP. Runs in the API process.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jsonschema
+from llguidance import LLMatcher, grammar_from
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+from model.batch import Grammar
+from service.errors import InvalidGrammar
+
+MAX_GRAMMAR_CHARS = 100_000
+META_SCHEMA = jsonschema.Draft202012Validator
+FORMATS: dict[str, Literal["json_schema", "regex", "lark"]] = {
+    "json_schema": "json_schema",
+    "regex": "regex",
+    "lark": "lark",
+}
+
+
+async def checked(grammar: Grammar, *, param: str, timeout_seconds: float) -> Grammar:
+    """The grammar itself, once it is known to be sound.
+
+    Raises: InvalidGrammar that says what is wrong with it, or that it is too large or takes too long.
+    """
+    if grammar.kind == "json_object":
+        return grammar
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        message = f"{param} has {len(grammar.text):,} characters; the limit is {MAX_GRAMMAR_CHARS:,}"
+        raise InvalidGrammar(message, param=param)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await asyncio.to_thread(_checked, grammar, param)
+    except TimeoutError as error:
+        message = f"{param}: checking it took more than {timeout_seconds:g} seconds; make it simpler"
+        raise InvalidGrammar(message, param=param) from error
+
+
+def json_schema(schema: Mapping[str, Any]) -> Grammar:
+    return Grammar("json_schema", json.dumps(schema))
+
+
+def _checked(grammar: Grammar, param: str) -> Grammar:
+    try:
+        if grammar.kind == "json_schema":
+            META_SCHEMA.check_schema(json.loads(grammar.text))
+        if grammar.kind == "lark":  # or in llama.cpp's notation: `root ::= ...`
+            grammar = Grammar("lark", any_to_lark(grammar.text))
+        fault: str = LLMatcher.validate_grammar(grammar_from(FORMATS[grammar.kind], grammar.text))
+    except jsonschema.SchemaError as error:
+        place = ".".join(str(part) for part in error.absolute_path)
+        fault = f"not a JSON schema: {place + ': ' if place else ''}{error.message}"
+    except (ValueError, RecursionError, RuntimeError, GbnfToLarkError) as error:
+        fault = str(error) or type(error).__name__
+    if fault:
+        raise InvalidGrammar(f"{param}: {_line(fault)}", param=param)
+    return grammar
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:500]

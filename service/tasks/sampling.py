@@ -1,0 +1,159 @@
+"""What a caller asked for and what the checkpoint says about itself, merged into `SamplingParams`.
+
+The request wins, then generation_config.json, then OpenAI's defaults: temperature 1, unless the checkpoint says
+`do_sample: false`, which means greedy. Knows nothing of HTTP. Runs in the API process.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from model.batch import Grammar, SamplingParams
+from model.tokenizer import TokenizerError
+from service.engine.models import LoadedModel
+from service.errors import ContextLengthExceeded, InvalidRequest
+
+SEED_MASK = 2**64 - 1
+SMALLEST_TOP_P = 1e-9
+"""A nucleus of no mass at all is the most likely token alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """What a request sets; None where it leaves the choice to the checkpoint."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+def sampling_params(
+    options: SamplingOptions,
+    model: LoadedModel,
+    num_prompt_tokens: int,
+    *,
+    default_max_tokens: int | None,
+    prompt_param: str,
+    max_tokens_param: str = "max_tokens",
+) -> SamplingParams:
+    """The parameters of the first choice (see `of_choice`). `default_max_tokens` None means: to the context's end.
+
+    Raises:
+        ContextLengthExceeded: the prompt, or the prompt and the tokens asked for, are more than the context holds.
+        InvalidRequest: a token id is outside the vocabulary, or two options contradict each other.
+    """
+    max_tokens = _max_tokens(
+        options.max_tokens,
+        num_prompt_tokens,
+        model,
+        default=default_max_tokens,
+        prompt_param=prompt_param,
+        max_tokens_param=max_tokens_param,
+    )
+    if options.min_tokens > max_tokens:
+        message = f"min_tokens is {options.min_tokens:,} and the most that may come is {max_tokens:,}"
+        raise InvalidRequest(message, param="min_tokens")
+    _check_ids(options, model)
+    defaults = model.description.generation_defaults
+    greedy = defaults.get("do_sample") is False
+    sampled = {} if greedy else defaults
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.0 if greedy else _number(defaults, "temperature", 1.0)
+    top_k = options.top_k if options.top_k is not None else int(_number(sampled, "top_k", 0))
+    top_p = options.top_p if options.top_p is not None else _number(sampled, "top_p", 1.0)
+    repetition = options.repetition_penalty
+    eos_ids = () if options.ignore_eos else end_ids(model)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=max(top_k, 0),
+        top_p=max(top_p, SMALLEST_TOP_P),
+        min_p=options.min_p if options.min_p is not None else _number(sampled, "min_p", 0.0),
+        repetition_penalty=repetition if repetition is not None else _number(defaults, "repetition_penalty", 1.0),
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias={int(key): value for key, value in options.logit_bias.items()},
+        seed=(secrets.randbits(63) if options.seed is None else options.seed) & SEED_MASK,
+        min_tokens=options.min_tokens,
+        stop_ids=tuple(dict.fromkeys((*eos_ids, *options.stop_token_ids))),
+        logprobs=options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        grammar=options.grammar,
+    )
+
+
+def of_choice(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of choice `index` of n: its own seed, derived from the first's, so that n = 1 is its beginning."""
+    if index == 0:
+        return params
+    digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
+    return replace(params, seed=int.from_bytes(digest, "little"), prompt_logprobs=None)
+
+
+def end_ids(model: LoadedModel) -> tuple[int, ...]:
+    """The ids that end a text: the checkpoint's, and its tokenizer's end of text."""
+    eos = model.tokenizer.eos_id
+    return tuple(dict.fromkeys((*model.description.eos_ids, *(() if eos is None else (eos,)))))
+
+
+def _max_tokens(
+    asked: int | None,
+    num_prompt_tokens: int,
+    model: LoadedModel,
+    *,
+    default: int | None,
+    prompt_param: str,
+    max_tokens_param: str,
+) -> int:
+    context = model.description.context_length
+    room = context - num_prompt_tokens
+    if room < 0 or (room == 0 and asked != 0):
+        raise ContextLengthExceeded(
+            f"the prompt has {num_prompt_tokens:,} tokens; the context of {model.name} is {context:,} tokens, "
+            "prompt and completion together",
+            param=prompt_param,
+        )
+    if asked is None:
+        return room if default is None else min(default, room)
+    if asked > room:
+        raise ContextLengthExceeded(
+            f"the context of {model.name} is {context:,} tokens; the request needs "
+            f"{num_prompt_tokens + asked:,} ({num_prompt_tokens:,} in the prompt, {asked:,} to generate)",
+            param=max_tokens_param,
+        )
+    return asked
+
+
+def _check_ids(options: SamplingOptions, model: LoadedModel) -> None:
+    vocab_size = model.description.vocab_size
+    try:
+        model.tokenizer.check_ids(options.stop_token_ids, vocab_size=vocab_size)
+    except TokenizerError as error:
+        raise InvalidRequest(str(error), param="stop_token_ids") from error
+    for key in options.logit_bias:
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            message = f"logit_bias: {key[:32]!r} is not a token id below {vocab_size:,}"
+            raise InvalidRequest(message, param="logit_bias")
+
+
+def _number(defaults: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """A checkpoint's own files may say anything; what is not a number is as if it were absent."""
+    value = defaults.get(name)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else otherwise

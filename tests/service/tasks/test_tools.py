@@ -1,0 +1,193 @@
+"""Tool calls: what the grammar lets through, and what is read back from it, however it is cut."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, grammar_from
+
+from service.tasks.tool_calls import Reading, ToolCallParser
+from service.tasks.tools import HERMES, LLAMA3, ToolChoice, ToolFormat, call_grammar, format_of
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "weather", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+REPLIES = {
+    HERMES: [
+        "plain text",
+        "\n\n a < b <tool and </tool_call> \n",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Pa}\\"ris"}}\n</tool_call>',
+        'Let me see. \n<tool_call>{"name": "now", "arguments": {}}</tool_call>\n'
+        '<tool_call>{"arguments": {"city": "x", "b": [1, {"c": 2}]}, "name": "weather"}</tool_call>\n',
+        '<tool_call>{"name": "weather", "arguments": {"city": "cut o',
+        '<tool_call>{"name": "weather", "arguments": {"city": "one brace short"}</tool_call>after',
+        '<tool_call>{"name": "weather", "arguments": "{\\"city\\": 1}"}</tool_call>',
+        "<tool_call>not json</tool_call>",
+        '<tool_call>{"noname": 1}</tool_call> more',
+        '<tool_call>{"na',
+        "text <tool_ca",
+    ],
+    LLAMA3: [
+        "plain text {}",
+        '{"name": "weather", "parameters": {"city": "Paris"}}',
+        '<|python_tag|>{"name": "now", "parameters": {}}; {"name": "weather", "parameters": {"city": "b"}}',
+        '{"name": "now", "parameters": {}}\n{"name": "now", "parameters": {}}',
+        '{"just": "json"}',
+        '{"name": "cut", "para',
+        ' \n{"type": "function", "name": "now", "parameters": {}}',
+        "",
+        "<|python",
+    ],
+}
+CASES = [
+    pytest.param(format, reply, id=f"{format.name}-{n}")
+    for format in REPLIES
+    for n, reply in enumerate(REPLIES[format])
+]
+
+
+def read(format: ToolFormat, pieces: list[str], **options: Any) -> tuple[str, list[tuple[str, str]]]:
+    """The content, and name and arguments of each call, as a client puts them together."""
+    parser, whole = ToolCallParser(format, **options), Reading()
+    for piece in pieces:
+        whole.add(parser.feed(piece))
+    whole.add(parser.finish())
+    calls: list[list[str]] = []
+    for piece in whole.calls:
+        if piece.id is not None:
+            assert piece.index == len(calls)
+            assert piece.name is not None
+            calls.append([piece.name, ""])
+        calls[piece.index][1] += piece.arguments
+    return whole.content, [(name, arguments) for name, arguments in calls]
+
+
+@pytest.mark.parametrize(("format", "reply"), CASES)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_read_does_not_depend_on_how_the_reply_is_cut(
+    format: ToolFormat, reply: str, data: st.DataObject
+) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(reply)), max_size=12)))
+    pieces = [reply[a:b] for a, b in zip([0, *cuts], [*cuts, len(reply)], strict=True)]
+    assert read(format, pieces) == read(format, [reply])
+    assert read(format, list(reply)) == read(format, [reply])
+
+
+@pytest.mark.parametrize(
+    ("format", "number", "content", "calls"),
+    [
+        (HERMES, 0, "plain text", []),
+        (HERMES, 1, REPLIES[HERMES][1], []),
+        (HERMES, 2, "", [("weather", '{"city": "Pa}\\"ris"}')]),
+        (HERMES, 3, "Let me see.", [("now", "{}"), ("weather", '{"city": "x", "b": [1, {"c": 2}]}')]),
+        (HERMES, 4, "", [("weather", '{"city": "cut o')]),
+        (HERMES, 5, "after", [("weather", '{"city": "one brace short"}')]),
+        (HERMES, 6, "", [("weather", '{"city": 1}')]),
+        (HERMES, 7, REPLIES[HERMES][7], []),
+        (HERMES, 8, REPLIES[HERMES][8], []),
+        (HERMES, 9, REPLIES[HERMES][9], []),
+        (HERMES, 10, "text <tool_ca", []),
+        (LLAMA3, 0, "plain text {}", []),
+        (LLAMA3, 1, "", [("weather", '{"city": "Paris"}')]),
+        (LLAMA3, 2, "", [("now", "{}"), ("weather", '{"city": "b"}')]),
+        (LLAMA3, 3, "", [("now", "{}"), ("now", "{}")]),
+        (LLAMA3, 4, '{"just": "json"}', []),
+        (LLAMA3, 5, '{"name": "cut", "para', []),
+        (LLAMA3, 6, "", [("now", "{}")]),
+        (LLAMA3, 7, "", []),
+        (LLAMA3, 8, "<|python", []),
+    ],
+)
+def test_calls_and_content_are_told_apart(
+    format: ToolFormat, number: int, content: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read(format, [REPLIES[format][number]]) == (content, calls)
+
+
+def test_arguments_go_out_while_they_are_written() -> None:
+    parser = ToolCallParser(HERMES)
+    pieces = []
+    for text in ('<tool_call>\n{"name": "weather", ', '"arguments": {"ci', 'ty": "Pa', 'ris"}', "}\n</tool_call>"):
+        pieces.append([(piece.name, piece.arguments) for piece in parser.feed(text).calls])
+    assert pieces == [[], [("weather", ""), (None, '{"ci')], [(None, 'ty": "Pa')], [(None, 'ris"}')], []]
+
+
+def test_further_calls_are_dropped_where_only_one_is_allowed() -> None:
+    content, calls = read(HERMES, [REPLIES[HERMES][3]], max_calls=1)
+    assert (content, calls) == ("Let me see.", [("now", "{}")])
+
+
+def accepts(grammar: str, text: str) -> bool:
+    """Whether the whole text is in the grammar; one byte per token will do for that."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"<eos>"]
+    tokenizer = _byte_tokenizer(tokens)
+    matcher = LLMatcher(tokenizer, grammar_from("lark", grammar))
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens(list(text.encode())) == len(text.encode()) and matcher.is_accepting()
+
+
+def _byte_tokenizer(tokens: list[bytes]) -> LLTokenizer:
+    from llguidance import TokenizerWrapper
+
+    class Bytes:
+        eos_token_id = 256
+        bos_token_id = None
+        special_token_ids = (256,)
+
+        def __init__(self) -> None:
+            self.tokens = tokens
+
+        def __call__(self, text: bytes | str) -> list[int]:
+            return list(text if isinstance(text, bytes) else text.encode())
+
+    return LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+WEATHER = {"name": "weather", "X": {"city": "Paris"}}
+NOW: dict[str, Any] = {"name": "now", "X": {}}
+
+
+def written(format: ToolFormat, *calls: dict[str, Any]) -> str:
+    texts = [json.dumps(call).replace('"X"', f'"{format.arguments_key}"') for call in calls]
+    if format is LLAMA3:
+        return "; ".join(texts)
+    return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3], ids=lambda format: format.name)
+def test_the_grammar_lets_through_calls_of_the_chosen_tools_alone(format: ToolFormat) -> None:
+    both = call_grammar(format, TOOLS, ToolChoice(("weather", "now"), required=True), parallel=True)
+    assert accepts(both, written(format, WEATHER))
+    assert accepts(both, written(format, NOW, WEATHER, NOW))
+    assert not accepts(both, "text")
+    assert not accepts(both, written(format, {"name": "other", "X": {}}))
+    assert not accepts(both, written(format, {"name": "weather", "X": {"city": 5}}))
+    one = call_grammar(format, TOOLS, ToolChoice(("now",), required=True), parallel=False)
+    assert accepts(one, written(format, NOW))
+    assert not accepts(one, written(format, WEATHER))
+    assert not accepts(one, written(format, NOW, NOW))
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3], ids=lambda format: format.name)
+def test_what_the_grammar_lets_through_is_read_back(format: ToolFormat) -> None:
+    _, calls = read(format, list(written(format, NOW, WEATHER)))
+    assert [(name, json.loads(arguments)) for name, arguments in calls] == [("now", {}), ("weather", {"city": "Paris"})]
+
+
+def test_markers_that_are_special_tokens_are_written_without_quotes() -> None:
+    choice = ToolChoice(("now",), required=True)
+    grammar = call_grammar(HERMES, TOOLS, choice, parallel=False, special_markers=frozenset(HERMES.markers))
+    assert 'call: <tool_call> "\\n" body "\\n" </tool_call>' in grammar
+
+
+@pytest.mark.parametrize(
+    ("source", "format"),
+    [("... <tool_call> ...", HERMES), ("<|python_tag|>", LLAMA3), ("nothing", HERMES), ("ipython", LLAMA3)],
+)
+def test_the_template_says_which_format_it_asks_for(source: str, format: ToolFormat) -> None:
+    assert format_of(source) is format
