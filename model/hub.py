@@ -7,16 +7,6 @@ the files mean. Runs on a thread of the API process while it starts; the worker 
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from model.errors import HubError
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
@@ -42,14 +32,25 @@ def resolve(
     Raises: HubError, whose message says what to do.
     """
     folder = Path(location).expanduser()
-    if folder.is_dir():
+    if location and folder.is_dir():
         return folder.resolve()
     if not _HUB_NAME.fullmatch(location) or ".." in location or "--" in location:
         raise HubError(f"{location} is not a folder, nor a hub name like organization/model")
+    return _fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
+
+
+def _fetch(
+    name: str, revision: str | None, *, cache_dir: Path | str | None, offline: bool, endpoint: str | None
+) -> Path:
+    # The hub's client takes longer to import than the service does to start, and a local folder has no need of it.
+    from huggingface_hub import errors, snapshot_download
+
+    # The error of its HTTP library (httpx or httpx2, by the client's version), of which its own errors are a kind.
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     at = f" at revision {revision}" if revision else ""
     try:
         found = snapshot_download(
-            location,
+            name,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=offline,
@@ -57,17 +58,17 @@ def resolve(
             ignore_patterns=UNWANTED,
             endpoint=endpoint,
         )
-    except GatedRepoError as error:
-        raise HubError(f"{location} is gated: accept its terms on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
+    except errors.GatedRepoError as error:
+        raise HubError(f"{name} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
         raise HubError(
-            f"{location} is neither a folder nor a model that the hub knows (private ones need HF_TOKEN)"
+            f"{name} is neither a folder nor a model that the hub knows (private ones need HF_TOKEN)"
         ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{location} has no revision {revision} on the hub") from error
-    except (LocalEntryNotFoundError, IncompleteSnapshotError) as error:
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{name} has no revision {revision} on the hub") from error
+    except errors.LocalEntryNotFoundError as error:
         why = "offline mode is on" if offline else "the hub cannot be reached"
-        raise HubError(f"{location}{at} is not (completely) in the local cache, and {why}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise HubError(f"cannot fetch {location}{at} from the hub: {error}") from error
+        raise HubError(f"{name}{at} is not (completely) in the local cache, and {why}") from error
+    except (http_error, OSError, ValueError) as error:
+        raise HubError(f"cannot fetch {name}{at} from the hub: {error}") from error
     return Path(found)
