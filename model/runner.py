@@ -174,7 +174,7 @@ class Runner:
         bits = np.full((len(constrained), -(-self.config.vocab_size // 32)), -1, np.int32)
         for index, i in enumerate(constrained):
             row = rows[places[i]]
-            error = "this checkpoint takes no grammars" if self.grammars is None else None
+            error = "grammar: this checkpoint takes none" if self.grammars is None else None
             if self.grammars is not None:
                 error = self.grammars.fill_mask(row, bits[index])
             if error is not None:

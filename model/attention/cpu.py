@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from model.attention.interface import AttentionRules, PackedLayout, PagedLayout
 from model.attention.reference import ReferenceAttention, score_bias, visible
@@ -118,8 +118,8 @@ class CpuAttention:
             mask = _kept(layout, index, rules, partial(_decode_mask, group, rules, query.dtype, key_cache.shape[2]))
             out.index_copy_(0, group.tokens, _decode(query, key_cache, value_cache, group, mask, rules))
         for prompt in prompts:
-            key = key_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]  # [L, K, D]
-            value = value_cache.index_select(0, prompt.blocks).flatten(0, 1)[: prompt.context_len]
+            key = _gather(key_cache, prompt.blocks).flatten(0, 1)[: prompt.context_len]  # [L, K, D]
+            value = _gather(value_cache, prompt.blocks).flatten(0, 1)[: prompt.context_len]
             out[prompt.start : prompt.end] = _prompt(query[prompt.start : prompt.end], key, value, rules)
         return out
 
@@ -156,11 +156,17 @@ def _decode(
     """query [T, H, D] of the step; gives [B, H, D] of the group's rows."""
     num_kv_heads = key_cache.shape[2]
     padded = (len(group.tokens), group.padded_len, num_kv_heads, query.shape[2])
-    key = key_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
-    value = value_cache.index_select(0, group.blocks).view(padded).transpose(1, 2)
+    key = _gather(key_cache, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
+    value = _gather(value_cache, group.blocks).view(padded).transpose(1, 2)
     # The queries that share a key head become the "sequence" of that head: no key is repeated.
     grouped = query.index_select(0, group.tokens).view(len(group.tokens), num_kv_heads, -1, query.shape[2])
     return fused_attention(grouped, key, value, mask, rules).flatten(1, 2)  # [B, K, G, D] to [B, H, D]
+
+
+def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
+    """cache [num_blocks, block_size, K, D] and [N]; gives [N, block_size, K, D]."""
+    # An embedding's look-up copies whole blocks; index_select goes through a general iterator, for each of them.
+    return embedding(blocks, cache.flatten(1)).view(-1, *cache.shape[1:])
 
 
 def _kept(

@@ -1,0 +1,138 @@
+"""What a step gives besides the next token, and whose fault stays whose."""
+
+import math
+
+import pytest
+import torch
+
+from model.attention.cpu import CpuAttention
+from model.batch import Batch, BeamParams, Row, SamplingParams
+
+PROMPT = [5, 9, 33, 7, 12, 80, 41, 6, 6, 90]
+
+
+def row(number: int, ids: list[int], **more: object) -> Row:
+    sampling = SamplingParams(**{"max_tokens": 5, **more})
+    return Row(number, ids, 0, [10 * number, 10 * number + 1, 10 * number + 2], sampling, True, [], ids)
+
+
+def test_prompt_logprobs_are_the_log_softmax_of_the_logits(run_all, saved_model, work):
+    _, reference = saved_model("llama")
+    (done,) = run_all([work(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=3))], chunk=4)
+    with torch.no_grad():
+        expected = reference(torch.tensor([PROMPT])).logits[0].log_softmax(dim=1)
+    assert len(done.prompt_logprobs) == len(PROMPT) - 1
+    for position, found in enumerate(done.prompt_logprobs):
+        assert found.token_id == PROMPT[position + 1]
+        assert found.logprob == pytest.approx(float(expected[position, found.token_id]), abs=1e-4)
+        values, ids = expected[position].topk(3)
+        assert list(found.top_ids) == ids.tolist()
+        assert list(found.top_logprobs) == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_logprobs_are_those_of_the_raw_logits_whatever_the_sampling(run_all, saved_model, work):
+    _, reference = saved_model("llama")
+    sampling = SamplingParams(max_tokens=1, temperature=3.0, top_k=4, seed=5, logprobs=2, logit_bias={3: 50.0})
+    (done,) = run_all([work(PROMPT, sampling)])
+    with torch.no_grad():
+        expected = reference(torch.tensor([PROMPT])).logits[0, -1].log_softmax(dim=0)
+    found = done.logprobs[0]
+    assert found.token_id == 3
+    assert found.logprob == pytest.approx(float(expected[3]), abs=1e-4)
+    assert list(found.top_ids) == expected.topk(2).indices.tolist()
+
+
+def test_beam_candidates_are_the_best_continuations(make_runner, saved_model):
+    _, reference = saved_model("llama")
+    runner = make_runner("llama")
+    plain, beam = row(0, PROMPT), row(1, PROMPT, beam=BeamParams(num_beams=3))
+    outputs = runner.run(Batch([plain, beam])).rows
+    with torch.no_grad():
+        expected = reference(torch.tensor([PROMPT])).logits[0, -1].log_softmax(dim=0).topk(6)
+    assert outputs[0].beam_candidates is None
+    found = outputs[1].beam_candidates
+    assert [token for token, _ in found] == expected.indices.tolist()
+    assert [logprob for _, logprob in found] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("foreign", [-1, 97, 10**9])
+def test_an_id_outside_the_vocabulary_is_its_own_rows_fault(make_runner, foreign):
+    alone = make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
+    outputs = make_runner("llama").run(Batch([row(1, [5, foreign, 7]), row(0, PROMPT), row(2, PROMPT)])).rows
+    assert str(foreign) in outputs[0].error.replace(",", "")
+    assert outputs[0].token_id is None
+    assert [output.token_id for output in outputs[1:]] == [alone, alone]
+    assert [output.error for output in outputs[1:]] == [None, None]
+
+
+def test_a_foreign_source_id_is_its_own_rows_fault(make_runner):
+    good = row(0, [0])
+    good.encoder_ids, good.cross_block_ids, good.encode = PROMPT, [50, 51, 52], True
+    bad = row(1, [0])
+    bad.encoder_ids, bad.cross_block_ids, bad.encode = [97], [60], True
+    alone = make_runner("t5").run(Batch([good])).rows[0].token_id
+    outputs = make_runner("t5").run(Batch([bad, good])).rows
+    assert "97" in outputs[0].error
+    assert outputs[1].token_id == alone
+
+
+def test_a_logit_that_is_no_number_is_its_own_rows_fault(make_runner):
+    runner = make_runner("llama")
+    poisoned = [*PROMPT[:3], 2]
+    healthy = runner.run(Batch([row(0, PROMPT)])).rows[0].token_id
+    with torch.inference_mode():
+        runner.network.embedding.weight[2] = math.nan
+    outputs = runner.run(Batch([row(1, poisoned), row(0, PROMPT), row(3, poisoned, temperature=1.0)])).rows
+    assert "finite" in outputs[0].error
+    assert "finite" in outputs[2].error
+    assert outputs[1].token_id == healthy
+    assert outputs[1].error is None
+
+
+def test_rows_that_do_not_reach_their_last_token_sample_nothing(make_runner):
+    first, second = row(0, PROMPT), row(1, PROMPT)
+    first.samples = False
+    outputs = make_runner("llama").run(Batch([first, second])).rows
+    assert outputs[0].token_id is None
+    assert outputs[0].error is None
+    assert outputs[1].token_id is not None
+
+
+def test_blocks_are_copied_before_the_step_writes(make_runner):
+    """A beam's fork: the copy holds the parent's past, and what each writes afterwards is its own."""
+    runner = make_runner("llama")
+    runner.run(Batch([row(0, PROMPT)]))
+    fork = Row(9, [4], 10, [0, 1, 7], row(0, PROMPT).sampling, True, [4], PROMPT)
+    parent = Row(8, [3], 10, [0, 1, 2], row(0, PROMPT).sampling, True, [3], PROMPT)
+    outputs = runner.run(Batch([parent, fork], block_copies=[(2, 7)])).rows
+    for output, last in zip(outputs, (3, 4), strict=True):
+        alone = make_runner("llama").run(Batch([row(0, [*PROMPT, last])])).rows[0]
+        assert output.token_id == alone.token_id
+
+
+def test_rows_of_one_step_read_what_another_row_of_it_writes(make_runner):
+    """Requests that share a prefix may be scheduled together: the second reads blocks that the first fills."""
+    runner = make_runner("llama")
+    first = Row(0, PROMPT[:8], 0, [3, 4], row(0, PROMPT).sampling, True, [], PROMPT[:8])
+    second = Row(1, PROMPT[8:], 8, [3, 4, 5], row(0, PROMPT).sampling, True, [], PROMPT)
+    output = runner.run(Batch([first, second])).rows[1]
+    assert output.token_id == make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
+
+
+def test_a_raising_step_leaves_a_runner_that_runs(make_runner):
+    class Failing(CpuAttention):
+        fails = True
+
+        def paged(self, *arguments, **named):
+            if self.fails:
+                raise RuntimeError("no memory")
+            return super().paged(*arguments, **named)
+
+    runner = make_runner("llama", backend := Failing())
+    with pytest.raises(RuntimeError, match="no memory"):
+        runner.run(Batch([row(0, PROMPT)]))
+    runner.recover()
+    backend.fails = False
+    expected = make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
+    assert runner.run(Batch([row(0, PROMPT)])).rows[0].token_id == expected
+    assert runner.forward_seconds > 0
