@@ -83,7 +83,7 @@ def fill(
         wanted = [part.name for sources in weight_map.parameters.values() for part in sources]
         total = sum(stored.tensors[name].num_bytes for name in {names[name] for name in wanted if name in names})
         done = 0
-        filled: dict[tuple[str, bool, torch.Size], Tensor] = {}
+        filled: dict[tuple[str, bool, torch.Size], nn.Parameter] = {}
         for target, sources in weight_map.parameters.items():
             tensors = [stored.tensors[names[part.name]] for part in sources if part.name in names]
             shape = network.get_parameter(target).shape
@@ -91,7 +91,8 @@ def fill(
             single = tensors[0].name if len(sources) == 1 and tensors else target
             key = (single, sources[0].transposed, shape)
             if key not in filled:
-                filled[key] = torch.zeros(shape, dtype=dtype, device=device)
+                empty = torch.zeros(shape, dtype=dtype, device=device)
+                filled[key] = nn.Parameter(empty, requires_grad=False)
                 _fill_parameter(filled[key], tensors, sources[: len(tensors)], stored)
                 done += sum(tensor.num_bytes for tensor in tensors)
             _set_parameter(network, target, filled[key])
@@ -294,6 +295,6 @@ def _refused(tensor: StoredTensor, reason: str) -> CheckpointError:
     return CheckpointError(f"{file}: tensor {tensor.name!r} {reason}", file=file, tensor=tensor.name)
 
 
-def _set_parameter(network: nn.Module, name: str, value: Tensor) -> None:
+def _set_parameter(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+    setattr(network.get_submodule(owner), attribute, parameter)
