@@ -49,7 +49,7 @@ class Entry:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", record.request_id.encode())]
-                if self._state.draining:
+                if self._state.draining and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
