@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -200,3 +201,13 @@ def work() -> type[Work]:
 @pytest.fixture
 def run_folder() -> Callable[..., Runner]:
     return runner_of
+
+
+@pytest.fixture
+def letters_tokenizer() -> Tokenizer:
+    """The end of the text, an unused id, and the letters a to z."""
+    pieces = ["<end>", "<unused>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>", "<unused>"])
+    return tokenizer

@@ -1,12 +1,14 @@
 """What a step gives besides the next token, and whose fault stays whose."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from model.attention.cpu import CpuAttention
-from model.batch import Batch, BeamParams, Row, SamplingParams
+from model.batch import Batch, BeamParams, Grammar, Row, SamplingParams
+from model.grammar import GrammarCompiler
 
 PROMPT = [5, 9, 33, 7, 12, 80, 41, 6, 6, 90]
 
@@ -136,3 +138,34 @@ def test_a_raising_step_leaves_a_runner_that_runs(make_runner):
     expected = make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
     assert runner.run(Batch([row(0, PROMPT)])).rows[0].token_id == expected
     assert runner.forward_seconds > 0
+
+
+@pytest.fixture
+def grammars(letters_tokenizer):
+    compiler = GrammarCompiler(letters_tokenizer.to_str(), 97, [0])
+    yield compiler
+    compiler.close()
+
+
+def test_constrained_rows_obey_and_their_neighbours_do_not_notice(make_runner, grammars, run_all, work):
+    """Letters are ids 2 to 27; a row of the same prompt without a grammar goes its own way."""
+    runner = make_runner("llama", grammars=grammars)
+    constrained = SamplingParams(max_tokens=9, temperature=1.0, seed=1, grammar=Grammar("regex", "(abba|cd+c)"))
+    free = SamplingParams(max_tokens=9)
+    found = run_all([work(PROMPT, constrained), work(PROMPT, free)], runner=runner)
+    text = "".join(chr(95 + token) for token in found[0].output_ids)
+    assert re.fullmatch("abba|cd+c?", text)
+    assert found[1].output_ids == run_all([work(PROMPT, free)])[0].output_ids
+
+
+def test_a_grammar_that_cannot_be_compiled_is_its_own_rows_fault(make_runner, grammars):
+    runner = make_runner("llama", grammars=grammars)
+    outputs = runner.run(Batch([row(1, PROMPT, grammar=Grammar("regex", "(")), row(0, PROMPT)])).rows
+    assert outputs[0].error.startswith("grammar: ")
+    assert outputs[0].token_id is None
+    assert outputs[1].token_id == make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
+
+
+def test_a_checkpoint_without_a_grammar_compiler_refuses_grammars(make_runner):
+    outputs = make_runner("llama").run(Batch([row(1, PROMPT, grammar=Grammar("json_object"))])).rows
+    assert outputs[0].error == "grammar: this checkpoint takes none"

@@ -1,0 +1,46 @@
+"""What of CUDA graphs is arithmetic: the ladder of sizes, and rows that pad a batch without touching its cache."""
+
+import pytest
+import torch
+
+from model.attention.attend import CachedAttend
+from model.attention.cpu import CpuAttention
+from model.batch import Row, SamplingParams
+from model.cuda_graphs import LADDER, ladder_size, pad_inputs
+from model.kv_cache import KVCache
+from model.step_inputs import make_inputs
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (256, 256), (257, None)])
+def test_a_batch_runs_in_the_least_size_that_holds_it(rows, size):
+    assert ladder_size(rows) == size
+
+
+def test_the_ladder_rises():
+    assert list(LADDER) == sorted(set(LADDER))
+
+
+def test_padding_rows_write_to_the_null_block_and_change_no_result(run_folder, saved_model):
+    runner = run_folder(saved_model("llama")[0])
+    cache, network = runner.kv_cache, runner.network
+    assert isinstance(cache, KVCache)
+    sampling = SamplingParams(max_tokens=9)
+    rows = [Row(i, [3 + i], 5 * i, list(range(10 * i, 10 * i + 6)), sampling, True, [], []) for i in range(3)]
+    for tensor in cache.keys + cache.values:
+        tensor.copy_(torch.randn(tensor.shape))
+    before = [tensor.clone() for tensor in cache.keys + cache.values]
+    inputs = make_inputs(rows, cache.block_size)
+    padded = pad_inputs(inputs, 8, num_blocks=9, null_block=cache.null_block, block_size=cache.block_size)
+    assert padded.num_rows == len(padded.ids) == len(padded.slots) == 8
+    assert padded.decodes_only
+    results, caches = [], []
+    for step in (inputs, padded):
+        for tensor, old in zip(cache.keys + cache.values, before, strict=True):
+            tensor.copy_(old)
+        with torch.inference_mode():
+            attend = CachedAttend(cache, step.layout(torch.device("cpu")), CpuAttention())
+            results.append(network(torch.from_numpy(step.ids), torch.from_numpy(step.positions), attend))
+        caches.append([tensor[: cache.num_blocks].clone() for tensor in cache.keys + cache.values])
+    torch.testing.assert_close(results[1][:3], results[0])
+    for plain, other in zip(*caches, strict=True):
+        torch.testing.assert_close(plain, other)
