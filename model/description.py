@@ -5,20 +5,24 @@ checkpoint that the worker is still loading. Both processes.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model.architectures.mapping import Architecture, Head, Network
 from model.architectures.raw import RawConfig, read_json
 from model.architectures.table import ARCHITECTURES
 from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank")
-SAMPLED_BYTES = 64 << 10
+SAMPLED_BYTES = 4 << 10
+MAX_HEADER_BYTES = 100 << 20
+MAX_FILE_BYTES = 1 << 50
 NOT_DEFAULTS = re.compile(r".*_token_id|_from_model_config|transformers_version")
 
 
@@ -45,6 +49,8 @@ class CheckpointDescription:
     has_chat_template: bool = False
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     """`generation_config.json` without its token ids."""
+    sequence_to_sequence: GenerationDefaults | None = None
+    """Encoder-decoders: how the checkpoint wants to be decoded."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """`config.json` as it is."""
 
@@ -64,13 +70,14 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
+    seq2seq = architecture.network == "encoder_decoder"
     return CheckpointDescription(
         folder=folder,
         architecture=name,
         model_type=raw.text("model_type", ""),
         network=architecture.network,
         head=head,
-        tasks=_tasks(head, labels, template),
+        tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template),
         context_length=config.context_length,
         vocab_size=config.vocab_size,
         version=fingerprint(folder),
@@ -82,6 +89,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         decoder_start_id=next(iter(_ids(ids, "decoder_start_token_id")), None),
         has_chat_template=template,
         generation_defaults={key: value for key, value in generation.items() if not NOT_DEFAULTS.fullmatch(key)},
+        sequence_to_sequence=read_generation_defaults(folder, raw, config.context_length) if seq2seq else None,
         raw=raw.values,
     )
 
@@ -104,14 +112,14 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    if (folder / "chat_template.jinja").is_file():
         return True
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(read_json(path).get("chat_template"))
+    paths = [folder / name for name in ("chat_template.json", "tokenizer_config.json")]
+    return any(path.is_file() and bool(read_json(path).get("chat_template")) for path in paths)
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hexadecimal digits that change with the checkpoint: small files whole, weights by size and samples.
+    """Twelve hexadecimal digits that change with the checkpoint: small files whole, weights by samples of each tensor.
 
     Reading gigabytes at each start would cost more than the certainty is worth.
     """
@@ -119,17 +127,31 @@ def fingerprint(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         if path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors") or not path.is_file():
             continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
         with path.open("rb") as file:
-            digest.update(file.read(16 * SAMPLED_BYTES))
             if path.suffix == ".safetensors":
-                for offset in range(0, size, max(SAMPLED_BYTES, size // 16)):
-                    file.seek(offset)
-                    digest.update(file.read(SAMPLED_BYTES))
+                _digest_weights(file, digest.update)
             else:
                 digest.update(file.read())
     return digest.hexdigest()[:12]
+
+
+def _digest_weights(file: BinaryIO, update: Callable[[bytes], None]) -> None:
+    """Takes in a safetensors file's header, and both ends of every tensor; a broken file is for the loader to refuse."""
+    length = int.from_bytes(file.read(8), "little")
+    header = file.read(min(length, MAX_HEADER_BYTES))
+    update(header)
+    try:
+        entries = json.loads(header)
+        ranges = [entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"]
+        ends = [(8 + length + int(start), 8 + length + int(end)) for start, end in ranges]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    for start, end in sorted(ends):
+        for offset in (start, max(start, end - SAMPLED_BYTES)):
+            if 0 <= offset < MAX_FILE_BYTES:
+                file.seek(offset)
+                update(file.read(SAMPLED_BYTES))
 
 
 def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:
@@ -145,8 +167,9 @@ def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:
 
 
 def _labels(raw: RawConfig) -> tuple[str, ...]:
+    """Names of a head's outputs; transformers writes none where there are the usual two."""
     if "id2label" not in raw:
-        return ()
+        return tuple(f"LABEL_{index}" for index in range(raw.size("num_labels", 2)))
     names = raw.section("id2label").values
     try:
         return tuple(str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0])))
