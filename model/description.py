@@ -137,7 +137,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _digest_weights(file: BinaryIO, update: Callable[[bytes], None]) -> None:
-    """Takes in a safetensors file's header, and both ends of every tensor; a broken file is for the loader to refuse."""
+    """Takes in a safetensors header and both ends of every tensor; a broken file is for the loader to refuse."""
     length = int.from_bytes(file.read(8), "little")
     header = file.read(min(length, MAX_HEADER_BYTES))
     update(header)
