@@ -25,6 +25,7 @@ from service.engine.protocol import HEADER_BYTES, MAX_FRAME_BYTES, FromWorker, T
 log = logging.getLogger("slimpajama.supervisor")
 
 WATCH_SECONDS = 0.1
+MIN_IDLE_BOUND_SECONDS = 5.0
 SOCKET_BUFFER_BYTES = 1 << 22
 
 
@@ -202,7 +203,7 @@ class Supervisor:
 
     async def _watch(self, worker: _Worker) -> None:
         """Kills a worker that is past the bound of its step, or that has stopped beating between steps."""
-        idle_bound = max(self._limits.step_timeout_seconds, 2.0)
+        idle_bound = max(self._limits.step_timeout_seconds, MIN_IDLE_BOUND_SECONDS)
         suspicious = 0
         while True:
             await asyncio.sleep(WATCH_SECONDS)

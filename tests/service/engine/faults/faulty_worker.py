@@ -1,0 +1,38 @@
+"""The real worker, with faults that a test asks for by a token id in the prompt. Started by the tests' supervisor."""
+
+import os
+import sys
+import time
+
+from model.batch import Batch, Row, RowOutput, StepOutput
+from model.runner import Runner
+from service.engine import worker
+
+CRASH, HANG, RAISE, NOT_A_NUMBER, CRASH_LATE = 200, 201, 202, 203, 204
+"""Ids of bytes that no prompt of these tests holds."""
+
+_run = Runner.run
+
+
+def _has(row: Row, token_id: int) -> bool:
+    return token_id in row.prompt_ids
+
+
+def faulty_run(self: Runner, batch: Batch) -> StepOutput:
+    for row in batch.rows:
+        if _has(row, CRASH) or (_has(row, CRASH_LATE) and len(row.output_ids) >= 3):
+            os._exit(3)
+        if _has(row, HANG):
+            time.sleep(600)
+        if _has(row, RAISE):
+            raise MemoryError("no room for this one")
+    output = _run(self, batch)
+    for index, row in enumerate(batch.rows):
+        if _has(row, NOT_A_NUMBER):
+            output.rows[index] = RowOutput(row.sequence_id, error="the logits are not finite")
+    return output
+
+
+if __name__ == "__main__":
+    Runner.run = faulty_run  # type: ignore[method-assign]
+    sys.exit(worker.main())
