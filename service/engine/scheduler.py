@@ -103,7 +103,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether `schedule` would give rows."""
-        return bool(self._running) or self._trials.active is not None or self._waiting.head() is not None
+        return bool(self._running) or self._trials.has_waiting or self._waiting.head() is not None
 
     # --- requests come and go
 

@@ -18,6 +18,10 @@ class Trials:
         """The queue of the group being tried; None in ordinary times."""
         return self._groups[-1] if self._groups else None
 
+    @property
+    def has_waiting(self) -> bool:
+        return any(group.head() is not None for group in self._groups)
+
     def begin(self, suspects: list[Sequence]) -> None:
         """Queues the requests of a failed step in two halves, to be tried before whatever is still on trial."""
         half = len(suspects) // 2

@@ -1,0 +1,193 @@
+"""Random histories of the scheduler against a runner that knows what every slot must hold.
+
+`HISTORIES=20000 pytest tests/service/engine/scheduling/test_scheduler_histories.py` runs so many of each kind.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from model.batch import BeamParams, Grammar
+
+NUM_HISTORIES = int(os.environ.get("HISTORIES", "150"))
+STEPS_PER_HISTORY = 40
+
+# Few distinct prompts with common beginnings, of all lengths around block boundaries.
+prompts = st.tuples(
+    st.sampled_from(["aaaaaaaaaaaaaaaa", "aaaabbbbbbbbbbbb", "cdcdcdcdcdcdcdcd"]), st.integers(1, 16)
+).map(lambda choice: [ord(letter) - 97 for letter in choice[0][: choice[1]]])
+sources = st.integers(1, 20).map(lambda length: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4][:length])
+samplings = st.fixed_dictionaries(
+    {
+        "max_tokens": st.integers(1, 12),
+        "seed": st.integers(0, 2),
+        "stop_ids": st.sampled_from([(), (0,), (0, 3)]),
+        "min_tokens": st.integers(0, 3),
+    }
+)
+orders = st.fixed_dictionaries(
+    {
+        "priority": st.sampled_from([0, 0, 0, 1, -1]),
+        "cache_salt": st.sampled_from(["", "", "tenant"]),
+        "lifetime": st.sampled_from([None, None, None, 0, 1, 3, 10]),
+    }
+)
+beams = st.builds(
+    BeamParams,
+    num_beams=st.integers(2, 3),
+    length_penalty=st.sampled_from([1.0, 0.0, -1.0, 2.0]),
+    early_stopping=st.sampled_from([True, False, "never"]),
+)
+
+
+class History(RuleBasedStateMachine):
+    """What may happen to a service of one checkpoint, in any order."""
+
+    def __init__(self, make_service: Callable[..., Any], make_request: Callable[..., Any]) -> None:
+        super().__init__()
+        self.make_service = make_service
+        self.make_request = make_request
+        self.compiling: list[int] = []
+
+    @initialize(
+        num_blocks=st.integers(6, 24),
+        block_size=st.sampled_from([1, 2, 4]),
+        prefix_caching=st.sampled_from([True, True, True, False]),
+        max_batch_tokens=st.integers(4, 24),
+        max_sequences=st.integers(1, 6),
+        prefill_chunk=st.sampled_from([None, 1, 3, 8]),
+    )
+    def start(self, **settings: Any) -> None:
+        self.service = self.make_service(max_model_len=24, **settings)
+
+    def _add(self, prompt_ids: list[int], order: dict[str, Any], **fields: Any) -> Any:
+        lifetime = order["lifetime"]
+        request = self.make_request(
+            prompt_ids,
+            priority=order["priority"],
+            cache_salt=order["cache_salt"],
+            arrival=self.service.now,
+            deadline=None if lifetime is None else self.service.now + lifetime,
+            **fields,
+        )
+        self.service.add(request)
+        return request
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders)
+    def add(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any]) -> None:
+        self._add(prompt_ids, order, **sampling)
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders, count=st.integers(2, 4))
+    def add_several_of_one_prompt(
+        self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], count: int
+    ) -> None:
+        for seed in range(count):
+            self._add(prompt_ids, order, **{**sampling, "seed": seed})
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders, share=st.floats(0, 1))
+    def add_replayed(
+        self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], share: float
+    ) -> None:
+        answer, _ = self.make_request(prompt_ids, **sampling).answer(self.service.scheduler.max_model_len)
+        self._add(prompt_ids, order, output_ids=answer[: round(share * len(answer))], **sampling)
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders)
+    def add_with_prompt_logprobs(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any]) -> None:
+        self._add(prompt_ids, order, prompt_logprobs=1, **{**sampling, "max_tokens": sampling["max_tokens"] - 1})
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders)
+    def add_with_grammar(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any]) -> None:
+        request = self._add(prompt_ids, order, grammar=Grammar("regex", "a*"), **sampling)
+        self.compiling.append(request.request_id)
+
+    @rule(source=sources, sampling=samplings, order=orders, beam=st.none() | beams)
+    def add_encoder_decoder(
+        self, source: list[int], sampling: dict[str, Any], order: dict[str, Any], beam: BeamParams | None
+    ) -> None:
+        self._add([2], order, encoder_ids=source, beam=beam, **sampling)
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders, beam=beams)
+    def add_beam_search(
+        self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], beam: BeamParams
+    ) -> None:
+        self._add(prompt_ids, order, beam=beam, **sampling)
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders, fails_at=st.integers(0, 5))
+    def add_faulty(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], fails_at: int) -> None:
+        self._add(prompt_ids, order, fails_at=fails_at, **sampling)
+
+    @rule(prompt_ids=prompts, sampling=samplings, order=orders)
+    def add_poisonous(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any]) -> None:
+        self._add(prompt_ids, order, poisons=True, **sampling)
+
+    @precondition(lambda self: self.compiling)
+    @rule(data=st.data(), good=st.booleans())
+    def compiled(self, data: st.DataObject, good: bool) -> None:
+        number = self.compiling.pop(data.draw(st.integers(0, len(self.compiling) - 1)))
+        if good:
+            self.service.scheduler.grammar_ready(number)
+        elif number not in self.service.ends:
+            self.service.take(self.service.scheduler.grammar_failed(number, "no such grammar"))
+
+    def _cancel_one(self, data: st.DataObject) -> None:
+        numbers = sorted(self.service.requests)
+        if numbers:
+            self.service.cancel(data.draw(st.sampled_from(numbers)))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self._cancel_one(data)
+        self.service.check()
+
+    @rule(seconds=st.integers(0, 3))
+    def wait(self, seconds: int) -> None:
+        self.service.now += seconds
+
+    @rule()
+    def step(self) -> None:
+        self.service.step()
+
+    @rule(count=st.integers(2, 6))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.service.step()
+
+    @rule()
+    def failing_step(self) -> None:
+        self.service.step(fails=True)
+
+    @rule(data=st.data(), fails=st.booleans(), seconds=st.integers(0, 2))
+    def step_with_events_while_it_runs(self, data: st.DataObject, fails: bool, seconds: int) -> None:
+        def between() -> None:
+            self._cancel_one(data)
+            self.service.now += seconds
+
+        self.service.step(fails=fails, between=between)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "service"):
+            return
+        for number in self.compiling:
+            self.service.scheduler.grammar_ready(number)
+        self.service.finish()
+        assert set(self.service.ends) == set(self.service.requests)
+
+
+@pytest.mark.slow
+def test_any_history_leaves_right_answers_and_free_blocks(make_service: Any, make_request: Any) -> None:
+    run_state_machine_as_test(
+        lambda: History(make_service, make_request),
+        settings=settings(
+            max_examples=NUM_HISTORIES,
+            stateful_step_count=STEPS_PER_HISTORY,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+        ),
+    )
