@@ -75,6 +75,8 @@ class DecoderConfig:
     """For the layers that have a window, where they differ (Gemma 3)."""
     windows: tuple[int | None, ...] = ()
     """Sliding window of each layer; empty means none anywhere."""
+    causal: bool = True
+    """False where a decoder was made into an embedder that sees the whole text (EmbeddingGemma)."""
     attention_scale: float
     attention_softcap: float | None = None
     query_key_norm: Literal["head", "full"] | None = None

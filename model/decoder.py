@@ -117,7 +117,11 @@ class DecoderAttention(nn.Module):
         self.key_norm = make_norm(config, key_size) if normed else None
         window = config.window(index)
         self.rules = AttentionRules(
-            scale=config.attention_scale, window=window, softcap=config.attention_softcap, alibi_slopes=slopes
+            scale=config.attention_scale,
+            causal=config.causal,
+            window=window,
+            softcap=config.attention_softcap,
+            alibi_slopes=slopes,
         )
         local = window is not None and config.local_rotary is not None
         self.rotation = None if config.rotary is None else int(local)

@@ -1,5 +1,6 @@
 """Our decoder computes what transformers computes, for every architecture of the table."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,3 +68,16 @@ def test_windows_and_softcaps_of_the_cases_change_the_logits(
 
         difference = (whole[2] - run_packed(network, texts, wrap)[2]).abs().max()
         assert (difference > 0.01) == present
+
+
+def test_bfloat16_stays_as_near_to_float32_as_that_of_transformers(
+    saved: Saved, run_packed: Run, texts: list[list[int]]
+) -> None:
+    """Rounding differs in order, not in kind: our error may be half as large again, and no more."""
+    folder, reference = saved
+    ours = run_packed(load_network(folder, dtype=torch.bfloat16), texts)[2]
+    assert ours.dtype == torch.float32
+    ids = torch.tensor([texts[2]])
+    exact = reference(ids).logits[0]
+    rounded = copy.deepcopy(reference).to(torch.bfloat16)(ids).logits[0].float()
+    assert (ours - exact).square().mean().sqrt() < 1.5 * (rounded - exact).square().mean().sqrt()

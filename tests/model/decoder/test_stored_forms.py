@@ -13,11 +13,17 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Gemma3TextModel,
     PreTrainedModel,
     SiglipVisionConfig,
 )
 
+from model.attention.attend import PackedAttend
+from model.attention.interface import PackedLayout
+from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
+from model.encode_network import load_encode_network
+from model.errors import UnsupportedArchitectureError
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 Save = Callable[..., tuple[Path, PreTrainedModel]]
@@ -144,3 +150,33 @@ def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> No
         for _ in range(20):
             ids.append(int(run_packed(network, [ids])[0][-1].argmax()))
         assert ids[len(case["prompt_ids"]) :] == case["new_ids"][:20]
+
+
+def test_a_gemma_that_sees_the_whole_text_is_an_embedder(run_packed: Run, tmp_path: Path) -> None:
+    """EmbeddingGemma: windows look both ways; as a language model it is refused."""
+    config = Gemma3TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=6,
+        pad_token_id=0,
+        use_bidirectional_attention=True,
+    )
+    torch.manual_seed(0)
+    reference = Gemma3TextModel(config).eval()
+    reference.save_pretrained(tmp_path)
+    network = load_encode_network(tmp_path)
+    positions = torch.arange(len(TEXT))
+    layout = PackedLayout(starts=torch.tensor([0, len(TEXT)], dtype=torch.int32), max_len=len(TEXT))
+    attend = PackedAttend(layout, ReferenceAttention())
+    ours = network(torch.tensor(TEXT), torch.zeros_like(positions), positions, attend)
+    theirs = reference(torch.tensor([TEXT])).last_hidden_state[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["Gemma3ForCausalLM"]}))
+    with pytest.raises(UnsupportedArchitectureError):
+        load_network(tmp_path)
