@@ -144,4 +144,5 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("uvicorn.error", "httpx"):
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))

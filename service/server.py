@@ -39,6 +39,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        address, port = self.servers[0].sockets[0].getsockname()[:2]
+        log.info("listening", extra={"address": address, "port": port})
         if self._state.draining:
             self._begin_drain()
 

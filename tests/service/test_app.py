@@ -1,5 +1,6 @@
 """The application around a fake engine: envelope, ids, keys, rates, draining, probes, models, metrics."""
 
+import asyncio
 import logging
 
 import pytest
@@ -120,7 +121,7 @@ async def test_fault_in_mid_stream_leaves_the_stream_unfinished_and_is_logged(ma
         sent.append(message)
 
     async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "GET", "path": "/stream", "query_string": b"", "headers": []}
     with caplog.at_level(logging.ERROR):
