@@ -174,7 +174,10 @@ class _Lane:
         if head is None or max_items == 0 or (head.length > budget and not alone):
             return []
         self._fill_window(head, LOOK_AHEAD * max_tokens)
-        first, last = self._neighbours(head, budget, max_items)
+        if self._window_tokens <= budget and len(self.window) <= max_items:
+            first, last = 0, len(self.window) - 1
+        else:
+            first, last = self._neighbours(head, budget, max_items)
         taken = self.window[first : last + 1]
         del self.window[first : last + 1]
         self._window_tokens -= sum(item.length for item in taken)
