@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from model.architectures.mapping import Architecture, Head, Network
 from model.architectures.raw import RawConfig, read_json
 from model.architectures.table import ARCHITECTURES
+from model.embedding_config import ActivationName, EmbeddingConfig, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 
@@ -51,6 +52,11 @@ class CheckpointDescription:
     """`generation_config.json` without its token ids."""
     sequence_to_sequence: GenerationDefaults | None = None
     """Encoder-decoders: how the checkpoint wants to be decoded."""
+    embedding: EmbeddingConfig | None = None
+    """Embedders and cross-encoders: prompts, length limit and what follows the network."""
+    embedding_size: int | None = None
+    score_activation: ActivationName | None = None
+    """Cross-encoders: what turns a logit into the score that the checkpoint means."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """`config.json` as it is."""
 
@@ -70,6 +76,9 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
+    embedding = read_embedding_config(folder) if head in ("embedding", "cross_encoder") else None
+    if embedding is not None and embedding.scores:
+        head, labels = "cross_encoder", ()
     seq2seq = architecture.network == "encoder_decoder"
     return CheckpointDescription(
         folder=folder,
@@ -78,7 +87,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         network=architecture.network,
         head=head,
         tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template),
-        context_length=config.context_length,
+        context_length=_context_length(config.context_length, max_model_len, embedding),
         vocab_size=config.vocab_size,
         version=fingerprint(folder),
         labels=labels if head != "embedding" and head != "language_model" else (),
@@ -90,6 +99,9 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         has_chat_template=template,
         generation_defaults={key: value for key, value in generation.items() if not NOT_DEFAULTS.fullmatch(key)},
         sequence_to_sequence=read_generation_defaults(folder, raw, config.context_length) if seq2seq else None,
+        embedding=embedding,
+        embedding_size=embedding.size(config.hidden_size) if embedding is not None and head == "embedding" else None,
+        score_activation=score_activation(folder, raw, max(len(labels), 1)) if head == "cross_encoder" else None,
         raw=raw.values,
     )
 
@@ -185,6 +197,13 @@ def _head(folder: Path, architecture: Architecture[Any], labels: tuple[str, ...]
     if architecture.head == "sequence_classification" and len(labels) == 1:
         return "cross_encoder"
     return architecture.head
+
+
+def _context_length(length: int, asked: int | None, embedding: EmbeddingConfig | None) -> int:
+    """An embedder's own limit is often below what its network can read; what was asked for goes before it."""
+    if asked is not None or embedding is None or embedding.max_length is None:
+        return length
+    return min(length, embedding.max_length)
 
 
 def _tasks(head: Head, labels: tuple[str, ...], template: bool) -> tuple[str, ...]:

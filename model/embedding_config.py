@@ -98,6 +98,8 @@ class EmbeddingConfig:
     max_length: int | None = None
     lowercase: bool = False
     similarity: Similarity = "cosine"
+    truncated_size: int | None = None
+    """Only so many leading numbers of each vector are meant to be used."""
     logit_score: LogitScore | None = None
 
     @property
@@ -121,27 +123,30 @@ class EmbeddingConfig:
                 hidden_size *= len(step.modes)
             elif isinstance(step, Dense):
                 hidden_size = step.out_size
-        return hidden_size
+        return hidden_size if self.truncated_size is None else min(hidden_size, self.truncated_size)
 
 
-def read_embedding_config(folder: Path, *, causal: bool = False) -> EmbeddingConfig:
-    """The folder's modules and settings; `causal` decides the pooling of a folder that names none.
+def read_embedding_config(folder: Path) -> EmbeddingConfig:
+    """The folder's modules and settings.
 
     Raises: CheckpointError, UnsupportedArchitectureError for a module that we have no counterpart of.
     """
-    steps, score = _modules(folder, causal=causal)
+    steps, score = _modules(folder)
     settings = _optional(folder / "config_sentence_transformers.json")
     transformer = next((raw for name in TRANSFORMER_FILES if (raw := _optional(folder / name)).values), None)
     transformer = RawConfig({}, TRANSFORMER_FILES[0]) if transformer is None else transformer
     prompts = settings.section("prompts").values if "prompts" in settings else {}
-    similarity = settings.choice("similarity_fn_name", {name: name for name in get_args(Similarity)}, "cosine")
+    # Names that belong to other kinds of models ("maxsim") are stored by conversions and mean nothing here.
+    named: str = settings.text("similarity_fn_name", "cosine")
+    similarities: dict[str, Similarity] = {name: name for name in get_args(Similarity)}
     return EmbeddingConfig(
         steps=steps,
         prompts={name: text for name, text in prompts.items() if isinstance(text, str)},
         default_prompt_name=settings.text("default_prompt_name") if "default_prompt_name" in settings else None,
         max_length=_max_length(folder, transformer),
         lowercase=transformer.flag("do_lower_case", False),
-        similarity=similarity,
+        similarity=similarities.get(named, "cosine"),
+        truncated_size=settings.size("truncate_dim") if "truncate_dim" in settings else None,
         logit_score=score,
     )
 
@@ -171,10 +176,10 @@ def activation(raw: RawConfig, key: str) -> ActivationName:
     return TORCH_ACTIVATIONS[name]
 
 
-def _modules(folder: Path, *, causal: bool) -> tuple[tuple[Step, ...], LogitScore | None]:
+def _modules(folder: Path) -> tuple[tuple[Step, ...], LogitScore | None]:
     path = folder / "modules.json"
     if not path.is_file():
-        return (Pooling(modes=("lasttoken" if causal else "mean",)),), None
+        return (Pooling(modes=("mean",)),), None
     steps: list[Step] = []
     score = None
     for index, entry in enumerate(read_json_list(path)):

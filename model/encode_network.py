@@ -133,7 +133,7 @@ def _decoder(folder: Path, raw: RawConfig, config: DecoderConfig, *, device: Dev
         head = HeadConfig(kind="sequence", num_outputs=num_labels(raw), pooling="last", bias=False)
         del decoder.output
         return EncodeNetwork(decoder, head=Head(head, config.hidden_size))
-    embedding = read_embedding_config(folder, causal=True)
+    embedding = read_embedding_config(folder)
     if embedding.logit_score is not None:
         return EncodeNetwork(decoder, reading=embedding.logit_score)
     del decoder.output

@@ -51,7 +51,11 @@ class SentenceModules(nn.Module):
                 vectors = F.normalize(vectors, dim=-1)
             else:
                 vectors = self.weights[str(index)](vectors)
-        return vectors
+        size = self.config.truncated_size
+        if size is None:
+            return vectors
+        # Unlike sentence-transformers', which cuts unit vectors and leaves them short of it.
+        return F.normalize(vectors[:, :size], dim=-1) if self.config.normalized else vectors[:, :size]
 
 
 class DenseModule(nn.Module):
