@@ -6,7 +6,6 @@ one item waits for a bounded amount of others' work, whatever lies queued. No cl
 the items mean. Runs in the worker process.
 """
 
-from bisect import insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -138,6 +137,8 @@ class Batcher:
         items = list(request.waiting.values()) if request is not None else []
         for item in items:
             self._leave(item)
+        for lane in self._lanes.values():
+            lane.has_gaps = True
         return [EncodeResult(request_id=request_id, index=item.index, reason=reason) for item in items]
 
     def _close(self, request_id: int) -> None:
@@ -151,22 +152,21 @@ class Batcher:
 
 
 class _Lane:
-    """The items of one priority: a queue by turn, and before it a window sorted by length."""
+    """The items of one priority: a queue by turn, and of its first ones a window sorted by length."""
 
     def __init__(self) -> None:
         self.queue: list[tuple[tuple[float, int], Item]] = []
-        self.window: list[Item] = []
         self.clock = 0.0
+        self.has_gaps = False
+        """Whether items of the window have left otherwise than by being taken."""
+        self._window: list[Item] = []
+        self._window_turns: list[tuple[tuple[float, int], Item]] = []
         self._window_tokens = 0
 
     def head(self) -> Item | None:
         """Whose turn it is."""
-        while self.queue and self.queue[0][1].gone:
-            heappop(self.queue)
-        best = min((item for item in self.window if not item.gone), key=attrgetter("turn"), default=None)
-        if self.queue and (best is None or self.queue[0][0] < best.turn):
-            return self.queue[0][1]
-        return best
+        heads = [heap[0] for heap in (self.queue, self._window_turns) if _drop_gone(heap)]
+        return min(heads)[1] if heads else None
 
     def take(self, budget: int, max_items: int, max_tokens: int, *, alone: bool) -> list[Item]:
         """The head and its neighbours in length; nothing if the head does not fit, unless it may run alone."""
@@ -174,35 +174,37 @@ class _Lane:
         if head is None or max_items == 0 or (head.length > budget and not alone):
             return []
         self._fill_window(head, LOOK_AHEAD * max_tokens)
-        if self._window_tokens <= budget and len(self.window) <= max_items:
-            first, last = 0, len(self.window) - 1
-        else:
+        first, last = 0, len(self._window) - 1
+        if self._window_tokens > budget or len(self._window) > max_items:
             first, last = self._neighbours(head, budget, max_items)
-        taken = self.window[first : last + 1]
-        del self.window[first : last + 1]
-        self._window_tokens -= sum(item.length for item in taken)
+        taken = self._window[first : last + 1]
+        del self._window[first : last + 1]
+        self._window_tokens -= sum([item.length for item in taken])
         self.clock = head.turn[0]
         return taken
 
     def _fill_window(self, head: Item, max_tokens: int) -> None:
-        """Drops what has left, then moves items up from the queue in the order of their turns."""
-        self.window = [item for item in self.window if not item.gone]
-        self._window_tokens = sum(item.length for item in self.window)
-        by_length = attrgetter("length")
+        """Moves items up from the queue in the order of their turns."""
+        if self.has_gaps:
+            self._window = [item for item in self._window if not item.gone]
+            self._window_tokens = sum(item.length for item in self._window)
+            self.has_gaps = False
         while self.queue:
             turn, item = self.queue[0]
-            full = self._window_tokens >= max_tokens or len(self.window) >= MAX_WINDOW_ITEMS
+            full = self._window_tokens >= max_tokens or len(self._window) >= MAX_WINDOW_ITEMS
             # The most urgent one gets in even where the window is full.
             if full and turn > head.turn:
                 break
             heappop(self.queue)
             if not item.gone:
-                insort(self.window, item, key=by_length)
+                self._window.append(item)
+                heappush(self._window_turns, (turn, item))
                 self._window_tokens += item.length
+        self._window.sort(key=attrgetter("length"))
 
     def _neighbours(self, head: Item, budget: int, max_items: int) -> tuple[int, int]:
         """The range of the window, first and last included, that makes the batch."""
-        window = self.window
+        window = self._window
         first = last = window.index(head)
         total = head.length
         worthwhile = budget // 4
@@ -214,10 +216,18 @@ class _Lane:
                 go_up = False
             if not go_up and down is None:
                 break
-            length = window[last + 1 if go_up else first - 1].length
-            rectangle = (window[last].length if not go_up else length) * (last - first + 2)
-            total += length
-            if total > budget or (total > worthwhile and rectangle > (1 + MAX_PADDING) * total):
+            added = window[last + 1 if go_up else first - 1].length
+            longest = added if go_up else window[last].length
+            total += added
+            padded = longest * (last - first + 2)
+            if total > budget or (total > worthwhile and padded > (1 + MAX_PADDING) * total):
                 break
             first, last = (first, last + 1) if go_up else (first - 1, last)
         return first, last
+
+
+def _drop_gone(heap: list[tuple[tuple[float, int], Item]]) -> bool:
+    """Takes what has left off the top of a heap; whether anything remains."""
+    while heap and heap[0][1].gone:
+        heappop(heap)
+    return bool(heap)
