@@ -1,24 +1,30 @@
 """Attention on CPUs: few large calls of PyTorch's fused attention instead of one per sequence.
 
 Rows that compute one token are gathered block by block into padded batches of like length; prompts run one by one,
-in slices of queries that only read the keys they can see; encoders' sequences run in padded batches of like length.
+in slices of queries that only read the keys they can see; encoders' sequences run in padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 
 Legend: T tokens in the step, B sequences, L keys (padded), H query heads, K key/value heads, G = H / K, D head size.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from model.attention.interface import AttentionRules, PackedLayout, PagedLayout
+from model.attention.padded import (
+    fused_attention,
+    groups_of_like_length,
+    kept_mask,
+    mask_dtype,
+    mask_for,
+    padded_attention,
+)
 from model.attention.reference import ReferenceAttention, score_bias, visible
 
 QUERY_SLICE = 256
@@ -45,56 +51,6 @@ class Prompt:
     blocks: Tensor  # [N] int64
 
 
-@dataclass(frozen=True, slots=True)
-class PackedGroup:
-    """Whole sequences of like length, to be padded to `padded_len`."""
-
-    gather: Tensor  # [B * L] int64: token of each padded place; padding repeats token 0
-    scatter: Tensor | None  # [sum of lengths] int64: padded places that hold a token; None: all do, there is no padding
-    tokens: Tensor  # [sum of lengths] int64: where they go
-    lens: Tensor  # [B] int64
-    padded_len: int
-
-
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: AttentionRules) -> Tensor:
-    """query [B, H, T, D], key and value [B, K, L, D]; mask (bool, or added) broadcast to [B, H, T, L]."""
-    grouped = query.shape[1] != key.shape[1]
-    if rules.softcap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rules.scale, enable_gqa=grouped)
-    if grouped:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)).float() * rules.scale
-    scores = rules.softcap * torch.tanh(scores / rules.softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return torch.matmul(torch.softmax(scores, dim=3).to(value.dtype), value)
-
-
-def mask_for(query_positions: Tensor, key_positions: Tensor, rules: AttentionRules, dtype: torch.dtype) -> Tensor:
-    """bool [..., 1, T, L], or with ALiBi or relative positions what is added to the scores, [H, T, L]."""
-    allowed = visible(query_positions, key_positions, rules)
-    bias = score_bias(query_positions, key_positions, rules)
-    if bias is None:
-        return allowed.unsqueeze(-3)
-    return bias.masked_fill(~allowed, float("-inf")).to(dtype)
-
-
-def groups_of_like_length(lens: NDArray[np.int64], *, exact: bool, slack: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of `lens` in groups, longest first; a group's longest is at most `slack` or a third above its others.
-
-    Worked example, slack 0: lens [9, 4, 8, 3] gives [0, 2] and [1, 3].
-    """
-    order = np.argsort(-lens, kind="stable")
-    first = 0
-    while first < len(order):
-        longest = int(lens[order[first]])
-        least = longest if exact else min(longest - slack, -(-3 * longest // 4))
-        end = int(np.searchsorted(-lens[order], -least, side="right"))
-        yield order[first:end]
-        first = end
-
-
 class CpuAttention:
     """`AttentionBackend` on PyTorch's fused CPU attention; attention sinks are left to the reference."""
 
@@ -115,7 +71,9 @@ class CpuAttention:
         groups, prompts = layout.prepared["paged"]
         out = torch.empty_like(query)
         for index, group in enumerate(groups):
-            mask = _kept(layout, index, rules, partial(_decode_mask, group, rules, query.dtype, key_cache.shape[2]))
+            mask = kept_mask(
+                layout, index, rules, partial(_decode_mask, group, rules, mask_dtype(query), key_cache.shape[2])
+            )
             out.index_copy_(0, group.tokens, _decode(query, key_cache, value_cache, group, mask, rules))
         for prompt in prompts:
             key = _gather(key_cache, prompt.blocks).flatten(0, 1)[: prompt.context_len]  # [L, K, D]
@@ -126,23 +84,7 @@ class CpuAttention:
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:
             return self._reference.packed(query, key, value, layout, rules)
-        # A bias differs from head to head, so together with padding it would need a mask per sequence and head.
-        exact = rules.alibi_slopes is not None or rules.relative_bias is not None
-        plan = ("packed", exact)
-        if plan not in layout.prepared:
-            layout.prepared[plan] = _packed_plan(layout, exact=exact)
-        out = torch.empty_like(query)
-        for index, group in enumerate(layout.prepared[plan]):
-            mask = _kept(layout, (plan, index), rules, partial(_packed_mask, group, rules, query.dtype))
-            q, k, v = (
-                tensor.index_select(0, group.gather).view(-1, group.padded_len, *tensor.shape[1:]).transpose(1, 2)
-                for tensor in (query, key, value)
-            )  # [B, H or K, L, D]
-            found = fused_attention(q, k, v, mask, rules).transpose(1, 2).flatten(0, 1)
-            if group.scatter is not None:
-                found = found.index_select(0, group.scatter)
-            out.index_copy_(0, group.tokens, found)
-        return out
+        return padded_attention(query, key, value, layout, rules)
 
 
 def _decode(
@@ -167,20 +109,6 @@ def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
     """cache [num_blocks, block_size, K, D] and [N]; gives [N, block_size, K, D]."""
     # An embedding's look-up copies whole blocks; index_select goes through a general iterator, for each of them.
     return embedding(blocks, cache.flatten(1)).view(-1, *cache.shape[1:])
-
-
-def _kept(
-    layout: PagedLayout | PackedLayout, part: object, rules: AttentionRules, make: Callable[[], Tensor | None]
-) -> Tensor | None:
-    """The mask of a part of the layout under these rules, made by the first layer that asks.
-
-    The rules are kept with it: their tensors are told apart by identity, so they must live as long.
-    """
-    key = (part, rules.causal, rules.window, id(rules.alibi_slopes), id(rules.relative_bias))
-    if key not in layout.prepared:
-        layout.prepared[key] = (rules, make())
-    mask: Tensor | None = layout.prepared[key][1]
-    return mask
 
 
 def _paged_plan(layout: PagedLayout, block_size: int) -> tuple[list[DecodeGroup], list[Prompt]]:
@@ -245,45 +173,10 @@ def _prompt(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) ->
         last_key = before + end if rules.causal else num_keys
         first_key = max(before + start - rules.window + 1, 0) if rules.window is not None else 0
         mask = mask_for(
-            torch.arange(before + start, before + end), torch.arange(first_key, last_key), rules, query.dtype
+            torch.arange(before + start, before + end), torch.arange(first_key, last_key), rules, mask_dtype(query)
         )
         found = fused_attention(
             q[:, :, start:end], k[:, :, first_key:last_key], v[:, :, first_key:last_key], mask, rules
         )
         out[start:end] = found.squeeze(0).transpose(0, 1)
     return out
-
-
-def _packed_plan(layout: PackedLayout, *, exact: bool) -> list[PackedGroup]:
-    starts = layout.starts.numpy().astype(np.int64)
-    lens = np.diff(starts)
-    groups = []
-    for members in groups_of_like_length(lens, exact=exact, slack=16):
-        longest = int(lens[members[0]])
-        if longest == 0:
-            continue
-        places = np.arange(longest)
-        real = places < lens[members][:, None]  # [B, L]
-        gather = np.where(real, starts[members][:, None] + places, 0).reshape(-1)
-        padded = None if real.all() else torch.from_numpy(np.flatnonzero(real))
-        groups.append(
-            PackedGroup(
-                torch.from_numpy(gather),
-                padded,
-                torch.from_numpy(gather[real.reshape(-1)]),
-                torch.from_numpy(lens[members]),
-                longest,
-            )
-        )
-    return groups
-
-
-def _packed_mask(group: PackedGroup, rules: AttentionRules, dtype: torch.dtype) -> Tensor | None:
-    positions = torch.arange(group.padded_len)
-    free = not rules.causal and rules.window is None and rules.alibi_slopes is None and rules.relative_bias is None
-    mask = None if free else mask_for(positions, positions, rules, dtype)  # [1 or H, L, L]
-    if group.scatter is None:
-        return mask
-    real = (positions < group.lens[:, None])[:, None, None]  # [B, 1, 1, L]
-    # A padded query sees itself, if the window hides all real keys from it: a softmax over nothing gives NaN.
-    return real if mask is None else (mask & real) | torch.eye(group.padded_len, dtype=torch.bool)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.attention.cpu import CpuAttention, groups_of_like_length
+from model.attention.cpu import CpuAttention
 from model.attention.interface import AttentionRules
+from model.attention.padded import groups_of_like_length
 from model.attention.reference import ReferenceAttention
 
 PAGED_ROWS = {

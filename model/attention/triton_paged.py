@@ -1,0 +1,238 @@
+# ruff: noqa: N803 - by Triton's custom its compile-time arguments are written in capitals
+"""Paged attention as one Triton kernel: prompts, chunks and single tokens in one launch, for every rule but sinks.
+
+Each program takes a tile of one sequence's queries together with all query heads that share a key head, and walks
+over the keys through the block table with the running softmax of arXiv 2205.14135. Where every row computes a single
+token, the context is also cut into splits (arXiv 2311.01282), so that few long sequences still fill the device.
+Importing this needs Triton. Runs in the worker process.
+
+Legend: T tokens in the step, B sequences, H query heads, K key/value heads, G = H / K, D head size, S splits.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.attention.interface import AttentionRules, PagedLayout
+
+KEYS_PER_STEP = 64
+TOKENS_PER_SPLIT = 512
+MAX_SPLITS = 16
+
+
+def triton_paged(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
+) -> Tensor:
+    """query [T, H, D] over caches [num_blocks, block_size, K, D]; returns [T, H, D]."""
+    num_tokens, num_heads, head_size = query.shape
+    num_kv_heads = key_cache.shape[2]
+    group = num_heads // num_kv_heads
+    decodes = layout.max_query_len == 1
+    # The matrix unit wants at least 16 rows: a tile holds (query, head of the group) pairs.
+    rows = max(16 if decodes else 64, triton.next_power_of_2(group))
+    queries = 1 if decodes else rows // group
+    tiles = -(-layout.max_query_len // queries)
+    # By the longest context alone and not by the batch: a sequence is summed in the same order in any company of
+    # the same `max_context_len`, and a captured graph has a fixed grid.
+    splits = min(-(-layout.max_context_len // TOKENS_PER_SPLIT), MAX_SPLITS) if decodes else 1
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    partial = torch.empty((splits, num_tokens, num_heads, head_size), dtype=torch.float32, device=query.device)
+    weights = torch.full((splits, num_tokens, num_heads), -torch.inf, dtype=torch.float32, device=query.device)
+    if splits == 1:
+        partial = partial[:, :0]
+    _kernel[(len(layout.context_lens) * tiles, num_kv_heads, splits)](
+        out,
+        partial,
+        weights,
+        query,
+        key_cache,
+        value_cache,
+        layout.query_starts,
+        layout.context_lens,
+        layout.block_tables,
+        rules.alibi_slopes,
+        rules.relative_bias,
+        rules.scale,
+        rules.softcap or 0.0,
+        rules.window or 0,
+        (rules.relative_bias.shape[1] - 1) // 2 if rules.relative_bias is not None else 0,
+        num_tokens,
+        num_heads,
+        tiles,
+        *query.stride()[:2],
+        *key_cache.stride()[:3],
+        *value_cache.stride()[:3],
+        layout.block_tables.stride(0),
+        G=group,
+        D=head_size,
+        D_PADDED=max(16, triton.next_power_of_2(head_size)),
+        BLOCK_SIZE=key_cache.shape[1],
+        ROWS=rows,
+        QUERIES=queries,
+        KEYS=KEYS_PER_STEP,
+        SPLITS=splits,
+        CAUSAL=rules.causal,
+        WINDOWED=rules.window is not None,
+        CAPPED=rules.softcap is not None,
+        ALIBI=rules.alibi_slopes is not None,
+        BIASED=rules.relative_bias is not None,
+        num_warps=4,
+    )
+    return out if splits == 1 else _combined(partial, weights, query.dtype)
+
+
+def _combined(partial: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Joins the splits' normalised results [S, T, H, D] by their log-sum-exp [S, T, H]; -inf marks an empty split."""
+    shares = torch.softmax(weights, dim=0)[..., None]
+    return (partial.where(shares > 0, 0.0) * shares).sum(0).to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _kernel(
+    out: Any,
+    partial: Any,
+    weights: Any,
+    query: Any,
+    key_cache: Any,
+    value_cache: Any,
+    query_starts: Any,
+    context_lens: Any,
+    block_tables: Any,
+    alibi_slopes: Any,
+    relative_bias: Any,
+    scale: Any,
+    softcap: Any,
+    window: Any,
+    reach: Any,
+    num_tokens: Any,
+    num_heads: Any,
+    tiles: Any,
+    query_stride: Any,
+    query_head_stride: Any,
+    key_block_stride: Any,
+    key_slot_stride: Any,
+    key_head_stride: Any,
+    value_block_stride: Any,
+    value_slot_stride: Any,
+    value_head_stride: Any,
+    table_stride: Any,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    ALIBI: tl.constexpr,
+    BIASED: tl.constexpr,
+) -> None:
+    sequence = tl.program_id(0) // tiles
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    start = tl.load(query_starts + sequence)
+    num_queries = tl.load(query_starts + sequence + 1) - start
+    context = tl.load(context_lens + sequence)
+    first = (tl.program_id(0) % tiles) * QUERIES  # the tile's first query in its sequence
+
+    row = tl.arange(0, ROWS)
+    place = first + row // G
+    head = kv_head * G + row % G
+    real = (row < QUERIES * G) & (place < num_queries)
+    token = (start + place).to(tl.int64)
+    position = context - num_queries + place
+    dim = tl.arange(0, D_PADDED)
+    within = dim < D
+    q = tl.load(
+        query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
+        mask=real[:, None] & within[None, :],
+        other=0.0,
+    )
+
+    # The keys that some query of the tile sees: [low, high).
+    oldest = context - num_queries + first
+    newest = tl.minimum(oldest + QUERIES, context)
+    low = 0
+    high = context
+    if CAUSAL:
+        high = newest
+    if WINDOWED:
+        low = tl.maximum(oldest - window + 1, 0)
+        high = tl.minimum(high, newest - 1 + window)
+    low = low // KEYS * KEYS
+    share = tl.cdiv(tl.cdiv(high - low, KEYS), SPLITS) * KEYS
+    low = low + split * share
+    high = tl.minimum(high, low + share)
+    if first >= num_queries:
+        high = low
+
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    found = tl.zeros((ROWS, D_PADDED), tl.float32)
+    if ALIBI:
+        slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
+    for key_start in range(low, high, KEYS):
+        place_of_key = key_start + tl.arange(0, KEYS)
+        written = place_of_key < high
+        block = tl.load(block_tables + sequence * table_stride + place_of_key // BLOCK_SIZE, mask=written, other=0).to(
+            tl.int64
+        )
+        slot = place_of_key % BLOCK_SIZE
+        k = tl.load(
+            key_cache
+            + (block * key_block_stride + slot * key_slot_stride + kv_head * key_head_stride)[None, :]
+            + dim[:, None],
+            mask=written[None, :] & within[:, None],
+            other=0.0,
+        )  # [D, keys]
+        score = tl.dot(q, k, input_precision="ieee") * scale
+        if CAPPED:
+            score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+        ahead = place_of_key[None, :] - position[:, None]
+        if ALIBI:
+            score += slope[:, None] * ahead
+        if BIASED:
+            column = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
+            score += tl.load(
+                relative_bias + head[:, None] * (2 * reach + 1) + column,
+                mask=real[:, None] & written[None, :],
+                other=0.0,
+            )
+        allowed = written[None, :] & real[:, None]
+        if CAUSAL:
+            allowed = allowed & (ahead <= 0)
+        if WINDOWED:
+            allowed = allowed & (ahead > -window) & (ahead < window)
+        score = tl.where(allowed, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, 1))
+        # A row that has seen no key yet has a peak of -inf, and -inf - -inf is no number.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp(score - base[:, None])
+        fade = tl.exp(peak - base)
+        v = tl.load(
+            value_cache
+            + (block * value_block_stride + slot * value_slot_stride + kv_head * value_head_stride)[:, None]
+            + dim[None, :],
+            mask=written[:, None] & within[None, :],
+            other=0.0,
+        )  # [keys, D]
+        total = total * fade + tl.sum(weight, 1)
+        found = found * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+        peak = higher
+
+    found = found / tl.where(total > 0, total, 1.0)[:, None]
+    target = (token * num_heads + head)[:, None] * D + dim[None, :]
+    mask = real[:, None] & within[None, :]
+    if SPLITS == 1:
+        tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
+    else:
+        offset = split.to(tl.int64) * num_tokens * num_heads
+        tl.store(partial + offset * D + target, found, mask=mask)
+        seen = real & (total > 0)
+        tl.store(weights + offset + token * num_heads + head, peak + tl.log(tl.where(seen, total, 1.0)), mask=seen)
