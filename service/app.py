@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import RateLimiter
-from service.api import health, metrics, models
+from service.api import chat, completions, health, metrics, models, tokenize
 from service.api.openapi import describe_with_envelope
 from service.api.state import AppState, Engine, app_state, attach
 from service.auth import Authenticator
@@ -29,6 +29,9 @@ ROUTERS = (
     health.router,
     models.router,
     metrics.router,
+    completions.router,
+    chat.router,
+    tokenize.router,
 )
 
 

@@ -5,7 +5,8 @@ closed by whoever started it, finished or not: that frees what is still running.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,7 +101,7 @@ class Choice:
         self._num_given = 0
         self._waiting: list[tuple[int, TokenLogprobs]] = []
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    async def __aiter__(self) -> AsyncGenerator[Delta, None]:
         async for output in self.stream:
             delta = self._take(output)
             if delta is None:
@@ -186,13 +187,14 @@ class Generation:
         self.prompts = prompts
         self.choices = choices
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    async def __aiter__(self) -> AsyncGenerator[Delta, None]:
         if len(self.choices) == 1:
             async for delta in self.choices[0]:
                 yield delta
             return
-        async for delta in _merged(self.choices):
-            yield delta
+        async with aclosing(_merged(self.choices)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     def close(self) -> None:
         """Cancels whatever has not ended."""
@@ -243,7 +245,7 @@ def start_generation(
     return Generation(model, prompts, choices)
 
 
-async def _merged(choices: Iterable[Choice]) -> AsyncIterator[Delta]:
+async def _merged(choices: Iterable[Choice]) -> AsyncGenerator[Delta, None]:
     """The deltas of all choices as they come. The first fault ends all of them."""
     deltas: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=1)
 

@@ -34,6 +34,15 @@ async def encode_text(
         raise InvalidRequest(f"{param}: {error}", param=param) from error
 
 
+def checked_ids(model: LoadedModel, ids: list[int], *, param: str) -> list[int]:
+    """A prompt that came as ids, once all of them are known to be in the vocabulary."""
+    try:
+        model.tokenizer.check_ids(ids, vocab_size=model.description.vocab_size)
+    except TokenizerError as error:
+        raise InvalidRequest(f"{param}: {error}", param=param) from error
+    return ids
+
+
 def truncated(ids: list[int], max_tokens: int | None) -> tuple[list[int], int]:
     """The last `max_tokens` ids where that was asked for, and how many were cut."""
     if max_tokens is None or len(ids) <= max_tokens:

@@ -104,7 +104,7 @@ def of_choice(params: SamplingParams, index: int) -> SamplingParams:
     if index == 0:
         return params
     digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
-    return replace(params, seed=int.from_bytes(digest, "little"), prompt_logprobs=None)
+    return replace(params, seed=int.from_bytes(digest, "little"))
 
 
 def end_ids(model: LoadedModel) -> tuple[int, ...]:

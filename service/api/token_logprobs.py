@@ -1,0 +1,65 @@
+"""Log-probabilities in OpenAI's two shapes: parallel lists (completions) and one object per token (chat).
+
+Knows how a token is shown: as its text in the middle of a sentence, or as `bytes:\\xe4\\xbd` where it is no character.
+API process only.
+"""
+
+from collections.abc import Sequence
+
+from model.batch import TokenLogprobs
+from model.tokenizer import Tokenizer
+from service.api.answers_openai import ChatTokenLogprob, CompletionLogprobs, TopLogprob
+
+LEAST = -9999.0
+"""JSON has no infinity; OpenAI's own stand-in."""
+
+
+def token_text(tokenizer: Tokenizer, id: int) -> str:
+    data = tokenizer.pieces.as_bytes(id)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs | int], offsets: Sequence[int]
+) -> CompletionLogprobs:
+    """An id alone stands for a prompt's first token, which nothing predicts."""
+    found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=list(offsets))
+    for token in tokens:
+        if isinstance(token, int):
+            found.tokens.append(token_text(tokenizer, token))
+            found.token_logprobs.append(None)
+            found.top_logprobs.append(None)
+            continue
+        text = token_text(tokenizer, token.token_id)
+        top = {
+            token_text(tokenizer, id): _finite(value)
+            for id, value in zip(token.top_ids, token.top_logprobs, strict=True)
+        }
+        found.tokens.append(text)
+        found.token_logprobs.append(_finite(token.logprob))
+        found.top_logprobs.append(top | {text: _finite(token.logprob)})
+    return found
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[ChatTokenLogprob]:
+    return [
+        ChatTokenLogprob(
+            token=token_text(tokenizer, token.token_id),
+            logprob=_finite(token.logprob),
+            bytes=list(tokenizer.pieces.as_bytes(token.token_id)),
+            top_logprobs=[
+                TopLogprob(
+                    token=token_text(tokenizer, id), logprob=_finite(value), bytes=list(tokenizer.pieces.as_bytes(id))
+                )
+                for id, value in zip(token.top_ids, token.top_logprobs, strict=True)
+            ],
+        )
+        for token in tokens
+    ]
+
+
+def _finite(value: float) -> float:
+    return max(value, LEAST)

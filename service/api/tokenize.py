@@ -1,0 +1,113 @@
+"""`POST /v1/tokenize` and `/v1/detokenize`: a checkpoint's own view of a text, with where each token lies in it.
+
+HTTP only. Runs in the API process; long texts are tokenized in a thread.
+"""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from model.tokenizer import TokenizerError
+from service.api.generating import note_task
+from service.api.schemas_openai import DetokenizeBody, TokenizeBody
+from service.api.state import request_state
+from service.engine.models import LoadedModel
+from service.errors import InvalidRequest, ModelNotFound
+from service.tasks.chat import Conversation, chat_prompt
+from service.tasks.prompts import INLINE_CHARS
+
+router = APIRouter(prefix="/v1", tags=["tokens"])
+
+
+class TokenizeAnswer(BaseModel):
+    model: str
+    model_version: str
+    count: int
+    context_length: int
+    tokens: list[int]
+    pieces: list[str | None] | None
+    """The vocabulary's own spelling of each token; null unless asked for."""
+    offsets: list[tuple[int, int]] | None
+    """Where each token's text begins and ends, in characters; null for messages."""
+
+
+class DetokenizeAnswer(BaseModel):
+    model: str
+    model_version: str
+    text: str
+
+
+@router.post("/tokenize", summary="The tokens of a text or a conversation")
+async def tokenize(request: Request, body: TokenizeBody) -> TokenizeAnswer:
+    model = _resolve(request, body.model)
+    note_task(request, "tokenize", model, body.text)
+    if (body.text is None) == (body.messages is None):
+        raise InvalidRequest("give either text or messages", param="text" if body.text is None else "messages")
+    offsets: list[tuple[int, int]] | None = None
+    if body.messages is not None:
+        ids = await chat_prompt(model, _conversation(body))
+    else:
+        ids, offsets = await _encode(model, body.text or "", add_special_tokens=body.add_special_tokens is not False)
+    return TokenizeAnswer(
+        model=model.name,
+        model_version=model.version,
+        count=len(ids),
+        context_length=model.description.context_length,
+        tokens=ids,
+        pieces=[model.tokenizer.token(id) for id in ids] if body.return_tokens else None,
+        offsets=offsets if body.return_offsets else None,
+    )
+
+
+@router.post("/detokenize", summary="The text of token ids")
+async def detokenize(request: Request, body: DetokenizeBody) -> DetokenizeAnswer:
+    model = _resolve(request, body.model)
+    note_task(request, "detokenize", model, None)
+    try:
+        model.tokenizer.check_ids(body.tokens, vocab_size=max(model.description.vocab_size, model.tokenizer.vocab_size))
+        decode = model.tokenizer.decode
+        if len(body.tokens) > INLINE_CHARS:
+            text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=body.skip_special_tokens)
+        else:
+            text = decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
+    except TokenizerError as error:
+        raise InvalidRequest(f"tokens: {error}", param="tokens") from error
+    return DetokenizeAnswer(model=model.name, model_version=model.version, text=text)
+
+
+async def _encode(
+    model: LoadedModel, text: str, *, add_special_tokens: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    encode = model.tokenizer.encode_with_offsets
+    try:
+        if len(text) > INLINE_CHARS:
+            found = await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+        else:
+            found = encode(text, add_special_tokens=add_special_tokens)
+    except TokenizerError as error:
+        raise InvalidRequest(f"text: {error}", param="text") from error
+    return found.ids, found.offsets
+
+
+def _conversation(body: TokenizeBody) -> Conversation:
+    return Conversation(
+        messages=[message.model_dump(exclude_none=True) for message in body.messages or []],
+        tools=[tool.model_dump(exclude_none=True) for tool in body.tools],
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        template_variables=body.chat_template_kwargs,
+    )
+
+
+def _resolve(request: Request, name: str | None) -> LoadedModel:
+    """Any checkpoint has a tokenizer, whatever its tasks; without a name it is the first loaded."""
+    models = request_state(request).engine.models
+    if name is None:
+        if not models:
+            raise ModelNotFound("no checkpoint is loaded", param="model")
+        return next(iter(models.values()))
+    for model in models.values():
+        if name in (model.name, model.key):
+            return model
+    raise ModelNotFound(f"model '{name[:128]}' is not loaded; loaded: {', '.join(models)}", param="model")

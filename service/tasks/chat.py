@@ -1,0 +1,136 @@
+"""A conversation as a prompt: messages in the template's terms, tools in the checkpoint's format, ids at the end.
+
+Works on plain dictionaries in OpenAI's shape, already validated. Knows neither HTTP nor sampling. Templates and long
+texts run in a thread. API process only.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.chat_template import ChatTemplate, ChatTemplateError
+from model.tokenizer import TokenizerError
+from service.engine.models import LoadedModel
+from service.errors import InvalidRequest, TaskNotSupported, UnsupportedParameter
+from service.tasks.tools import ToolChoice, ToolFormat, call_grammar, format_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """`tools` are OpenAI's; without any, or where none may be called, the template is not told of them."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    documents: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[int]:
+    """The ids of the prompt, special tokens as the template writes them.
+
+    Raises: InvalidRequest where the messages do not fit each other or the template, TaskNotSupported.
+    """
+    template = _template(model)
+    if conversation.tools and not template.supports_tools:
+        raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
+    messages = [_for_template(message, f"messages.{n}") for n, message in enumerate(conversation.messages)]
+
+    def make() -> list[int]:
+        text = template.render(
+            messages,
+            tools=list(conversation.tools) or None,
+            documents=conversation.documents,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            variables=conversation.template_variables,
+        )
+        return model.tokenizer.encode(text, add_special_tokens=False)
+
+    try:
+        return await asyncio.to_thread(make)
+    except ChatTemplateError as error:
+        raise InvalidRequest(str(error), param="messages") from error
+    except TokenizerError as error:
+        raise InvalidRequest(f"messages: {error}", param="messages") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """How a reply may call tools: its format, the grammar that makes it (None: it is free to), at most how many."""
+
+    format: ToolFormat
+    grammar: str | None
+    max_calls: int | None
+    keep_special: frozenset[int]
+    """The format's markers that the tokenizer holds for special: they are needed to read the reply."""
+
+
+def tool_use(
+    model: LoadedModel, tools: Sequence[Mapping[str, Any]], *, choice: str, name: str | None, parallel: bool
+) -> ToolUse | None:
+    """None where no tool may be called. `choice` is "none", "auto", "required" or "named" (then `name` says which).
+
+    Raises: InvalidRequest where the tools and the choice do not fit.
+    """
+    names = [tool["function"]["name"] for tool in tools]
+    for position, tool_name in enumerate(names):
+        if tool_name in names[:position]:
+            raise InvalidRequest(f"two tools are named '{tool_name}'", param=f"tools.{position}.function.name")
+    if choice in ("required", "named") and not tools:
+        raise InvalidRequest("tool_choice asks for a tool and there are no tools", param="tool_choice")
+    if name is not None and name not in names:
+        raise InvalidRequest(f"tool_choice names '{name}'; the tools are: {', '.join(names)}", param="tool_choice")
+    if choice == "none" or not tools:
+        return None
+    template, tokenizer = _template(model), model.tokenizer
+    format = format_of("".join(template.sources.values()))
+    marker_ids = {marker: tokenizer.token_id(marker) for marker in format.markers}
+    special = {marker: id for marker, id in marker_ids.items() if id is not None and tokenizer.is_special(id)}
+    parallel = parallel and name is None
+    grammar = None
+    if choice != "auto":
+        chosen = ToolChoice((name,) if name is not None else tuple(names), required=True)
+        grammar = call_grammar(format, tools, chosen, parallel=parallel, special_markers=frozenset(special))
+    return ToolUse(format, grammar, None if parallel else 1, frozenset(special.values()))
+
+
+def _template(model: LoadedModel) -> ChatTemplate:
+    if model.chat_template is None:
+        raise TaskNotSupported(f"model '{model.name}' has no chat template: use /v1/completions", param="model")
+    return model.chat_template
+
+
+def _for_template(message: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """OpenAI's message as templates expect it: one text, arguments as objects, `system` for `developer`."""
+    role, content = message["role"], message.get("content")
+    calls = message.get("tool_calls") or []
+    if content is None and not (role == "assistant" and calls):
+        raise InvalidRequest(f"{place}: a message of role '{role}' needs content", param=f"{place}.content")
+    if role == "tool" and message.get("tool_call_id") is None:
+        raise InvalidRequest(f"{place}: which call is this the result of?", param=f"{place}.tool_call_id")
+    if calls and role != "assistant":
+        raise InvalidRequest(f"{place}: only an assistant calls tools", param=f"{place}.tool_calls")
+    found = {key: value for key, value in message.items() if key not in ("annotations", "tool_calls")}
+    found["role"] = "system" if role == "developer" else role
+    if isinstance(content, list):
+        found["content"] = "\n".join(part["text"] for part in content)
+    if calls:
+        found["tool_calls"] = [_call(call, f"{place}.tool_calls.{n}") for n, call in enumerate(calls)]
+    return found
+
+
+def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
+        param = f"{place}.function.arguments"
+        raise InvalidRequest(f"{param}: not JSON: {error}", param=param) from error
+    if not isinstance(arguments, dict):
+        param = f"{place}.function.arguments"
+        raise InvalidRequest(f"{param}: not a JSON object", param=param)
+    return {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}
