@@ -174,6 +174,7 @@ async def test_reader_that_stops_reading_is_dropped_and_its_stream_is_cleaned_up
             try:
                 while True:
                     yield b"x" * 65536
+                    await asyncio.sleep(0)
             finally:
                 cleaned_up.set()
 

@@ -1,0 +1,39 @@
+# make install | serve | test | lint | bench; each makes the virtual environment when it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+MODEL ?=
+ARGS ?=
+
+.PHONY: install serve test lint bench
+.DELETE_ON_ERROR:
+
+install: $(INSTALLED)
+
+# torch by itself first: it is the largest, and a failure to find it should be the first thing seen.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable ".[test,evaluate]"
+	touch $@
+
+# make serve MODEL="models/a models/b=name" ARGS="--port 9000 --log-format json"
+serve: $(INSTALLED)
+	$(BIN)/slimpajama serve $(foreach model,$(MODEL),--model $(model)) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Against a service that is running: make bench ARGS="--url http://127.0.0.1:8000 --concurrency 1,8,64"
+bench: $(INSTALLED)
+	$(BIN)/slimpajama bench $(ARGS)
