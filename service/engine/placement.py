@@ -78,11 +78,29 @@ class Placement:
         sequence.cross_block_ids = []
         sequence.encoded = False
 
-    def remove_branch(self, branch: Branch) -> None:
-        self.blocks.release(branch.block_ids)
-        branch.block_ids = []
-
     # --- a step
+
+    def branch(self, sequence: Sequence, rows: list[tuple[int, int, int]]) -> None:
+        """Exchanges its branches for the next ones of a beam search: (branch that it continues, token id, row id).
+
+        A parent's first child goes on with its blocks; the other children are forks of that one, made when the next
+        step is, and a childless parent's blocks are free at once.
+        """
+        parents, sequence.branches = sequence.branches, []
+        heirs: dict[int, Branch] = {}
+        for index, token_id, row_id in rows:
+            parent = parents[index]
+            child = Branch(row_id, parent.prompt_ids, [*parent.output_ids, token_id], parent.root)
+            child.chain = parent.chain.copy()
+            child.num_computed = parent.num_computed
+            heir = heirs.setdefault(index, child)
+            if heir is child:
+                child.block_ids, parent.block_ids = parent.block_ids, []
+            else:
+                child.fork_of = heir
+            sequence.branches.append(child)
+        for parent in parents:
+            self.blocks.release(parent.block_ids)
 
     def num_blocks_to_step(self, sequence: Sequence) -> int:
         """Free blocks that its next step needs: forked parts, and room for a token past the last block."""

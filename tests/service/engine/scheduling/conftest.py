@@ -291,12 +291,13 @@ class Service:
 
     def check(self) -> None:
         """No block leaks, none is shared wrongly, and the books of the scheduler are in order."""
-        running = self.scheduler._running
+        planner = self.scheduler._planner
+        running = planner.running
         held = [sequence.cross_block_ids for sequence in running]
         held += [branch.block_ids for sequence in running for branch in sequence.branches]
         self.blocks.check(held)
         assert running == sorted(running, key=lambda sequence: sequence.urgency)
-        assert self.scheduler._num_rows == sum(sequence.width for sequence in running)
+        assert planner._num_rows == sum(sequence.width for sequence in running)
         here = self.scheduler._sequences.values()
         waiting = [sequence for sequence in here if sequence not in running]
         assert self.scheduler.num_running == len(running)

@@ -1,0 +1,296 @@
+"""One step made: which waiting requests come in, who gives way for memory, how many tokens of whom are computed.
+
+A request has known tokens and computed tokens; the step spends a budget of tokens on closing the gap. Order: by
+`priority` (higher first), then by arrival. A request is admitted with all blocks of its known tokens, and when memory
+runs out the least urgent one gives its blocks back, to be computed again later. Knows nothing of results, deadlines or
+messages; time is an argument. Runs in the worker process.
+"""
+
+from bisect import insort
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from model.batch import Batch, Row
+from model.block_manager import BlockManager
+from service.engine.placement import Placement
+from service.engine.sequence import Branch, Phase, Sequence
+from service.engine.trials import Trials
+from service.engine.waiting import WaitingQueue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step."""
+
+    max_batch_tokens: int
+    max_sequences: int
+    max_model_len: int
+    prefill_chunk: int | None = None
+
+
+@dataclass(slots=True)
+class Step:
+    """The step being made, and once made the one whose results are awaited."""
+
+    number: int = 0
+    batch: Batch = field(default_factory=lambda: Batch(rows=[]))
+    entries: list[tuple[Sequence, Branch]] = field(default_factory=list)
+    """Who each row of the batch belongs to."""
+    budget: int = 0
+    reserved: int = 0
+    """Tokens of the budget kept for running requests that have not had their turn: one for each of their rows."""
+    num_preempted: int = 0
+
+
+class StepPlanner:
+    """Holds the requests that wait for blocks and those that have them, and makes a step of them by `plan`."""
+
+    def __init__(self, blocks: BlockManager, limits: SchedulerLimits) -> None:
+        self.placement = Placement(blocks)
+        self.max_sequences = min(limits.max_sequences, limits.max_batch_tokens)
+        self._blocks = blocks
+        self._max_batch_tokens = limits.max_batch_tokens
+        self._prefill_chunk = min(limits.prefill_chunk or limits.max_batch_tokens, limits.max_batch_tokens)
+        self._watermark = max(1, self.placement.capacity // 20)
+        self._waiting = WaitingQueue()
+        self._trials = Trials()
+        self.running: list[Sequence] = []
+        """Those that hold blocks, most urgent first."""
+        self.step = Step()
+        self.num_waiting_tokens = 0
+        self._num_rows = 0
+        self._paused_last = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `plan` would give rows."""
+        return bool(self.running) or self._trials.has_waiting or self._waiting.head() is not None
+
+    def enter(self, sequence: Sequence) -> None:
+        """Queues a request that can run."""
+        sequence.phase = Phase.waiting
+        self.num_waiting_tokens += sequence.num_tokens
+        self._waiting.push(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Lets go of a request that ends; its blocks are free at once."""
+        if sequence.phase is Phase.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        if sequence.phase is Phase.waiting:
+            self.num_waiting_tokens -= sequence.num_tokens
+
+    def plan(self, now: float) -> Step:
+        """Makes the next step; one without rows if there is nothing to run."""
+        if not self.running:
+            self._trials.close_empty()
+        self.placement.begin_step()
+        self.step = Step(self.step.number + 1, budget=self._max_batch_tokens, reserved=self._num_rows)
+        if not self._plan_long_source(now):
+            self._plan_all(now)
+        return self.step
+
+    # --- after a step
+
+    def suspect(self, sequences: list[Sequence]) -> None:
+        """Tries the requests of a failed step apart from each other; everybody's blocks are given back."""
+        queue = self._queue
+        running, self.running = self.running, []
+        for sequence in running:
+            self._release(sequence)
+            if sequence not in sequences:
+                queue.push(sequence)
+        self._trials.begin(sequences)
+
+    def clear_suspects(self) -> None:
+        """Lets requests back to the others that got through the last step to its end while on trial."""
+        if self._trials.active is None:
+            return
+        for row, (sequence, _) in zip(self.step.batch.rows, self.step.entries, strict=True):
+            if row.samples and sequence.phase is Phase.running:
+                self.running.remove(sequence)
+                self._release(sequence)
+                self._waiting.push(sequence)
+
+    # --- who takes part
+
+    @property
+    def _queue(self) -> WaitingQueue:
+        return self._trials.active or self._waiting
+
+    def _plan_all(self, now: float) -> None:
+        """Goes through the running requests, most urgent first, and lets waiting ones in at their rank."""
+        step, running, queue = self.step, self.running, self._queue
+        position = 0
+        head = queue.head()
+        while True:
+            current = running[position] if position < len(running) else None
+            if head is not None and (current is None or head.priority > current.priority):
+                admitted = self._admit(head, position, now)
+                position += admitted
+                head = queue.head() if admitted else None
+            elif current is None:
+                return
+            else:
+                num_preempted = step.num_preempted
+                step.reserved -= current.width
+                position += self._run(current)
+                if head is not None and step.num_preempted > num_preempted:
+                    head = queue.head()
+
+    def _plan_long_source(self, now: float) -> bool:
+        """Runs an encoder pass that leaves no tokens to the running requests in a step of its own, now and then."""
+        head = self._queue.head()
+        paused_last, self._paused_last = self._paused_last and bool(self.running), False
+        if paused_last or head is None or not head.encoder_ids or self.placement.has_source(head):
+            return False
+        cost = len(head.encoder_ids) + head.width
+        if cost + self._num_rows <= self._max_batch_tokens:
+            return False
+        step = self.step
+        step.budget, step.reserved = max(step.budget, cost), 0
+        self._paused_last = self._admit(head, 0, now)
+        if not self._paused_last:
+            step.budget, step.reserved = self._max_batch_tokens, self._num_rows
+        return self._paused_last
+
+    def _admit(self, head: Sequence, position: int, now: float) -> bool:
+        """Places the head of the queue and adds its rows; those running from `position` on have had no turn yet, and
+        the less urgent of them give way. False closes admission for this step: nobody overtakes."""
+        step = self.step
+        if head.preempted_in == step.number:
+            return False
+        cost = head.width
+        if head.encoder_ids and not self.placement.has_source(head):
+            cost += len(head.encoder_ids)
+        while True:
+            if cost > step.budget - step.reserved:
+                return False
+            num_rows = self._num_rows + head.width
+            # Alone it must fit; among others it leaves them and itself room for a block each.
+            reserve = min(num_rows, self._watermark) if self.running else 0
+            if num_rows <= self.max_sequences and self.placement.place(head, reserve):
+                break
+            if position == len(self.running) or self.running[-1].priority >= head.priority:
+                return False
+            step.reserved -= self.running[-1].width
+            self._preempt(self.running[-1])
+        self._start(head, now)
+        self._add_rows(head, step.budget - step.reserved)
+        return True
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        self._queue.pop()
+        sequence.phase = Phase.running
+        insort(self.running, sequence, key=attrgetter("urgency"))
+        self._num_rows += sequence.width
+        self.num_waiting_tokens -= sequence.num_tokens
+        if sequence.started is None:
+            sequence.started = now
+            sequence.num_cached_tokens = min(sequence.branches[0].num_computed, len(sequence.prompt_ids))
+
+    def _run(self, sequence: Sequence) -> bool:
+        """Adds the rows of a running request; False if it had to give way itself."""
+        branch = sequence.branches[0]
+        start = branch.num_computed
+        size = self._blocks.block_size
+        # The usual case, cheaply: one token more, in a block that it has.
+        if (
+            sequence.beam is None
+            and start + 1 == len(branch.prompt_ids) + len(branch.output_ids)
+            and start < len(branch.block_ids) * size
+        ):
+            self._add_row(sequence, branch, 1, False)
+            return True
+        if not self._make_room(sequence):
+            return False
+        self._add_rows(sequence, self.step.budget - self.step.reserved)
+        return True
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Sees to the blocks of its next step, if need be from the least urgent; False if that was itself."""
+        needed = self.placement.num_blocks_to_step(sequence)
+        while needed > self._blocks.num_free:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+            self.step.reserved -= victim.width
+        if needed:
+            self.step.batch.block_copies += self.placement.prepare_step(sequence)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.step.num_preempted += 1
+        sequence.preempted_in = self.step.number
+        self.running.remove(sequence)
+        self._release(sequence)
+        self._queue.push(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Frees the blocks of a request that has left the running ones, to be computed again."""
+        self.placement.remove(sequence)
+        self._num_rows -= sequence.width
+        self.num_waiting_tokens += sequence.num_tokens
+        sequence.phase = Phase.waiting
+
+    # --- what is computed
+
+    def _add_rows(self, sequence: Sequence, available: int) -> None:
+        """Adds its rows to the batch, with at most `available` tokens, the source's included."""
+        step = self.step
+        branches = sequence.branches
+        encode = bool(sequence.encoder_ids) and not sequence.encoded
+        if encode:
+            sequence.encoded = True
+            self.placement.fill_source(sequence)
+            available -= len(sequence.encoder_ids)
+            step.budget -= len(sequence.encoder_ids)
+        share = min(self._prefill_chunk, available // len(branches))
+        # Branches sample together: none takes its last token before all can.
+        complete = max([self._gap(sequence, branch) for branch in branches]) <= share
+        for branch in branches:
+            # Looked at once more: the branch before may fill, in this step, what this one needs.
+            gap = self._gap(sequence, branch)
+            length = min(gap, share) if complete else min(gap - 1, share)
+            if length > 0:
+                self._add_row(sequence, branch, length, encode)
+                encode = False
+        assert not encode
+
+    def _gap(self, sequence: Sequence, branch: Branch) -> int:
+        """Tokens to compute, after what other rows have computed in the meantime."""
+        gap = branch.num_tokens - branch.num_computed
+        if gap > 1:
+            skipped = self.placement.catch_up(sequence, branch)
+            gap -= skipped
+            if not sequence.delivered:
+                sequence.num_cached_tokens = min(sequence.num_cached_tokens + skipped, len(sequence.prompt_ids))
+        return gap
+
+    def _add_row(self, sequence: Sequence, branch: Branch, length: int, encode: bool) -> None:
+        step = self.step
+        start = branch.num_computed
+        end = start + length
+        size = self._blocks.block_size
+        if start // size < end // size:
+            self.placement.fill(branch, start, end)
+        prompt_ids, output_ids = branch.prompt_ids, branch.output_ids
+        samples = end == len(prompt_ids) + len(output_ids)
+        step.batch.rows.append(
+            Row(
+                branch.row_id,
+                [output_ids[-1]] if samples and length == 1 and output_ids else branch.tokens(start, end),
+                start,
+                branch.block_ids,
+                sequence.sampling,
+                samples,
+                output_ids,
+                prompt_ids,
+                sequence.cross_block_ids,
+                sequence.encoder_ids,
+                encode,
+            )
+        )
+        step.entries.append((sequence, branch))
+        step.budget -= length
