@@ -1,6 +1,7 @@
-"""Tiny random encoder-decoder checkpoints of every family, as `transformers` makes and saves them."""
+"""Tiny random encoder-decoder checkpoints of every family, as `transformers` saves them, and an engine to run one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,19 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from model.attention.reference import ReferenceAttention
+from model.block_manager import BlockManager
+from model.checkpoint import load_network
+from model.description import describe
+from model.encoder_decoder import EncoderDecoder
+from model.generation_defaults import Choices
+from model.kv_cache import KVCache
+from model.runner import Runner
+from service.engine.scheduler import Scheduler, SchedulerLimits
+from service.engine.sequence import Sequence
+
 VOCAB_SIZE = 96
+BLOCK_SIZE = 4
 T5_SIZES = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 32,
@@ -124,3 +137,54 @@ def save_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> SaveSeq2Seq:
 @pytest.fixture(scope="session", params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@dataclass(slots=True)
+class Engine:
+    """One checkpoint from sources to finished ids, without processes."""
+
+    folder: Path
+    max_batch_tokens: int = 200
+    num_blocks: int = 256
+    num_preempted: int = 0
+
+    def generate(self, sources: list[list[int]], choices: Choices, task: str | None = None) -> list[list[int]]:
+        network = load_network(self.folder)
+        assert isinstance(network, EncoderDecoder)
+        config = network.config
+        defaults = describe(self.folder).sequence_to_sequence
+        assert defaults is not None
+        cache = KVCache(
+            num_layers=config.num_layers,
+            num_blocks=self.num_blocks,
+            block_size=BLOCK_SIZE,
+            num_kv_heads=config.num_kv_heads,
+            head_size=config.head_size,
+            dtype=torch.float32,
+            device="cpu",
+        )
+        runner = Runner(network, config, cache, ReferenceAttention())
+        limits = SchedulerLimits(
+            max_batch_tokens=self.max_batch_tokens, max_sequences=64, max_model_len=config.context_length
+        )
+        scheduler = Scheduler(BlockManager(self.num_blocks, BLOCK_SIZE), limits)
+        for number, source in enumerate(sources):
+            sampling = defaults.sampling(task, choices)
+            sequence = Sequence(number, list(defaults.decoder_prompt), sampling, encoder_ids=source)
+            assert scheduler.add(sequence, now=0.0) is None
+        found: list[list[int]] = [[] for _ in sources]
+        for _ in range(1000):
+            if not scheduler.has_work:
+                return found
+            batch = scheduler.schedule(0.0)
+            self.num_preempted += scheduler.num_preempted
+            for output in scheduler.update(batch, runner.run(batch), 0.0):
+                assert output.error is None
+                found[output.request_id] += output.token_ids
+        raise AssertionError("the requests do not end")
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> type[Engine]:
+    """`make_engine(folder).generate(sources, choices)` gives the ids that each source's text has."""
+    return Engine
