@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import RateLimiter
-from service.api import chat, completions, health, metrics, models, tokenize
+from service.api import chat, completions, embeddings, health, metrics, models, tokenize
 from service.api.openapi import describe_with_envelope
 from service.api.state import AppState, Engine, app_state, attach
 from service.auth import Authenticator
@@ -32,6 +32,7 @@ ROUTERS = (
     completions.router,
     chat.router,
     tokenize.router,
+    embeddings.router,
 )
 
 

@@ -356,8 +356,6 @@ class EngineClient:
             model.state, model.loaded = "loading", None
         for flight in self._dispatcher.take_back():
             flight.dispatched = False
-            if flight.started is not None:
-                flight.deaths_without_progress += 1
             if flight.deaths_without_progress >= GUILTY_DEATHS:
                 error = Quarantined("the worker died each time it ran this request; it will not be tried again")
                 self._finish(flight, "error", error)

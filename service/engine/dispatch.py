@@ -2,8 +2,9 @@
 
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
 fairness, cancellation and deadlines act here, where they are cheap. After a death the requests that were in the worker
-come back; one that was running in two deaths without getting anywhere is a suspect, and at most one suspect is in the
-worker at a time, so that the third death tells who is guilty. Pure data. Runs in the API process.
+come back; one that was there in two deaths without getting anywhere is a suspect. A suspect is let in only among
+requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
+guilty. Pure data. Runs in the API process.
 """
 
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Dispatcher:
         self._window_tokens = config.max_batch_tokens * WINDOW_STEPS
         self._lanes: dict[str, _Lane] = {}
         self._suspect: Flight | None = None
+        self._unproven: set[int] = set()
+        """Those inside that have not got anywhere in this worker."""
 
     def load(self, client: str) -> QueueLoad:
         """What waits here, over all checkpoints, and how much of it is `client`'s."""
@@ -60,23 +63,21 @@ class Dispatcher:
         """What the worker has room for now, in order; it counts as inside from here on."""
         taken: list[Flight] = []
         for lane in self._lanes.values():
-            held_back: list[Flight] = []
-            while (number := lane.waiting.peek()) is not None and self._has_room(lane, lane.flights[number]):
-                lane.waiting.pop()
+            while self._suspect is None and (number := lane.waiting.peek()) is not None:
                 flight = lane.flights[number]
-                if flight.deaths_without_progress >= SUSPECT_DEATHS:
-                    if self._suspect is not None:
-                        held_back.append(flight)
-                        continue
+                is_suspect = flight.deaths_without_progress >= SUSPECT_DEATHS
+                if not self._has_room(lane, flight) or (is_suspect and self._unproven):
+                    break
+                lane.waiting.pop()
+                if is_suspect:
                     self._suspect = flight
                 self._enter(lane, flight)
                 taken.append(flight)
-            for flight in held_back:
-                self.enqueue(flight)
         return taken
 
     def made_progress(self, flight: Flight) -> None:
         flight.deaths_without_progress = 0
+        self._unproven.discard(flight.number)
         if self._suspect is flight:
             self._suspect = None
 
@@ -90,10 +91,11 @@ class Dispatcher:
             self._suspect = None
 
     def take_back(self) -> list[Flight]:
-        """Everything that was inside the worker, which is gone."""
+        """Everything that was inside the worker, which has died: one death more for each."""
         lost = [flight for lane in self._lanes.values() for flight in lane.inside.values()]
         for flight in lost:
             self._leave(self._lanes[flight.model.key], flight)
+            flight.deaths_without_progress += 1
         self._suspect = None
         return sorted(lost, key=lambda flight: flight.number)
 
@@ -102,16 +104,16 @@ class Dispatcher:
             return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= self._window_tokens
         return lane.num_generating < self._max_sequences + SPARE_REQUESTS
 
-    @staticmethod
-    def _enter(lane: _Lane, flight: Flight) -> None:
+    def _enter(self, lane: _Lane, flight: Flight) -> None:
         lane.inside[flight.number] = flight
+        self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
             lane.single_pass_tokens += flight.cost_tokens
         else:
             lane.num_generating += 1
 
-    @staticmethod
-    def _leave(lane: _Lane, flight: Flight) -> None:
+    def _leave(self, lane: _Lane, flight: Flight) -> None:
+        self._unproven.discard(flight.number)
         if lane.inside.pop(flight.number, None) is None:
             return
         if isinstance(flight, EncodeFlight):

@@ -85,16 +85,37 @@ def test_everything_inside_comes_back_after_a_death_in_its_order(dispatcher: Dis
     assert numbers(dispatcher.take()) == numbers(inside)
 
 
-def test_at_most_one_suspect_is_inside_at_a_time(dispatcher: Dispatcher) -> None:
+def test_a_suspect_goes_in_alone_and_nobody_after_it_until_it_has_got_somewhere(dispatcher: Dispatcher) -> None:
     suspects = [make_flight(number, deaths=SUSPECT_DEATHS) for number in (1, 2)]
     innocent = make_flight(3)
     for flight in (*suspects, innocent):
         dispatcher.enqueue(flight)
-    assert numbers(dispatcher.take()) == [1, 3]
+    assert numbers(dispatcher.take()) == [1]
     assert dispatcher.take() == []
     dispatcher.made_progress(suspects[0])
     assert suspects[0].deaths_without_progress == 0
     assert numbers(dispatcher.take()) == [2]
+    dispatcher.made_progress(suspects[1])
+    assert numbers(dispatcher.take()) == [3]
+
+
+def test_a_suspect_is_not_mixed_with_requests_that_have_proven_nothing_yet(dispatcher: Dispatcher) -> None:
+    fresh = make_flight(1)
+    dispatcher.enqueue(fresh)
+    assert numbers(dispatcher.take()) == [1]
+    dispatcher.enqueue(make_flight(2, deaths=SUSPECT_DEATHS))
+    assert dispatcher.take() == []
+    dispatcher.made_progress(fresh)
+    assert numbers(dispatcher.take()) == [2]
+
+
+def test_each_death_counts_for_all_that_were_inside_and_for_nobody_else(dispatcher: Dispatcher) -> None:
+    flights = [make_flight(number) for number in range(MAX_SEQUENCES + SPARE_REQUESTS + 1)]
+    for flight in flights:
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    dispatcher.take_back()
+    assert [flight.deaths_without_progress for flight in flights] == [1] * (len(flights) - 1) + [0]
 
 
 def test_a_suspect_that_ends_makes_room_for_the_next(dispatcher: Dispatcher) -> None:

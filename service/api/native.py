@@ -1,0 +1,83 @@
+"""What our own endpoints share: the body's common fields, the answer's envelope, the error of one item in a batch.
+
+HTTP only. Runs in the API process.
+"""
+
+from typing import Annotated, Any, cast
+
+import msgspec
+from fastapi import Request
+from pydantic import Field
+from starlette.responses import Response
+
+from service.api.generating import deadline_of
+from service.api.schemas_openai import Name, Strict
+from service.api.state import request_record, request_state
+from service.engine.models import LoadedModel
+from service.errors import ServiceError
+from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions
+
+MAX_ITEMS = 2048
+MAX_LABELS = 512
+
+InputText = Annotated[str, Field(max_length=2_000_000)]
+
+
+class NativeBody(Strict):
+    """Unknown fields are refused by name."""
+
+    model: Name | None = None
+    """None: the first loaded checkpoint that can do it."""
+    priority: int = Field(0, ge=-1000, le=1000)
+    timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
+    truncate: bool = Field(False, description="cut what is too long, and say so, instead of refusing it")
+    user: str | None = None
+    """Who the caller acts for: of no effect here."""
+
+
+def encode_engine(request: Request) -> EncodeEngine:
+    return cast(EncodeEngine, request_state(request).engine)
+
+
+def encode_options(request: Request, body: NativeBody, task: str) -> EncodeOptions:
+    return EncodeOptions(
+        task=task,
+        truncate=body.truncate,
+        client=request_record(request).client,
+        priority=body.priority,
+        deadline=deadline_of(request, body.timeout),
+    )
+
+
+def error_item(error: ServiceError) -> dict[str, Any]:
+    """One item's fault inside an answer whose other items are well."""
+    return {"message": error.message, "type": error.type, "code": error.code}
+
+
+def usage_of(texts: list[EncodedText]) -> dict[str, int]:
+    num_tokens = sum(text.num_tokens for text in texts)
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    truncated = sum(text.num_truncated for text in texts)
+    if truncated:
+        usage["truncated_tokens"] = truncated
+    return usage
+
+
+def envelope(request: Request, model: LoadedModel, data: list[Any], usage: dict[str, int], **more: Any) -> Response:
+    """The one shape of our own answers; notes tokens and model for the access line."""
+    note(request, model, usage)
+    body = {
+        "object": "list", "model": model.name, "model_version": model.version, **more, "data": data, "usage": usage,
+    }  # fmt: skip
+    return json_response(body)
+
+
+def json_response(body: Any) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def note(request: Request, model: LoadedModel, usage: dict[str, int]) -> None:
+    record = request_record(request)
+    record.model, record.version = model.name, model.version
+    record.prompt_tokens = usage["prompt_tokens"]
+    record.output_tokens = usage.get("completion_tokens", 0)

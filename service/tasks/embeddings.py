@@ -1,0 +1,175 @@
+"""Embeddings, similarity of sentences, and ranking of documents by either of them.
+
+An embedding checkpoint gives one vector per text; a cross-encoder reads query and document together and gives a score.
+Knows neither HTTP nor tensors beyond numpy. Runs in the API process.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.embedding_config import ActivationName
+from service.engine.models import LoadedModel
+from service.errors import InvalidRequest
+from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, run_texts, tokenize
+
+InputType = Literal["query", "document"]
+PROMPT_NAMES: dict[InputType, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+}
+"""Under which names sentence-transformers folders keep the prompt of each kind of text."""
+
+Vectors = NDArray[np.float32]
+
+
+def prompt_of(model: LoadedModel, *, prompt_name: str | None, input_type: InputType | None) -> str:
+    """The text that the checkpoint wants before each input.
+
+    Raises: InvalidRequest that lists the checkpoint's prompts, for a name that it does not have.
+    """
+    embedding = model.description.embedding
+    prompts = embedding.prompts if embedding is not None else {}
+    if prompt_name is not None:
+        if prompt_name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise InvalidRequest(f"{model.name} has no prompt '{prompt_name}'; it has: {known}", param="prompt_name")
+        return prompts[prompt_name]
+    if input_type is not None:
+        return next((prompts[name] for name in PROMPT_NAMES[input_type] if name in prompts), "")
+    default = embedding.default_prompt_name if embedding is not None else None
+    return prompts.get(default, "") if default is not None else ""
+
+
+async def embed(
+    engine: EncodeEngine,
+    model: LoadedModel,
+    texts: Sequence[str],
+    options: EncodeOptions,
+    *,
+    prompt: str = "",
+    dimensions: int | None = None,
+) -> list[EncodedText]:
+    """One vector per text, in `values`; cut to `dimensions` and brought back to unit length where that is asked for."""
+    check_dimensions(model, dimensions)
+    encoded = await tokenize(model, texts, truncate=options.truncate, prompt=prompt)
+    await run_texts(engine, model, encoded, "embedding", options)
+    for text in encoded:
+        if text.values is not None:
+            text.values = shortened(text.values, _wanted_size(model, dimensions))
+    return encoded
+
+
+def check_dimensions(model: LoadedModel, dimensions: int | None) -> None:
+    size = model.description.embedding_size
+    if dimensions is not None and size is not None and dimensions > size:
+        raise InvalidRequest(f"dimensions is {dimensions:,}; {model.name} gives {size:,}", param="dimensions")
+
+
+def _wanted_size(model: LoadedModel, dimensions: int | None) -> int | None:
+    if dimensions is not None:
+        return dimensions
+    embedding = model.description.embedding
+    return embedding.truncated_size if embedding is not None else None
+
+
+def shortened(vector: Vectors, size: int | None) -> Vectors:
+    """The first `size` numbers, at unit length again: a cut vector is of no use for cosine similarity otherwise."""
+    if size is None or size >= len(vector):
+        return vector
+    cut = vector[:size]
+    norm = float(np.linalg.norm(cut))
+    return cut / norm if norm > 0 else cut
+
+
+def similarities(model: LoadedModel, left: Vectors, right: Vectors) -> Vectors:
+    """Scores of all pairs [rows of left, rows of right] by the checkpoint's own measure; higher is more alike.
+
+    Distances are negated, as sentence-transformers does.
+    """
+    embedding = model.description.embedding
+    scores: Vectors
+    match embedding.similarity if embedding is not None else "cosine":
+        case "cosine":
+            scores = _unit(left) @ _unit(right).T
+        case "dot":
+            scores = left @ right.T
+        case "euclidean":
+            scores = -np.linalg.norm(left[:, None] - right[None], axis=-1)
+        case _:
+            scores = -np.abs(left[:, None] - right[None]).sum(axis=-1)
+    return scores
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit
+
+
+@dataclass(slots=True, kw_only=True)
+class Ranked:
+    """One document's relevance to the query, or what is wrong with it. `encoded` counts its tokens."""
+
+    index: int
+    encoded: EncodedText
+    score: float | None = None
+
+
+async def rerank(
+    engine: EncodeEngine,
+    model: LoadedModel,
+    query: str,
+    documents: Sequence[str],
+    options: EncodeOptions,
+    *,
+    raw_scores: bool = False,
+) -> list[Ranked]:
+    """The documents in their given order with their scores.
+
+    A cross-encoder's score is its logit through the checkpoint's own activation (none with `raw_scores`); an embedding
+    checkpoint's is the similarity of query and document under their prompts.
+    """
+    if model.description.head == "cross_encoder":
+        pairs = [(query, document) for document in documents]
+        encoded = await tokenize(model, pairs, truncate=options.truncate, side="second")
+        await run_texts(engine, model, encoded, "logits", options)
+        activation = None if raw_scores else model.description.score_activation
+        return [Ranked(index=index, encoded=text, score=_score(text, activation)) for index, text in enumerate(encoded)]
+    return await _rerank_by_embedding(engine, model, query, documents, options)
+
+
+async def _rerank_by_embedding(
+    engine: EncodeEngine, model: LoadedModel, query: str, documents: Sequence[str], options: EncodeOptions
+) -> list[Ranked]:
+    query_prompt = prompt_of(model, prompt_name=None, input_type="query")
+    document_prompt = prompt_of(model, prompt_name=None, input_type="document")
+    asked = await tokenize(model, [query], truncate=options.truncate, prompt=query_prompt)
+    if asked[0].error is not None:
+        asked[0].error.param = "query"
+        raise asked[0].error
+    encoded = await tokenize(model, documents, truncate=options.truncate, prompt=document_prompt)
+    await run_texts(engine, model, [*asked, *encoded], "embedding", options)
+    if asked[0].error is not None:
+        raise asked[0].error
+    assert asked[0].values is not None
+    ranked = [Ranked(index=index, encoded=text) for index, text in enumerate(encoded)]
+    for entry in ranked:
+        if entry.encoded.values is not None:
+            entry.score = float(similarities(model, asked[0].values[None], entry.encoded.values[None])[0, 0])
+    return ranked
+
+
+def _score(text: EncodedText, activation: ActivationName | None) -> float | None:
+    if text.values is None:
+        return None
+    logit = float(text.values[0])
+    match activation:
+        case "sigmoid":
+            return float(1.0 / (1.0 + np.exp(-np.float64(logit))))
+        case "tanh":
+            return float(np.tanh(logit))
+        case _:
+            return logit

@@ -1,0 +1,182 @@
+"""Texts and pairs as the token ids of one pass, truncated only where that was asked for, and then said so.
+
+Shared by every task that reads texts whole: embeddings, classification, rerank, zero-shot. Tokenizes in a thread when
+there is much to do. Knows neither HTTP nor what the network answers. Runs in the API process.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.tokenizer import Encoding, TokenizerError
+from service.engine.flight import EncodeRequest
+from service.engine.models import LoadedModel
+from service.engine.protocol import EncodeInput, EncodeOutput, EncodeResult
+from service.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest, ServiceError
+
+INLINE_CHARS = 4_000
+"""More text than this is tokenized in a thread."""
+
+Text = str | tuple[str, str]
+Side = Literal["first", "second", "longest"]
+
+
+class EncodeEngine(Protocol):
+    def resolve(self, name: str | None, task: str) -> LoadedModel: ...
+
+    async def encode(self, request: EncodeRequest) -> list[EncodeResult]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """What holds for all texts of a request. `deadline` is in `time.monotonic()` seconds."""
+
+    task: str
+    truncate: bool = False
+    client: str = ""
+    priority: int = 0
+    deadline: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class EncodedText:
+    """One text's way through the network: its ids, how many did not fit, and its outcome."""
+
+    input: EncodeInput
+    num_truncated: int = 0
+    values: NDArray[np.float32] | None = None
+    error: ServiceError | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input.ids)
+
+
+def max_input_tokens(model: LoadedModel) -> int:
+    """The longest text with its special tokens: the network's positions, or less where the checkpoint says so."""
+    embedding = model.description.embedding
+    limit = model.description.context_length
+    return limit if embedding is None or embedding.max_length is None else min(limit, embedding.max_length)
+
+
+async def tokenize(
+    model: LoadedModel, texts: Sequence[Text], *, truncate: bool, side: Side = "longest", prompt: str = ""
+) -> list[EncodedText]:
+    """Each text's ids; one that cannot be read whole and may not be truncated carries its error.
+
+    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does.
+    """
+    if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
+        return await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt)
+    return _tokenize(model, texts, truncate, side, prompt)
+
+
+def _tokenize(model: LoadedModel, texts: Sequence[Text], truncate: bool, side: Side, prompt: str) -> list[EncodedText]:
+    embedding = model.description.embedding
+    lower = embedding is not None and embedding.lowercase
+    prepared = [_prepared(text, prompt, lower) for text in texts]
+    limit = max_input_tokens(model)
+    skip = 0
+    if prompt and embedding is not None and not embedding.include_prompt:
+        skip = len(model.tokenizer.encode(prompt)) - 1  # the prompt's own closing token is not there in a text
+    try:
+        encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared)]
+    except TokenizerError:
+        encodings = [_encode_one(model, text) for text in prepared]
+    return [_fit(encoding, limit, truncate, side, skip) for encoding in encodings]
+
+
+def _prepared(text: Text, prompt: str, lower: bool) -> Text:
+    if isinstance(text, str):
+        text = prompt + text
+        return text.lower() if lower else text
+    first, second = prompt + text[0], text[1]
+    return (first.lower(), second.lower()) if lower else (first, second)
+
+
+def _encode_one(model: LoadedModel, text: Text) -> Encoding | ServiceError:
+    try:
+        return model.tokenizer.encode_batch([text])[0]
+    except TokenizerError as error:
+        return InvalidRequest(str(error))
+
+
+def _fit(encoding: Encoding | ServiceError, limit: int, truncate: bool, side: Side, skip: int) -> EncodedText:
+    if isinstance(encoding, ServiceError):
+        return EncodedText(input=EncodeInput(ids=[]), error=encoding)
+    excess = len(encoding.ids) - limit
+    if excess > 0 and not truncate:
+        message = f"the text has {len(encoding.ids):,} tokens; the limit is {limit:,} (ask for truncation to cut it)"
+        return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
+    dropped = _dropped(encoding, excess, side) if excess > 0 else frozenset()
+    if excess > len(dropped):
+        message = f"the text cannot be cut to {limit:,} tokens: the part that must stay is longer"
+        return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
+    kept = [position for position in range(len(encoding.ids)) if position not in dropped]
+    ids = [encoding.ids[position] for position in kept]
+    type_ids = [encoding.type_ids[position] for position in kept]
+    return EncodedText(
+        input=EncodeInput(ids=ids, type_ids=type_ids if any(type_ids) else [], skip_pooling=skip),
+        num_truncated=max(excess, 0),
+    )
+
+
+def _dropped(encoding: Encoding, excess: int, side: Side) -> frozenset[int]:
+    """Positions to leave out: last tokens of one text, or (`longest`) of whichever text is longer at the time.
+
+    Worked example: a pair of 5 and 3 tokens that is 3 too long loses, `longest`, two of the first (5, 4 > 3), then one
+    of the second (3 = 3: the second gives first, as `transformers` does it).
+    """
+    tails = [[position for position, owner in enumerate(encoding.sequence_ids) if owner == number] for number in (0, 1)]
+    dropped: set[int] = set()
+    for _ in range(excess):
+        if side == "longest":
+            tail = tails[0] if len(tails[0]) > len(tails[1]) else tails[1]
+        else:
+            tail = tails[0 if side == "first" else 1]
+        if not tail:
+            break
+        dropped.add(tail.pop())
+    return frozenset(dropped)
+
+
+async def run_texts(
+    engine: EncodeEngine, model: LoadedModel, texts: Sequence[EncodedText], output: EncodeOutput, options: EncodeOptions
+) -> None:
+    """Sends the sound texts through the network together; each gets its values or its own error."""
+    sound = [text for text in texts if text.error is None]
+    if not sound:
+        return
+    results = await engine.encode(
+        EncodeRequest(
+            model=model.key,
+            output=output,
+            inputs=[text.input for text in sound],
+            priority=options.priority,
+            deadline=options.deadline,
+            client=options.client,
+            task=options.task,
+        )
+    )
+    for text, result in zip(sound, results, strict=True):
+        if result.error is not None:
+            text.error = GenerationFailed(result.error)
+        else:
+            text.values = np.frombuffer(result.data, dtype="<f4").reshape(result.shape)
+
+
+def raise_if_all_failed(texts: Sequence[EncodedText], *, param: str, single: bool) -> None:
+    """A lone text's error is the request's; in a list each error stays with its text, unless nothing is left.
+
+    Raises: the first error, with the field that it belongs to.
+    """
+    failed = [index for index, text in enumerate(texts) if text.error is not None]
+    if failed and len(failed) == len(texts):
+        error = texts[failed[0]].error
+        assert error is not None
+        error.param = param if single else f"{param}.{failed[0]}"
+        raise error
