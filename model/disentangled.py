@@ -73,7 +73,9 @@ class RelativePositions(nn.Module):
         longest = int(lengths.max())
         steps = torch.arange(longest)
         present = steps < lengths[:, None]  # [B, L]
-        rows = torch.where(present, torch.tensor(starts)[:, None] + steps, starts[0])
+        begins = torch.tensor(starts)[:, None]
+        # Padding repeats a token of the same text: were it another's, and not finite, 0 times it would be NaN.
+        rows = torch.where(present, begins + steps, begins)
         # Distances i - j from L - 1 down to -(L - 1): a text of L tokens reaches no other rows of the table.
         wanted = self._table_rows(torch.arange(longest - 1, -longest, -1))  # [2L - 1]
         reached, inverse = torch.unique_consecutive(wanted, return_inverse=True)

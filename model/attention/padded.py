@@ -24,7 +24,7 @@ from model.attention.reference import score_bias, visible
 class PackedGroup:
     """Whole sequences of like length, to be padded to `padded_len`."""
 
-    gather: Tensor  # [B * L] int64: token of each padded place; padding repeats token 0
+    gather: Tensor  # [B * L] int64: token of each padded place
     scatter: Tensor | None  # [sum of lengths] int64: padded places that hold a token; None: all do, there is no padding
     tokens: Tensor  # [sum of lengths] int64: where they go
     lens: Tensor  # [B] int64
@@ -121,7 +121,9 @@ def _packed_plan(layout: PackedLayout, *, exact: bool) -> list[PackedGroup]:
             continue
         places = np.arange(longest)
         real = places < lens[members][:, None]  # [B, L]
-        gather = np.where(real, starts[members][:, None] + places, 0).reshape(-1)
+        begins = starts[members][:, None]
+        # Padding repeats a token of the same sequence: were it another's, and not finite, 0 times it would be NaN.
+        gather = np.where(real, begins + places, begins).reshape(-1)
         full = bool(real.all())
         groups.append(
             PackedGroup(
