@@ -6,7 +6,7 @@ default is not. What depends on the checkpoint (ids, lengths, templates) is chec
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -109,13 +109,26 @@ class GenerationBody(Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+def _kind_of_prompt(prompt: object) -> str:
+    """Which of the prompt's types is meant, so that a fault is one of that type and not of all four."""
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else ""
+    return "ids" if isinstance(first, int) else "lists of ids" if isinstance(first, list) else "texts"
+
+
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+PromptText = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("lists of ids")],
+    Discriminator(_kind_of_prompt),
+]
+
+
 class CompletionBody(GenerationBody):
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: PromptText
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jsonschema
 from llguidance import LLMatcher, grammar_from
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from model.batch import Grammar
 from service.errors import InvalidGrammar
@@ -57,7 +57,7 @@ def _checked(grammar: Grammar, param: str) -> Grammar:
     except jsonschema.SchemaError as error:
         place = ".".join(str(part) for part in error.absolute_path)
         fault = f"not a JSON schema: {place + ': ' if place else ''}{error.message}"
-    except (ValueError, RecursionError, RuntimeError, GbnfToLarkError) as error:
+    except Exception as error:  # the converter of grammars raises bare Exception
         fault = str(error) or type(error).__name__
     if fault:
         raise InvalidGrammar(f"{param}: {_line(fault)}", param=param)
