@@ -1,19 +1,24 @@
 """The most likely tokens of a row, and the choice of one of them by a given uniform number.
 
-A full sort of the vocabulary is what sampling on a CPU mostly costs, so a few candidates are sorted first, and more
-only for the rows that need them. Does not know requests. Runs in the worker process.
+A full sort of the vocabulary is what sampling on a CPU mostly costs, so a few candidates are sorted first, which
+nearly always decides; the rows where it does not are searched by weight classes. Both follow one law: the inverse of
+the cumulated distribution, in the order weight descending, id ascending. Does not know requests. Worker process.
 
 Legend: R rows, V vocabulary, C candidates.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FIRST_COUNT = 64
-LATER_COUNTS = (1024,)
-"""How many of the most likely tokens are sorted before all are: nearly always the first number is enough."""
+
+_CLASS_BITS = 16
+"""A weight's class is its float32 bits without the last 16: 128 classes between a number and its double."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,79 @@ def choose(weights: Tensor, noise: Tensor, filters: Filters, count: int) -> Choi
     target = noise * mass
     place = torch.minimum((cumulated <= target[:, None]).sum(1), num_kept - 1)
     unfiltered = ~limited & (filters.top_p >= 1) & (filters.min_p <= 0)
-    decided = (ends_here | (unfiltered & (target < cumulated[:, -1]))) & (~limited | (filters.top_k < count))
+    # All that equals the k-th weight must be among the candidates, or the mass that is kept is not known.
+    complete = ~limited | ((filters.top_k < count) & (kth[:, 0] > values[:, -1]))
+    decided = (ends_here | (unfiltered & (target < cumulated[:, -1]))) & complete
     # Of weights that equal the last candidate's, some with a lower id may be missing.
     decided &= values.gather(1, place[:, None])[:, 0] > values[:, -1]
     # A row without a number has nothing to look for at any count; the sampler reports it.
     decided |= values[:, 0].isnan() | (count == vocab_size)
     return Choice(ids.gather(1, place[:, None])[:, 0], decided)
+
+
+def choose_among_all(weights: Tensor, noise: Tensor, filters: Filters) -> Tensor:
+    """What `choose` gives with all V candidates: tokens [R], for rows of sound weights."""
+    if weights.device.type != "cpu":
+        return choose(weights, noise, filters, weights.shape[1]).tokens
+    rows = zip(
+        weights.numpy(),
+        noise.tolist(),
+        filters.top_k.tolist(),
+        filters.top_p.tolist(),
+        filters.min_p.tolist(),
+        strict=True,
+    )
+    return torch.tensor(
+        [_choose_one(row, u, top_k=top_k, top_p=top_p, min_p=min_p) for row, u, top_k, top_p, min_p in rows]
+    )
+
+
+def _choose_one(weights: NDArray[np.float32], noise: float, *, top_k: int, top_p: float, min_p: float) -> int:
+    """One row's token. A filter keeps a leading part, so it is known by the mass that it keeps."""
+    if 0 < top_k < len(weights):
+        kth = np.partition(weights, len(weights) - top_k)[len(weights) - top_k]
+        weights = np.where(weights >= kth, weights, np.float32(0))
+    order = _Order(weights)
+    mass = order.total
+    if top_p < 1:
+        mass = order.mass_through(order.find(top_p * mass, past=False))
+    if min_p > 0:
+        mass = min(mass, float(weights.sum(where=weights >= min_p * weights.max(), dtype=np.float64)))
+    return order.find(min(noise * mass, np.nextafter(mass, 0)), past=True)
+
+
+class _Order:
+    """A row's tokens in the order weight descending, id ascending, sorted only within the classes that are asked for.
+
+    Worked example: weights [4, 1, 3, 2], each a class of its own: the classes from the heaviest cumulate to 4, 7, 9,
+    10; a mass of 4.2 is in the second, that of token 2.
+    """
+
+    def __init__(self, weights: NDArray[np.float32]) -> None:
+        self._weights = weights
+        self._classes = weights.view(np.int32) >> _CLASS_BITS
+        self._ends = np.bincount(self._classes, weights=weights)[::-1].cumsum()
+        self.total = float(self._ends[-1])
+        self._rank = 0
+        self._members: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._cumulated: NDArray[np.float64] = np.zeros(0)
+
+    def find(self, mass: float, *, past: bool) -> int:
+        """The first token that brings the cumulated mass past the given one, or only up to it."""
+        side: Literal["left", "right"] = "right" if past else "left"
+        heaviest_first = min(int(np.searchsorted(self._ends, mass, side=side)), len(self._ends) - 1)
+        members = np.flatnonzero(self._classes == len(self._ends) - 1 - heaviest_first)
+        members = members[np.argsort(-self._weights[members], kind="stable")]
+        before = float(self._ends[heaviest_first - 1]) if heaviest_first else 0.0
+        self._members = members
+        self._cumulated = before + np.cumsum(self._weights[members], dtype=np.float64)
+        self._rank = min(int(np.searchsorted(self._cumulated, mass, side=side)), len(members) - 1)
+        return int(members[self._rank])
+
+    def mass_through(self, token: int) -> float:
+        """The cumulated mass at the token found last."""
+        assert self._members[self._rank] == token
+        return float(self._cumulated[self._rank])
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Row, RowOutput, SamplingParams, TokenLogprobs
-from model.candidates import FIRST_COUNT, LATER_COUNTS, Choice, Filters, choose, largest
+from model.candidates import FIRST_COUNT, Choice, Filters, choose, choose_among_all, largest
 from model.logits_rules import LogitsRules
 from model.noise import seed_bits, uniforms
 
@@ -143,16 +143,13 @@ class Sampler:
         launched.choice = choose(launched.weights, launched.uniforms, params.filters, FIRST_COUNT)
 
     def _decide(self, launched: Launched) -> None:
-        """Looks at more candidates for the rows whose choice needs it."""
+        """Looks at all candidates for the rows whose choice needs more than the first ones."""
         choice, weights, noise = launched.choice, launched.weights, launched.uniforms
         assert choice is not None and weights is not None and noise is not None  # noqa: PT018
-        for count in (*LATER_COUNTS, weights.shape[1]):
-            open_rows = torch.nonzero(~choice.decided).flatten()
-            if not len(open_rows):
-                return
-            again = choose(weights[open_rows], noise[open_rows], launched.params.filters.select(open_rows), count)
-            choice.tokens[open_rows] = again.tokens
-            choice.decided[open_rows] = again.decided
+        open_rows = torch.nonzero(~choice.decided).flatten()
+        if len(open_rows):
+            filters = launched.params.filters.select(open_rows)
+            choice.tokens[open_rows] = choose_among_all(weights[open_rows], noise[open_rows], filters)
 
 
 def apply_masks(logits: Tensor, masks: Masks) -> None:

@@ -29,7 +29,7 @@ FLASH_MAX_HEAD_SIZE = 256
 
 
 def _flash() -> Callable[..., Any] | None:
-    """PyTorch's packed flash attention, if this version's takes block tables and a number of splits (2.12 on)."""
+    """PyTorch's packed flash attention, if this version's takes block tables and a number of splits."""
     try:
         found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):

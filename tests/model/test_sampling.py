@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from model.batch import BeamParams, Row, RowOutput, SamplingParams
+from model.candidates import Filters, choose, choose_among_all
 from model.noise import uniforms
 from model.sampling import Masks, Sampler
 
@@ -219,6 +220,29 @@ def test_the_token_is_the_inverse_of_the_sorted_distribution_at_the_noise(vocab_
         if 0 < top_k < vocab_size:
             probabilities[probabilities < np.sort(probabilities)[-top_k]] = 0
         assert output.token_id == by_definition(probabilities, float(noise[i]))
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("size", [60, 3000])
+def test_few_candidates_all_sorted_and_all_by_classes_give_the_same_token(name, size):
+    """Three ways to one law; the first may decline, and then says so."""
+    params, rows = FILTERS[name], 200
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn((rows, size), generator=generator) * torch.linspace(0, 4, rows)[:, None]
+    logits[::3] = logits[::3].round()  # many equal weights
+    weights = ((logits - logits.amax(1, keepdim=True)) / params["temperature"]).exp()
+    noise = torch.from_numpy(uniforms(np.arange(rows, dtype=np.uint64), np.zeros(rows, np.uint64)))
+    filters = Filters(
+        torch.full((rows,), int(params.get("top_k", 0))),
+        torch.full((rows,), params.get("top_p", 1.0), dtype=torch.float64),
+        torch.full((rows,), params.get("min_p", 0.0), dtype=torch.float64),
+    )
+    everything = choose(weights, noise, filters, size)
+    assert everything.decided.all()
+    assert torch.equal(choose_among_all(weights, noise, filters), everything.tokens)
+    few = choose(weights, noise, filters, 20)
+    assert torch.equal(few.tokens[few.decided], everything.tokens[few.decided])
+    assert few.decided.any() or params.get("top_k", 0) > 20
 
 
 def test_equal_logits_are_taken_in_the_order_of_their_ids(make_row):
