@@ -5,6 +5,7 @@ worker's loop. Masks are computed between forward passes by the thread that runs
 (`grammar_check.limits`). Does not know tensors. Runs in the worker process.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer
 
 from model.batch import Grammar, Row
 from model.grammar_check import compiler_form, limits
+
+log = logging.getLogger("slimpajama.worker")
 
 MAX_KEPT_GRAMMARS = 64
 NUM_THREADS = 2
@@ -44,7 +47,7 @@ class Matcher:
     def advance(self, token_id: int) -> str | None:
         """Takes the next token; says what is wrong if the grammar forbids it or gives up."""
         if not self._state.consume_token(token_id):
-            return f"grammar: it cannot go on: {self._state.get_error()}"
+            return f"cannot go on: {self._state.get_error()}"
         self.num_consumed += 1
         return None
 
@@ -62,10 +65,10 @@ class Matcher:
     def fill_mask(self, bits: NDArray[np.int32]) -> str | None:
         """Writes which tokens may come next, one bit each, low bit first; what `bits` has beyond is forbidden."""
         if self._state.is_error():
-            return f"grammar: it cannot go on: {self._state.get_error()}"
+            return f"cannot go on: {self._state.get_error()}"
         self._state.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._state.is_error():
-            return f"grammar: it is too complex here: {self._state.get_error()}"
+            return f"is too complex here: {self._state.get_error()}"
         shared = min(len(bits), len(self._words))
         bits[:shared] = self._words[:shared]
         bits[shared:] = 0
@@ -122,7 +125,7 @@ class GrammarCompiler:
                 del self._pending[sequence_id]
                 pending.future.cancel()
                 limit = self._timeout_seconds
-                found.append((sequence_id, f"grammar: it took more than {limit:g} seconds to compile; simplify it"))
+                found.append((sequence_id, f"took more than {limit:g} seconds to compile; simplify it"))
         return found
 
     def forget(self, sequence_id: int) -> None:
@@ -146,7 +149,7 @@ class GrammarCompiler:
                 pending.future.exception(self._timeout_seconds)
             except TimeoutError:
                 del self._pending[row.sequence_id]
-                return f"grammar: it took more than {self._timeout_seconds:g} seconds to compile; simplify it"
+                return f"took more than {self._timeout_seconds:g} seconds to compile; simplify it"
             error = self._take(row.sequence_id, pending)
             if error is not None:
                 return error
@@ -164,7 +167,9 @@ class GrammarCompiler:
             return None
         if isinstance(fault, GrammarError):
             return str(fault)
-        raise fault
+        # The compiler's own fault (a panic of the native library) is no reason for other sequences to end.
+        log.error("a grammar broke its compiler", exc_info=fault)
+        return "does not compile: it breaks the grammar compiler"
 
 
 class _Vocabulary:
@@ -186,7 +191,7 @@ class _Vocabulary:
         if compiled is None:
             compiled = LLMatcher(tokenizer, _form(grammar), log_level=0, limits=limits())
             if compiled.is_error():
-                raise GrammarError(f"grammar: it does not compile: {compiled.get_error()}")
+                raise GrammarError(f"does not compile: {compiled.get_error()}")
             with self._lock:
                 self._compiled[grammar] = compiled
                 while len(self._compiled) > MAX_KEPT_GRAMMARS:
@@ -211,7 +216,7 @@ class _Vocabulary:
                         tokenizer.to_str(), n_vocab=max(num_ids, self._vocab_size), eos_token=self._eos_ids
                     )
                 except ValueError as fault:
-                    raise GrammarError(f"grammar: this checkpoint's tokenizer takes none: {fault}") from fault
+                    raise GrammarError(f"this checkpoint's tokenizer takes none: {fault}") from fault
             return self._tokenizer
 
 
@@ -219,4 +224,4 @@ def _form(grammar: Grammar) -> str:
     try:
         return compiler_form(grammar)
     except ValueError as fault:
-        raise GrammarError(f"grammar: it does not compile: {fault}") from fault
+        raise GrammarError(f"does not compile: {fault}") from fault

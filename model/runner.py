@@ -27,6 +27,9 @@ from model.kv_cache import KVCache
 from model.sampling import Launched, Masks, Sampler, score_tokens
 from model.step_inputs import StepInputs, cross_layout, make_inputs, make_source_inputs, on_device
 
+GRAMMAR_FAULT = "grammar: "
+"""How the error of a row begins whose grammar is at fault, not the model."""
+
 SCORED_POSITIONS = 256
 """Prompt positions whose logits are held at once: bounds the memory that prompt log-probabilities take."""
 
@@ -138,6 +141,7 @@ class Runner:
         """Encodes the sources of the rows that ask for it and stores their cross-attention keys and values."""
         assert isinstance(self.network, EncoderDecoder)
         places = [place for place, row in enumerate(rows) if row.encode]
+        errors.update({place: "there is no source to look at" for place, row in enumerate(rows) if not row.encoder_ids})
         if not places:
             return
         inputs = make_source_inputs([rows[place] for place in places], self.kv_cache.block_size)
@@ -174,11 +178,9 @@ class Runner:
         bits = np.full((len(constrained), -(-self.config.vocab_size // 32)), -1, np.int32)
         for index, i in enumerate(constrained):
             row = rows[places[i]]
-            error = "grammar: this checkpoint takes none" if self.grammars is None else None
-            if self.grammars is not None:
-                error = self.grammars.fill_mask(row, bits[index])
+            error = self.grammars.fill_mask(row, bits[index]) if self.grammars else "this checkpoint takes none"
             if error is not None:
-                errors[places[i]] = error
+                errors[places[i]] = f"{GRAMMAR_FAULT}{error}"
         return Masks(constrained, bits)
 
     def _advance_grammar(self, row: Row, output: RowOutput) -> None:
@@ -186,7 +188,8 @@ class Runner:
         assert output.token_id is not None
         matcher = self.grammars.matcher(row.sequence_id)
         assert matcher is not None
-        output.error = matcher.advance(output.token_id)
+        error = matcher.advance(output.token_id)
+        output.error = None if error is None else f"{GRAMMAR_FAULT}{error}"
         output.grammar_finished = matcher.finished
 
 

@@ -199,8 +199,7 @@ def test_a_forbidden_token_is_an_error_and_not_a_crash(tokenizer, make_compiler)
     compiler = make_compiler(tokenizer)
     size, grammar = tokenizer.get_vocab_size(), Grammar("regex", "ab")
     error = compiler.fill_mask(make_row(1, grammar, [tokenizer.token_to_id("b")]), np.zeros(-(-size // 32), np.int32))
-    assert error is not None
-    assert error.startswith("grammar: ")
+    assert "cannot go on" in error
 
 
 BAD = {
@@ -226,7 +225,7 @@ def test_a_bad_grammar_is_refused_with_a_reason_and_fails_its_own_sequence(name,
     results = {}
     while len(results) < 2:
         results |= dict(compiler.done())
-    assert results[1].startswith("grammar: ")
+    assert results[1].startswith("does not compile: ")
     assert results[2] is None
     assert isinstance(compiler.matcher(2), Matcher)
     assert compiler.matcher(1) is None
@@ -270,6 +269,23 @@ def test_a_grammar_that_takes_too_long_fails_alone(tokenizer, make_compiler, mon
     assert "took more than" in compiler.fill_mask(make_row(3, Grammar("regex", "slow")), np.zeros(9, np.int32))
     never.set()
     assert allowed_ids(make_compiler(tokenizer), make_row(2, Grammar("regex", "fast")), tokenizer.get_vocab_size())
+
+
+def test_a_compiler_that_breaks_fails_one_sequence(tokenizer, make_compiler, monkeypatch):
+    def broken(grammar: Grammar) -> str:
+        if grammar.text == "bad":
+            raise RuntimeError("panicked")
+        return compiler_form(grammar)
+
+    monkeypatch.setattr(model.grammar, "compiler_form", broken)
+    compiler = make_compiler(tokenizer)
+    compiler.start(1, Grammar("regex", "bad"))
+    compiler.start(2, Grammar("regex", "good"))
+    results = {}
+    while len(results) < 2:
+        results |= dict(compiler.done())
+    assert "breaks the grammar compiler" in results[1]
+    assert results[2] is None
 
 
 def test_a_forgotten_sequence_leaves_nothing_behind(tokenizer, make_compiler):

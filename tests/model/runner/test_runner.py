@@ -78,6 +78,15 @@ def test_a_foreign_source_id_is_its_own_rows_fault(make_runner):
     assert outputs[1].token_id == alone
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_row_without_a_source_fails_alone(make_runner, others):
+    good = row(0, [0])
+    good.encoder_ids, good.cross_block_ids, good.encode = PROMPT, [50, 51, 52], True
+    outputs = make_runner("bart").run(Batch([row(1, [0]), *[good] * others])).rows
+    assert "no source" in outputs[0].error
+    assert [output.error for output in outputs[1:]] == [None] * others
+
+
 def test_a_logit_that_is_no_number_is_its_own_rows_fault(make_runner):
     runner = make_runner("llama")
     poisoned = [*PROMPT[:3], 2]
