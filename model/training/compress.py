@@ -7,12 +7,13 @@ arXiv:2310.05015). Runs in the training process.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.training.networks import Bert, BertLayer, BertResidual, BertShape
+from model.training.networks import Bert, BertLayer, BertResidual
 from model.training.teacher import pad
 
 
@@ -61,7 +62,7 @@ def _narrow(layer: BertLayer, source: BertLayer, inputs: Tensor) -> None:
 def restrict_vocabulary(teacher: Bert, kept: Sequence[int]) -> Bert:
     """The teacher with the embedding rows of the kept word pieces alone."""
     shape = teacher.shape
-    small = Bert(BertShape(vocab_size=len(kept), num_layers=shape.num_layers, dropout=0.0))
+    small = Bert(replace(shape, vocab_size=len(kept), dropout=0.0))
     weights = dict(teacher.state_dict())
     weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][list(kept)]
     small.load_state_dict(weights)
@@ -78,12 +79,7 @@ def start_student(
     strength: float = 0.01,
 ) -> Bert:
     """A student of the given teacher layers, fitted on `texts` (ids of the student's own vocabulary)."""
-    shape = BertShape(
-        vocab_size=teacher.shape.vocab_size,
-        num_layers=len(layers),
-        intermediate_size=intermediate_size,
-        dropout=0.0,
-    )
+    shape = replace(teacher.shape, num_layers=len(layers), intermediate_size=intermediate_size, dropout=0.0)
     student = Bert(shape).eval()
     student.embeddings.load_state_dict(teacher.embeddings.state_dict())
     batches = [pad(texts[start : start + 32]) for start in range(0, len(texts), 32)]

@@ -1,6 +1,7 @@
 """Distillation: a student of fewer layers and word pieces learns to place sentences where the teacher places them.
 
-The student starts where `compress` left it. Its loss is the cosine distance to the teacher's embedding plus the error in the similarities between the sentences of a batch
+The student starts where `compress` left it. Its loss is the cosine distance to the teacher's embedding plus the
+error in the similarities between the sentences of a batch
 (relational distillation, arXiv:1904.05068). Runs in the training process, on CPU or GPU.
 """
 

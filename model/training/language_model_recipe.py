@@ -1,0 +1,114 @@
+"""The recipe of the causal language model: vocabulary, tokens, prose, then prose and instructions while rates decay.
+
+Every stage leaves its result in the work folder and is skipped when that is there, so a run can be stopped and resumed.
+Knows the order of things and nothing of how each is done. Runs in the training process.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.training import corpus
+from model.training.data import (
+    MaskedExamples,
+    PackedTokens,
+    cut_into_pieces,
+    prose_documents,
+    tokenize_documents,
+)
+from model.training.evaluate_language_model import evaluate_language_model
+from model.training.export import export_language_model
+from model.training.instructions import encode_turn, instruction_turns
+from model.training.networks import Llama, LlamaShape
+from model.training.pretrain import LanguageModelSettings, train_language_model
+from model.training.run import Run
+from model.training.tokenizers import save_byte_bpe, train_byte_bpe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModelRecipe:
+    """The language model's config file."""
+
+    shape: LlamaShape
+    batch_size: int
+    instruction_batch_size: int
+    prose: LanguageModelSettings
+    instructions: LanguageModelSettings
+    seed: int = 3
+
+
+def _tokenizer(recipe: LanguageModelRecipe, data: Path, work: Path) -> Tokenizer:
+    if not (work / "tokenizer.json").exists():
+        documents = prose_documents(data, seed=recipe.seed)
+        turns = instruction_turns(data, seed=recipe.seed)
+        texts = [*documents[::5], *corpus.stories(data)[0], *(question for question, _ in turns[::4])]
+        save_byte_bpe(train_byte_bpe(texts, recipe.shape.vocab_size), work, context_length=recipe.shape.context_length)
+    return Tokenizer.from_file(str(work / "tokenizer.json"))
+
+
+def _stream(
+    file: Path, tokenizer: Tokenizer, documents: Callable[[], list[str]]
+) -> "np.ndarray[tuple[int], np.dtype[np.uint16]]":
+    if not file.exists():
+        np.save(file, tokenize_documents(tokenizer, documents()))
+    found: np.ndarray[tuple[int], np.dtype[np.uint16]] = np.load(file)
+    return found
+
+
+def instruction_examples(recipe: LanguageModelRecipe, tokenizer: Tokenizer, data: Path) -> MaskedExamples:
+    """The exchanges that fit the context."""
+    encoded = [encode_turn(tokenizer, turn) for turn in instruction_turns(data, seed=recipe.seed)]
+    length = recipe.shape.context_length
+    fitting = [(ids, first) for ids, first in encoded if first < length - 8]
+    return MaskedExamples(fitting, length, recipe.instruction_batch_size, recipe.seed)
+
+
+def alternate(
+    prose: PackedTokens, examples: MaskedExamples, *, first_prose_step: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Even steps go on in the prose where the first stage stopped, odd steps take instructions."""
+
+    def batches(step: int) -> tuple[Tensor, Tensor]:
+        turn, odd = divmod(step, 2)
+        return examples.batch(turn) if odd else prose.batch(first_prose_step + turn)
+
+    return batches
+
+
+def train_language_model_checkpoint(
+    recipe: LanguageModelRecipe, data: Path, work: Path, output: Path, *, device: str
+) -> None:
+    """All stages; leaves the checkpoint, its curves and `evaluation.json` in `output`."""
+    work.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(recipe, data, work)
+    length = recipe.shape.context_length
+    train = _stream(work / "train.npy", tokenizer, lambda: prose_documents(data, seed=recipe.seed))
+    held = _stream(
+        work / "held.npy",
+        tokenizer,
+        lambda: [piece for text in corpus.novels(data)[1].values() for piece in cut_into_pieces(text)],
+    )
+    prose = PackedTokens(train, length, recipe.batch_size, seed=1)
+    held_out = PackedTokens(held, length, recipe.batch_size, seed=9)
+    validation = [held_out.batch(step) for step in range(4)]
+    torch.manual_seed(recipe.seed)
+    network = Llama(recipe.shape).to(device)
+    prose_run, instruction_run = Run(work / "prose"), Run(work / "instructions")
+    train_language_model(network, prose.batch, validation, settings=recipe.prose, run=prose_run)
+    examples = instruction_examples(recipe, tokenizer, data)
+    mixed = alternate(prose, examples, first_prose_step=recipe.prose.steps)
+    train_language_model(network, mixed, validation, settings=recipe.instructions, run=instruction_run)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (output / name).write_bytes((work / name).read_bytes())
+    export_language_model(network.cpu(), tokenizer, output)
+    prose_run.plot(output / "prose.png", title="first stage: prose")
+    instruction_run.plot(output / "instructions.png", title="second stage: prose and instructions")
+    report = evaluate_language_model(output, data, seed=recipe.seed)
+    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")

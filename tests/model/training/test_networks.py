@@ -1,0 +1,98 @@
+"""The training networks against `transformers`, by way of the checkpoints that we export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from model.training.compress import start_student
+from model.training.export import export_encoder, export_language_model, load_encoder, load_language_model
+from model.training.tokenizers import train_byte_bpe
+
+
+def halve(network):
+    """Round the weights to what the checkpoint stores."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.half().float()
+    return network.eval()
+
+
+@pytest.fixture
+def tokenizer():
+    return train_byte_bpe(["some words to learn pieces from"], 300)
+
+
+@torch.inference_mode()
+def test_exported_language_model_gives_the_logits_of_transformers(make_llama, tokenizer, tmp_path):
+    network = halve(make_llama())
+    for parameter in network.parameters():
+        parameter.data = (parameter.data * 5).half().float()  # far from the start, where every layer is near zero
+    export_language_model(network, tokenizer, tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(0, 300, (2, 33))
+    ours = network.logits(network(ids))
+    assert reference.dtype == torch.float32
+    np.testing.assert_allclose(ours, reference(ids).logits, atol=2e-5, rtol=1e-4)
+    assert reference.generation_config.eos_token_id == [tokenizer.token_to_id("<|im_end|>"), 0]
+
+
+@torch.inference_mode()
+def test_exported_encoder_gives_the_states_of_transformers_on_padded_pairs(make_bert, tmp_path):
+    network = halve(make_bert())
+    export_encoder(network, tmp_path, max_tokens=32)
+    reference = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    ids, mask = torch.randint(1, 120, (3, 17)), torch.ones(3, 17, dtype=torch.bool)
+    mask[1, 9:] = mask[2, 4:] = False
+    types = (torch.arange(17) > 5).long().expand(3, -1)
+    ours = network(ids, mask, types)
+    theirs = reference(ids, attention_mask=mask.long(), token_type_ids=types).last_hidden_state
+    np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_checkpoints_come_back_as_they_were_written(make_bert, make_llama, tokenizer, tmp_path):
+    bert, llama = halve(make_bert()), halve(make_llama())
+    export_encoder(bert, tmp_path / "encoder", max_tokens=32)
+    export_language_model(llama, tokenizer, tmp_path / "lm")
+    for network, loaded in ((bert, load_encoder(tmp_path / "encoder")), (llama, load_language_model(tmp_path / "lm"))):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_the_encoder_declares_mean_pooling_and_normalization(make_bert, tmp_path):
+    export_encoder(make_bert(), tmp_path, max_tokens=32)
+    modules = [module["type"].rsplit(".")[-1] for module in json.loads((tmp_path / "modules.json").read_text())]
+    assert modules == ["Transformer", "Pooling", "Normalize"]
+    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
+
+
+@torch.inference_mode()
+def test_a_student_of_the_teachers_own_sizes_is_the_teacher(make_bert):
+    teacher = make_bert(num_layers=3).eval()
+    texts = [torch.randint(1, 120, (length,)).tolist() for length in range(4, 30)]
+    student = start_student_of(teacher, [0, 1, 2], 48, texts)
+    ids = torch.randint(1, 120, (2, 12))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    np.testing.assert_allclose(student(ids, mask), teacher(ids, mask), atol=1e-3)
+
+
+@torch.inference_mode()
+def test_refitting_brings_a_smaller_student_nearer_to_the_teacher(make_bert):
+    teacher = make_bert(num_layers=3).eval()
+    for parameter in teacher.parameters():
+        parameter.data *= 2
+    texts = [torch.randint(1, 120, (12,)).tolist() for _ in range(200)]
+    ids = torch.randint(1, 120, (50, 12))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    wanted = teacher(ids, mask)
+    errors = [
+        float((start_student_of(teacher, [0, 2], 24, texts, strength)(ids, mask) - wanted).pow(2).mean())
+        for strength in (1e-3, 1e9)
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def start_student_of(teacher, layers, intermediate_size, texts, strength=0.01):
+    return start_student(teacher, layers, intermediate_size=intermediate_size, texts=texts, strength=strength)
