@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Literal
 
+from service.engine.deadlines import Deadlines
 from service.engine.protocol import Encode, EncodeInput, EncodeOutput, EncodeResult
 
 MAX_PADDING = 0.1
@@ -56,7 +57,7 @@ class Batcher:
         self._lanes: dict[int, _Lane] = {}
         self._flows: dict[Hashable, tuple[float, int]] = {}
         """For each flow with items here: virtual finish time of its last item, number of its requests."""
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines = Deadlines()
         self._clock = 0.0
         """Virtual time: the start of the last item whose turn came."""
         self._count = 0
@@ -87,7 +88,7 @@ class Batcher:
         self.num_waiting += len(request.inputs)
         self._flows[flow] = (start, num_requests + 1)
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, request.request_id))
+            self._deadlines.add(request.request_id, request.deadline)
 
     @property
     def request_ids(self) -> list[int]:
@@ -100,10 +101,8 @@ class Batcher:
 
     def expire(self, now: float) -> list[EncodeResult]:
         """Drops the waiting items of requests whose deadline has passed."""
-        ended: list[EncodeResult] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            ended += self._drop(heappop(self._deadlines)[1], "deadline")
-        return ended
+        due = self._deadlines.take_due(now)
+        return [result for number in due for result in self._drop(number, "deadline")]
 
     def next_batch(self) -> list[Item]:
         """Hands out the items to run now, shortest first: within the token budget, or one item that exceeds it."""
@@ -143,6 +142,7 @@ class Batcher:
 
     def _close(self, request_id: int) -> None:
         flow = self._requests.pop(request_id).flow
+        self._deadlines.discard(request_id)
         finish, num_requests = self._flows[flow]
         # A flow's debt ends with its last waiting item, or flows would pile up.
         if num_requests == 1:

@@ -5,12 +5,12 @@ what it delivers is the message that goes out. How a step is made of the request
 process.
 """
 
-from heapq import heappop, heappush
 from itertools import count
 
 from model.batch import Batch, FinishReason, RowOutput, StepOutput
 from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
+from service.engine.deadlines import Deadlines
 from service.engine.planner import SchedulerLimits, StepPlanner
 from service.engine.protocol import TokenOutput
 from service.engine.sequence import Branch, Phase, Sequence
@@ -30,8 +30,7 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
         """Those that wait for their grammar."""
-        self._deadlines: list[tuple[float, int, Sequence]] = []
-        self._ticket = count()
+        self._deadlines = Deadlines()
         self._beam_rows = count(-1, -1)
 
     # --- gauges
@@ -73,6 +72,11 @@ class Scheduler:
         """Whether `schedule` would give rows."""
         return self._planner.has_work
 
+    @property
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do at the latest, work or none."""
+        return self._deadlines.first
+
     # --- requests come and go
 
     def add(self, sequence: Sequence, now: float) -> TokenOutput | None:
@@ -92,7 +96,7 @@ class Scheduler:
             return TokenOutput(request_id=sequence.request_id, finish_reason=reason)
         self._sequences[sequence.request_id] = sequence
         if sequence.deadline is not None:
-            heappush(self._deadlines, (sequence.deadline, next(self._ticket), sequence))
+            self._deadlines.add(sequence.request_id, sequence.deadline)
         if sequence.sampling.grammar is not None:
             sequence.phase = Phase.compiling
             self._compiling[sequence.request_id] = sequence
@@ -151,12 +155,8 @@ class Scheduler:
 
     def expire(self, now: float) -> list[TokenOutput]:
         """Ends the requests whose deadline has passed, wherever they are."""
-        expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, sequence = heappop(self._deadlines)
-            if sequence.phase is not Phase.finished:
-                expired.append(self._finish(sequence, "deadline"))
-        return expired
+        due = self._deadlines.take_due(now)
+        return [self._finish(self._sequences[number], "deadline") for number in due]
 
     # --- a step
 
@@ -195,12 +195,11 @@ class Scheduler:
         for request_id, rows in beams.items():
             delivered += self._take_candidates(request_id, rows)
         self._planner.clear_suspects()
-        if self._deadlines and self._deadlines[0][0] <= now:
-            late = {output.request_id: output for output in self.expire(now)}
-            for entry in delivered:
-                if entry.request_id in late:
-                    entry.finish_reason = late.pop(entry.request_id).finish_reason
-            delivered += late.values()
+        late = {ended.request_id: ended for ended in self.expire(now)}
+        for entry in delivered if late else ():
+            if entry.request_id in late:
+                entry.finish_reason = late.pop(entry.request_id).finish_reason
+        delivered += late.values()
         return delivered
 
     def fail_step(self, batch: Batch, error: str) -> list[TokenOutput]:
@@ -268,6 +267,7 @@ class Scheduler:
         output = self._output(sequence)
         self._planner.leave(sequence)
         self._compiling.pop(sequence.request_id, None)
+        self._deadlines.discard(sequence.request_id)
         sequence.phase = Phase.finished
         del self._sequences[sequence.request_id]
         output.finish_reason = reason

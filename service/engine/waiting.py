@@ -4,7 +4,7 @@ Knows nothing of why a request waits. A request that left by another door (cance
 comes up, so leaving costs nothing. Runs in the worker process.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from service.engine.sequence import Phase, Sequence
 
@@ -13,9 +13,15 @@ class WaitingQueue:
     """A heap by urgency; a sequence is in at most one queue, and in it at most once."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[float, float, int], Sequence]] = []
+        self._heap: list[tuple[tuple[int, float, int], Sequence]] = []
+        self._max_unchecked = 64
 
     def push(self, sequence: Sequence) -> None:
+        if len(self._heap) >= self._max_unchecked:
+            # What has left must not pile up behind a head that waits for long.
+            self._heap = [entry for entry in self._heap if entry[1].phase is Phase.waiting]
+            heapify(self._heap)
+            self._max_unchecked = 2 * len(self._heap) + 64
         heappush(self._heap, (sequence.urgency, sequence))
 
     def head(self) -> Sequence | None:

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from model.block_manager import BlockManager, chain_link, chain_root
 
-NUM_HISTORIES = int(os.environ.get("HISTORIES", "150"))
+NUM_HISTORIES = int(os.environ.get("HISTORIES", "100"))
 
 
 def chain_of(blocks: list[list[int]], salt: str = "") -> list[bytes]:

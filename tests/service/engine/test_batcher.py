@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from service.engine.batcher import Batcher, Item
 from service.engine.protocol import Encode, EncodeInput
 
-NUM_HISTORIES = int(os.environ.get("HISTORIES", "150"))
+NUM_HISTORIES = int(os.environ.get("HISTORIES", "100"))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from model.batch import BeamParams
 from service.engine.beam_search import BeamSearch, num_beam_candidates
 
 START = 1
-NUM_SEARCHES = int(os.environ.get("HISTORIES", "150"))
+NUM_SEARCHES = int(os.environ.get("HISTORIES", "100"))
 
 Scores = Callable[[list[int]], torch.Tensor]
 """The log-probabilities [V] after the given ids, rules applied."""

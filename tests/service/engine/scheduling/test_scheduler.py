@@ -220,6 +220,19 @@ def test_deadlines_hold_in_the_queue_in_prefill_and_in_decode(make_service: Any,
     assert service.blocks.num_free == service.blocks.num_blocks
 
 
+def test_a_deadline_holds_while_the_grammar_compiles(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=40, block_size=2)
+    request = make_request([1], grammar=Grammar("regex", "a+"), deadline=3.0)
+    service.add(request)
+    assert not service.scheduler.has_work
+    assert service.scheduler.next_deadline == 3.0
+    service.now = 3.0
+    service.step()
+    assert service.ends == {request.request_id: "deadline"}
+    assert service.scheduler.next_deadline is None
+    assert service.scheduler.num_waiting_tokens == 0
+
+
 def test_a_step_that_outlasts_the_deadline_still_gives_its_token(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=40, block_size=2)
     request = make_request([1], deadline=1.0)
@@ -290,6 +303,18 @@ def test_a_step_that_fails_once_costs_nobody_an_answer(make_service: Any, make_r
     assert set(service.ends.values()) == {"length"}
 
 
+def test_a_failed_step_costs_no_earlier_step_s_blocks(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=60, block_size=2, max_batch_tokens=64)
+    for start in (100, 200):
+        service.add(make_request(numbers(8, start)))
+    service.step()
+    service.step(fails=True)
+    assert service.scheduler.num_running == 0
+    assert [row.start for row in service.step().rows] == [8]
+    assert [row.start for row in service.step().rows] == [8]
+    service.finish()
+
+
 def test_blocks_of_a_failed_step_are_not_found(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=60, block_size=2, max_batch_tokens=64)
     service.add(make_request(numbers(8), poisons=True))
@@ -326,6 +351,14 @@ def test_one_source_is_encoded_once(make_service: Any, make_request: Any) -> Non
     service.finish()
     service.add(make_request([2], encoder_ids=numbers(10), seed=5))
     assert [row.encode for row in service.step().rows] == [False]
+    service.finish()
+
+
+def test_decoder_blocks_are_shared_under_one_source_alone(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=90, block_size=4, max_batch_tokens=64, max_model_len=30)
+    for source in ([1, 2, 3], [1, 2, 3], [1, 2]):
+        service.add(make_request(numbers(10), encoder_ids=source))
+    assert [row.start for row in service.step().rows] == [0, 8, 0]
     service.finish()
 
 

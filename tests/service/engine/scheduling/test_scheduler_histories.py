@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from model.batch import BeamParams, Grammar
 
-NUM_HISTORIES = int(os.environ.get("HISTORIES", "150"))
+NUM_HISTORIES = int(os.environ.get("HISTORIES", "100"))
 STEPS_PER_HISTORY = 40
 
 # Few distinct prompts with common beginnings, of all lengths around block boundaries.
@@ -105,11 +105,16 @@ class History(RuleBasedStateMachine):
         request = self._add(prompt_ids, order, grammar=Grammar("regex", "a*"), **sampling)
         self.compiling.append(request.request_id)
 
-    @rule(source=sources, sampling=samplings, order=orders, beam=st.none() | beams)
+    @rule(source=sources, num_start=st.sampled_from([1, 5]), sampling=samplings, order=orders, beam=st.none() | beams)
     def add_encoder_decoder(
-        self, source: list[int], sampling: dict[str, Any], order: dict[str, Any], beam: BeamParams | None
+        self,
+        source: list[int],
+        num_start: int,
+        sampling: dict[str, Any],
+        order: dict[str, Any],
+        beam: BeamParams | None,
     ) -> None:
-        self._add([2], order, encoder_ids=source, beam=beam, **sampling)
+        self._add([2] * num_start, order, encoder_ids=source, beam=beam, **sampling)
 
     @rule(prompt_ids=prompts, sampling=samplings, order=orders, beam=beams)
     def add_beam_search(
