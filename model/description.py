@@ -114,6 +114,11 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     raw = RawConfig(read_json(folder / "config.json"))
+    if "quantization_config" in raw:
+        method = raw.section("quantization_config").text("quant_method", "an unknown method")
+        raise UnsupportedArchitectureError(
+            f"{folder} is stored quantized ({method}); use the checkpoint that it was made from", file="config.json"
+        )
     names = raw.texts("architectures") if "architectures" in raw else ()
     for name in names:
         if name in ARCHITECTURES:

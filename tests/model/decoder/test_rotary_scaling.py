@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.architectures.raw import RawConfig
 from model.architectures.table import ARCHITECTURES
 from model.checkpoint import load_network
 from model.config import DecoderConfig
 from model.errors import CheckpointError
+from model.layers import rotary_frequencies
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -135,3 +137,65 @@ def test_a_limit_lowers_the_context_and_never_raises_it(save_reference: Save) ->
     assert lengths == [32, 16, 32]
     with pytest.raises(CheckpointError):
         load_network(folder, max_model_len=0)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", **LLAMA3},
+        {"rope_type": "llama3", **LLAMA3, "factor": 32.0, "original_max_position_embeddings": 1024},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "truncate": False},
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 16,
+            "beta_slow": 2,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 4096,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "attention_factor": 0.7},
+    ],
+    ids=["linear", "llama 3.1", "llama 3.2", "qwen", "not truncated", "betas", "mscale", "attention factor"],
+)
+def test_frequencies_of_real_head_sizes_are_those_of_transformers(rope: dict[str, Any]) -> None:
+    values = {**SIZES, "hidden_size": 512, "max_position_embeddings": 131072}
+    rope = {**rope, "rope_theta": 500000.0}
+    theirs, their_factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](LlamaConfig(**values, rope_parameters=dict(rope)))
+    rotary = configure({**values, "rope_parameters": rope}).rotary
+    assert rotary is not None
+    ours, our_factor = rotary_frequencies(rotary)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0.0)
+    assert our_factor == pytest.approx(their_factor)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 5}),
+        ("Qwen2ForCausalLM", {"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 5}),
+        ("Gemma2ForCausalLM", {"sliding_window": 9}),
+        ("Gemma3ForCausalLM", {"sliding_window": 9}),
+        ("Gemma3ForCausalLM", {"sliding_window": 9, "sliding_window_pattern": 3}),
+    ],
+)
+def test_configs_that_do_not_list_their_layers_slide_where_transformers_says(
+    architecture: str, values: dict[str, Any]
+) -> None:
+    values = {**SIZES, **values, "num_hidden_layers": 8}
+    classes = {
+        "Qwen2ForCausalLM": Qwen2Config,
+        "Gemma2ForCausalLM": Gemma2Config,
+        "Gemma3ForCausalLM": Gemma3TextConfig,
+    }
+    kinds = classes[architecture](**values).layer_types
+    config = configure(values, architecture)
+    found = [config.window(layer) for layer in range(8)]
+    assert found == [9 if kind == "sliding_attention" else None for kind in kinds]

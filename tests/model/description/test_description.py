@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from model.description import describe, fingerprint
-from model.errors import CheckpointError
+from model.errors import CheckpointError, UnsupportedArchitectureError
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 LLAMA: dict[str, Any] = {
@@ -179,6 +179,11 @@ def test_a_broken_file_is_named(make: Make, file: str, content: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         describe(make(LLAMA, {file: content}))
     assert caught.value.file == file
+
+
+def test_a_quantized_checkpoint_gets_advice_rather_than_a_missing_tensor(make: Make) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"stored quantized \(awq\)"):
+        describe(make({**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}}))
 
 
 def test_a_description_does_not_change(make: Make) -> None:
