@@ -17,6 +17,8 @@ from service.engine.sequence import Branch, Phase, Sequence
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
+MAX_TOKEN_ID = 2**31 - 1
+
 
 class Scheduler:
     """`add`, `cancel`, `expire`, then for each step `schedule` and one of `update` and `fail_step`."""
@@ -85,8 +87,10 @@ class Scheduler:
         A request with `sampling.grammar` is not run before `grammar_ready`.
         """
         assert sequence.request_id not in self._sequences, f"request {sequence.request_id} is here already"
-        self._prepare(sequence)
-        refusal = self._refusal(sequence)
+        refusal = _fault_of_ids(sequence)
+        if refusal is None:
+            self._prepare(sequence)
+            refusal = self._refusal(sequence)
         if refusal is not None:
             sequence.phase = Phase.finished
             return TokenOutput(request_id=sequence.request_id, finish_reason="error", error=refusal)
@@ -282,6 +286,15 @@ class Scheduler:
             output.prompt_logprobs = sequence.prompt_logprobs
             sequence.delivered = True
         return output
+
+
+def _fault_of_ids(sequence: Sequence) -> str | None:
+    """No vocabulary is so large; smaller faults are found where the vocabulary is known."""
+    for ids in (sequence.prompt_ids, sequence.output_ids, sequence.encoder_ids):
+        for extreme in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= extreme <= MAX_TOKEN_ID:
+                return f"token id {extreme} is not between 0 and {MAX_TOKEN_ID:,}"
+    return None
 
 
 def _is_past(deadline: float | None, now: float) -> bool:

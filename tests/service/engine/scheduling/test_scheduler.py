@@ -162,7 +162,7 @@ def test_admission_leaves_the_running_room_to_grow(make_service: Any, make_reque
     service.finish()
 
 
-@pytest.mark.parametrize("field", ["prompt", "memory", "source", "beams", "empty"])
+@pytest.mark.parametrize("field", ["prompt", "memory", "source", "beams", "empty", "negative", "huge"])
 def test_what_could_not_run_alone_is_refused_with_the_numbers(field: str, make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=10, block_size=2, max_sequences=4, max_model_len=18)
     beams = BeamParams(num_beams=5)
@@ -172,6 +172,8 @@ def test_what_could_not_run_alone_is_refused_with_the_numbers(field: str, make_s
         "source": (make_request([1], max_tokens=2, encoder_ids=numbers(40)), ["40 encoded", "holds 20"]),
         "beams": (make_request([1], max_tokens=1, beam=beams), ["5 beams", "limit is 4"]),
         "empty": (make_request([]), ["no tokens"]),
+        "negative": (make_request([1, -5]), ["token id -5"]),
+        "huge": (make_request([1], encoder_ids=[2**40]), ["token id 1099511627776"]),
     }[field]
     service.add(request)
     assert service.ends == {request.request_id: "error"}
