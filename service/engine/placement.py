@@ -76,7 +76,6 @@ class Placement:
             branch.fork_of = None
         self.blocks.release(sequence.cross_block_ids)
         sequence.cross_block_ids = []
-        sequence.encoded = False
 
     # --- a step
 

@@ -286,6 +286,8 @@ class Service:
         sources = [len(row.encoder_ids) for row in batch.rows if row.encode]
         alone = len({id(row.prompt_ids) for row in batch.rows}) == 1 and sources
         assert batch.num_tokens <= self.limits.max_batch_tokens or alone
+        served = self.scheduler.step_request_ids
+        assert alone or all(sequence.request_id in served for sequence in self.scheduler._planner.running)
         chunk = self.limits.prefill_chunk or self.limits.max_batch_tokens
         assert all(len(row.token_ids) <= chunk for row in batch.rows)
 
