@@ -19,6 +19,7 @@ request_id_context: ContextVar[str] = ContextVar("request_id", default="")
 
 access_logger = logging.getLogger("service.access")
 
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -85,9 +86,11 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def write_access_line(record: RequestRecord, *, now: float, log_prompts: bool) -> None:
-    if access_logger.isEnabledFor(logging.INFO):
+    """Probes and scrapes come every second, and are written at debug level."""
+    level = logging.DEBUG if record.path in QUIET_PATHS else logging.INFO
+    if access_logger.isEnabledFor(level):
         fields = record.fields(total_seconds=now - record.received, log_prompts=log_prompts)
-        access_logger.info("request", extra=fields)
+        access_logger.log(level, "request", extra=fields)
 
 
 class JsonFormatter(logging.Formatter):

@@ -110,7 +110,8 @@ class Metrics:
     """All metrics of one process. Make one per application: nothing is registered globally."""
 
     def __init__(self, *, build_version: str = "unknown") -> None:
-        disable_created_metrics()  # a time stamp beside every series would double what is scraped
+        # A time stamp beside every series would double what is scraped. (The library leaves this function untyped.)
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

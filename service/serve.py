@@ -11,6 +11,7 @@ from service.app import create_app, package_version
 from service.auth import KeyFileError
 from service.engine.assembly import make_engine
 from service.flags import EXIT_USAGE
+from service.load_progress import LoadProgress
 from service.metrics import Metrics
 from service.server import refuse_open_doors, serve
 from service.settings import Settings, load_settings
@@ -25,7 +26,9 @@ def run(flags: Mapping[str, object]) -> int:
         _refuse_nothing_to_serve(settings)
         logs.configure(settings.log_format, settings.log_level)
         metrics = Metrics(build_version=package_version())
-        app = create_app(settings, make_engine(settings, metrics), registry=metrics)
+        engine = make_engine(settings, metrics)
+        engine.on_loading = LoadProgress()
+        app = create_app(settings, engine, registry=metrics)
     except (SettingsError, KeyFileError) as error:
         sys.stderr.write(f"slimpajama serve: error: {error}\n")
         return EXIT_USAGE

@@ -70,8 +70,8 @@ class Entry:
 
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         record.status = record.status or CLIENT_GONE_STATUS
-        path = scope["path"] if scope["path"] in self._known_paths else "unmatched"
-        record.endpoint = getattr(scope.get("route"), "path", path)
+        known_path: str = scope["path"] if scope["path"] in self._known_paths else "unmatched"
+        record.endpoint = str(getattr(scope.get("route"), "path", known_path))
         self._state.metrics.http_request(endpoint=record.endpoint, method=record.method, status=record.status)
         write_access_line(record, now=time.monotonic(), log_prompts=self._state.settings.log_prompts)
 

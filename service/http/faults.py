@@ -47,7 +47,7 @@ def error_response(request: Request, error: ServiceError, headers: dict[str, str
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    if error.status >= 500:
+    if error.status == 500:
         log.warning("request failed: %s", error.message, extra={"code": error.code})
     return error_response(request, error)
 

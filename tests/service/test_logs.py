@@ -111,6 +111,15 @@ def test_prompt_is_written_only_when_asked_for(record, configured, log_prompts):
     assert ("prompt" in fields) is log_prompts
 
 
+def test_probes_are_written_at_debug_level_only(record, configured):
+    record.path = "/readyz"
+    buffer = configured("json", "info")
+    write_access_line(record, now=101.0, log_prompts=False)
+    assert buffer.getvalue() == ""
+    buffer = configured("json", "debug")
+    assert access_fields(record, buffer)["path"] == "/readyz"
+
+
 def test_level_silences_what_is_less_severe(record, configured):
     buffer = configured("text", "error")
     write_access_line(record, now=101.0, log_prompts=False)
