@@ -5,6 +5,7 @@ Knows only the worker's `Loading` messages. Runs in the API process, on the even
 
 import logging
 import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ class LoadProgress:
 
     def __init__(self, *, on_terminal: bool | None = None) -> None:
         self._on_terminal = sys.stderr.isatty() if on_terminal is None else on_terminal
-        self._bars: dict[str, tqdm[None]] = {}
+        self._bars: dict[str, tqdm[NoReturn]] = {}
         self._tenths: dict[str, int] = {}
 
     def __call__(self, message: Loading) -> None:
