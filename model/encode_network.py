@@ -28,6 +28,7 @@ from model.encoder import Encoder
 from model.errors import UnsupportedArchitectureError
 from model.heads import Head
 from model.layers import Device
+from model.packed_linear import pack
 from model.pooling import POOLERS, Span
 from model.sentence_transformer import SentenceModules
 
@@ -105,12 +106,22 @@ def load_encode_network(
     progress: Progress | None = None,
     *,
     max_model_len: int | None = None,
+    packed: bool = True,
 ) -> EncodeNetwork:
     """The checkpoint of a folder, filled, in `dtype` (None: as stored); modules after the network are float32.
 
-    Raises: CheckpointError, naming the file and the tensor at fault.
+    `packed` rearranges the weights for the CPU's kernels, if it is there that they are. Raises: CheckpointError, naming
+    the file and the tensor at fault.
     """
-    folder = Path(folder)
+    network = _load(Path(folder), device, dtype, progress, max_model_len)
+    if packed:
+        pack(network)
+    return network
+
+
+def _load(
+    folder: Path, device: Device, dtype: torch.dtype | None, progress: Progress | None, max_model_len: int | None
+) -> EncodeNetwork:
     raw, name, architecture = read_architecture(folder)
     config = architecture.configure(raw, max_model_len)
     if isinstance(config, EncoderConfig):

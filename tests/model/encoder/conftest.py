@@ -100,7 +100,9 @@ MakeRunner = Callable[[Path], EncoderRunner]
 
 @pytest.fixture
 def make_runner(backend: AttentionBackend) -> MakeRunner:
-    return lambda folder: EncoderRunner(load_encode_network(folder), backend)
+    """make_runner(folder); packed weights go with the fast attention, plain ones with the reference."""
+    packed = isinstance(backend, CpuAttention)
+    return lambda folder: EncoderRunner(load_encode_network(folder, packed=packed), backend)
 
 
 Run = Callable[..., list[NDArray[np.float32]]]

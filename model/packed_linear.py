@@ -1,0 +1,64 @@
+"""Projections with their weights packed once for the CPU's matrix kernels (oneDNN), activation included.
+
+`Linear` hands PyTorch its weights as they are stored, to be rearranged in every call; packed they multiply from a fifth
+(hundreds of rows) to three times (eight rows) faster. A packed network computes the same, can't be saved and stays on
+the CPU. Runs in the worker process.
+"""
+
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import MLP, Linear, gelu_tanh
+
+_FUSED = {F.gelu: ("gelu", "none"), gelu_tanh: ("gelu", "tanh"), F.relu: ("relu", ""), F.silu: ("swish", "")}
+"""Activations that the kernel applies to a tile while it is in cache, as it names them."""
+
+
+class PackedLinear(nn.Module):
+    """A `Linear` after `pack`; the packed weight is no parameter, for it has no strides and no address."""
+
+    def __init__(self, linear: Linear, activation: tuple[str, str] = ("none", "")) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.num_bytes = linear.weight.numel() * linear.weight.element_size()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, algorithm = self.activation
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
+        return out
+
+
+def pack(network: nn.Module) -> None:
+    """Replaces every `Linear` of a CPU network by its packed form, where this processor has kernels for its dtype."""
+    for module in list(network.modules()):
+        if isinstance(module, MLP) and module.activation in _FUSED and _packable(module.up):
+            module.add_module("up", PackedLinear(module.up, _FUSED[module.activation]))
+            module.activation = _identity
+        for name, child in list(module.named_children()):
+            if _packable(child):
+                module.add_module(name, PackedLinear(child))
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of a network's weights, those that modules share counted once, packed ones included."""
+    parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
+    packed = {id(module): module for module in network.modules() if isinstance(module, PackedLinear)}
+    plain = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    return plain + sum(module.num_bytes for module in packed.values())
+
+
+def _packable(module: nn.Module) -> TypeGuard[Linear]:
+    if not isinstance(module, Linear) or module.weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if module.weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return module.weight.dtype == torch.float32
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
