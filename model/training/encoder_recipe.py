@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.training import corpus
+from model.training.cards import render_card
 from model.training.compress import restrict_vocabulary, start_student
 from model.training.distill import DistillSettings, distill
 from model.training.evaluate_encoder import classification, evaluate_encoder, load_tokenizer
@@ -143,6 +144,32 @@ def teacher_sentiment(recipe: EncoderRecipe, data: Path, work: Path, *, device: 
     return classification(network, tokenizer, heads["sentiment"], corpus.sentiment(data).test)
 
 
+def _sizes(network: Bert) -> dict[str, int]:
+    shape = network.shape
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "vocabulary": shape.vocab_size,
+        "layers": shape.num_layers,
+        "hidden": shape.hidden_size,
+        "intermediate": shape.intermediate_size,
+        "heads": shape.num_heads,
+    }
+
+
+def _summary(recipe: EncoderRecipe, num_texts: int, distill_run: Run, finetune_run: Run) -> dict[str, object]:
+    """What the card says of this run."""
+    tokens = recipe.distill.batch_tokens
+    steps = finetune_run.last_step
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in recipe.finetune.mix.items())
+    return {
+        "texts": num_texts,
+        "summary": (
+            f"Distillation took {distill_run.last_step:,} steps of at most {tokens:,} padded tokens, "
+            f"fine-tuning {steps:,} ({shares}). AdamW, bfloat16 autocast, on CPU."
+        ),
+    }
+
+
 def train_encoder(recipe: EncoderRecipe, data: Path, work: Path, output: Path, *, device: str) -> None:
     """All stages; leaves the checkpoint, its curves and `evaluation.json` in `output`."""
     work.mkdir(parents=True, exist_ok=True)
@@ -161,6 +188,8 @@ def train_encoder(recipe: EncoderRecipe, data: Path, work: Path, output: Path, *
     _export(network, {name: head.cpu() for name, head in heads.items()}, tokenizer, data, work, output)
     distill_run.plot(output / "distillation.png", title="distillation")
     finetune_run.plot(output / "fine-tuning.png", title="fine-tuning of body and heads")
-    report = evaluate_encoder(output, data)
+    report = {"sizes": _sizes(network), "training": _summary(recipe, len(texts), distill_run, finetune_run)}
+    report |= evaluate_encoder(output, data)
     report["sentiment_teacher"] = teacher_sentiment(recipe, data, work, device=device)
     (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "README.md").write_text(render_card(output))

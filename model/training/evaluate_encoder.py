@@ -43,6 +43,7 @@ def classification(network: Bert, tokenizer: Tokenizer, head: Head, rows: Sequen
     return {
         "count": len(rows),
         "accuracy": metrics.accuracy(predicted, wanted),
+        "majority": max(wanted.count(label) for label in set(wanted)) / len(wanted),
         "macro_f1": metrics.macro_f1(predicted, wanted),
         "calibration_error": metrics.calibration_error(probabilities, wanted),
     }

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.training import corpus
+from model.training.cards import render_card
 from model.training.data import (
     MaskedExamples,
     PackedTokens,
@@ -81,6 +82,33 @@ def alternate(
     return batches
 
 
+def _sizes(network: Llama) -> dict[str, int]:
+    shape = network.shape
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "vocabulary": shape.vocab_size,
+        "layers": shape.num_layers,
+        "hidden": shape.hidden_size,
+        "intermediate": shape.intermediate_size,
+        "heads": shape.num_heads,
+        "kv_heads": shape.num_kv_heads,
+        "context": shape.context_length,
+    }
+
+
+def _summary(recipe: LanguageModelRecipe, prose_run: Run, instruction_run: Run) -> dict[str, object]:
+    """What the card says of this run."""
+    per_step = recipe.batch_size * recipe.shape.context_length
+    prose, mixed = prose_run.last_step, instruction_run.last_step
+    return {
+        "tokens": (prose + mixed // 2) * per_step,
+        "summary": (
+            f"First stage: {prose:,} steps of {per_step:,} tokens of prose. Second stage: {mixed:,} steps, half of "
+            f"them prose, half {recipe.instruction_batch_size} instructions each, while the rates fall to zero."
+        ),
+    }
+
+
 def train_language_model_checkpoint(
     recipe: LanguageModelRecipe, data: Path, work: Path, output: Path, *, device: str
 ) -> None:
@@ -110,5 +138,7 @@ def train_language_model_checkpoint(
     export_language_model(network.cpu(), tokenizer, output)
     prose_run.plot(output / "prose.png", title="first stage: prose")
     instruction_run.plot(output / "instructions.png", title="second stage: prose and instructions")
-    report = evaluate_language_model(output, data, seed=recipe.seed)
-    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    report = {"sizes": _sizes(network), "training": _summary(recipe, prose_run, instruction_run)}
+    report |= evaluate_language_model(output, data, seed=recipe.seed)
+    (output / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (output / "README.md").write_text(render_card(output))

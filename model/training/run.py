@@ -35,6 +35,11 @@ class Run:
     def state_file(self) -> Path:
         return self.folder / "state.pt"
 
+    @property
+    def last_step(self) -> int:
+        """The last step on the curve, 0 before the first."""
+        return max((points[-1][0] for points in self.curve().values()), default=0)
+
     def load(self) -> dict[str, Any] | None:
         """The last saved state, or None at the start of a run."""
         if not self.state_file.exists():
