@@ -147,9 +147,10 @@ class EncoderDecoderConfig:
 
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
-    tied_output: bool = True
-    """Logits by the decoder's embedding matrix."""
     logits_bias: bool = False
+    target_start_id: int | None = None
+    """Classifiers read the source a second time, as the target behind this id."""
+    head: "HeadConfig | None" = None
 
     @property
     def num_kv_heads(self) -> int:

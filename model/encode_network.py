@@ -20,11 +20,12 @@ from model.architectures.mapping import WeightMap, part
 from model.architectures.raw import RawConfig
 from model.attention.interface import Attend
 from model.checkpoint import Progress, fill
-from model.config import DecoderConfig, EncoderConfig, HeadConfig
+from model.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, HeadConfig
 from model.decoder import Decoder
 from model.description import read_architecture
 from model.embedding_config import LogitScore, PoolingMode, read_embedding_config
 from model.encoder import Encoder
+from model.encoder_decoder import ClassifyingEncoderDecoder
 from model.errors import UnsupportedArchitectureError
 from model.heads import Head
 from model.layers import Device
@@ -43,7 +44,7 @@ class EncodeNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Encoder | Decoder,
+        network: Encoder | Decoder | ClassifyingEncoderDecoder,
         *,
         head: Head | None = None,
         reading: SentenceModules | LogitScore | None = None,
@@ -56,7 +57,7 @@ class EncodeNetwork(nn.Module):
         self.requires_grad_(False)
 
     @property
-    def config(self) -> EncoderConfig | DecoderConfig:
+    def config(self) -> EncoderConfig | DecoderConfig | EncoderDecoderConfig:
         return self.network.config
 
     @property
@@ -130,6 +131,10 @@ def _load(
         if encoder.head is not None:
             return EncodeNetwork(encoder, head=encoder.head)
         return EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device))
+    if isinstance(config, EncoderDecoderConfig) and config.head is not None:
+        classifier = ClassifyingEncoderDecoder(config, device)
+        fill(classifier, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
+        return EncodeNetwork(classifier, head=classifier.head)
     if not isinstance(config, DecoderConfig):
         raise UnsupportedArchitectureError(f"{folder}: {name} makes no vectors and no scores", file="config.json")
     network = _decoder(folder, raw, config, device=device, classifies=architecture.head == "sequence_classification")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model.attention.interface import Attend, AttentionRules, CrossAttend
 from model.config import EncoderDecoderConfig
+from model.heads import Head
 from model.layers import MLP, Device, Embedding, GatedMLP, LayerNorm, Linear, RMSNorm, parameter
 from model.position_tables import marian_table, relative_buckets, tensor2tensor_table
 
@@ -54,6 +55,30 @@ class EncoderDecoder(nn.Module):
             hidden = hidden * self.config.logit_scale
         logits: Tensor = self.output(hidden).float()
         return logits if self.logits_bias is None else logits + self.logits_bias
+
+
+class ClassifyingEncoderDecoder(EncoderDecoder):
+    """BART's way of classifying: the source is read a second time, as the target, and `head` reads its states."""
+
+    def __init__(self, config: EncoderDecoderConfig, device: Device = "cpu") -> None:
+        super().__init__(config, device)
+        assert config.head is not None
+        assert config.target_start_id is not None
+        del self.output
+        self.head = Head(config.head, config.hidden_size)
+        self.target_start_id = config.target_start_id
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids and positions [T], positions from 0 in each text; returns the decoder's states [T, E]."""
+        crossed = self.cross_keys_values(self.encode(ids, positions, attend))
+
+        def cross(layer: int, query: Tensor, rules: AttentionRules) -> Tensor:
+            key, value = crossed[layer]
+            return attend(layer, query, key, value, rules)
+
+        # The target is the source one place later: [s, a, b] of the source [a, b, c], for each text.
+        target = ids.roll(1).masked_fill(positions == 0, self.target_start_id)
+        return self.decode(target, positions, attend, cross)
 
 
 class Encoder(nn.Module):

@@ -4,10 +4,13 @@ Maps `config.json` and stored names onto `EncoderDecoderConfig` and `model.encod
 tensors. mBART, Marian, M2M100 and Pegasus are in their own files.
 """
 
+from dataclasses import replace
+
+from model.architectures.encoders import num_labels
 from model.architectures.llama import ACTIVATIONS, context_length
 from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
-from model.config import EncoderDecoderConfig
+from model.config import EncoderDecoderConfig, HeadConfig
 
 TOKENS = (
     "model.shared.weight",
@@ -55,6 +58,17 @@ def configure(raw: RawConfig, limit: int | None, *, extensible: bool = False) ->
     )
 
 
+def configure_classifier(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
+    """bart-large-mnli and its like: the decoder reads the source once more, and its last state is classified."""
+    return replace(
+        configure(raw, limit),
+        architecture="BartForSequenceClassification",
+        logits_bias=False,
+        target_start_id=raw.whole("decoder_start_token_id", raw.whole("eos_token_id", 2)),
+        head=HeadConfig(kind="sequence", num_outputs=num_labels(raw), pooling="last", dense=True, activation="tanh"),
+    )
+
+
 def weights(config: EncoderDecoderConfig) -> WeightMap:
     parameters = {"output.weight": part("lm_head.weight")}
     for side in ("encoder", "decoder"):
@@ -79,6 +93,13 @@ def weights(config: EncoderDecoderConfig) -> WeightMap:
         ignored=() if config.positions == "learned" else SINUSOIDS,
         prefix="model.",
     )
+
+
+def classifier_weights(config: EncoderDecoderConfig) -> WeightMap:
+    shared = weights(config)
+    kept = {name: sources for name, sources in shared.parameters.items() if name != "output.weight"}
+    head = both("head.dense", "classification_head.dense") | both("head.output", "classification_head.out_proj")
+    return replace(shared, parameters=kept | head, ignored=(*shared.ignored, LOGITS_BIAS))
 
 
 def both(ours: str, *theirs: str) -> dict[str, tuple[Part, ...]]:
@@ -110,5 +131,8 @@ def _cross_attention(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
 ARCHITECTURES = {
     "BartForConditionalGeneration": Architecture(
         network="encoder_decoder", head="language_model", configure=configure, weights=weights
+    ),
+    "BartForSequenceClassification": Architecture(
+        network="encoder", head="sequence_classification", configure=configure_classifier, weights=classifier_weights
     ),
 }

@@ -22,7 +22,9 @@ from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
+from model.packed_linear import weight_bytes
 from model.runner import Runner
+from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.generation_lane import GenerationLane
 from service.engine.lanes import Lane
@@ -50,7 +52,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         assert isinstance(network, Decoder | EncoderDecoder)
         grammars = GrammarCompiler(
-            (folder / "tokenizer.json").read_text(encoding="utf-8"),
+            Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,
             description.eos_ids,
             timeout_seconds=config.grammar_timeout_seconds,
@@ -62,8 +64,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     else:
         network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
-    parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
-    loaded.weight_bytes = sum(entry.numel() * entry.element_size() for entry in parameters.values())
+    loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began
     log.info(
         "checkpoint loaded",
