@@ -63,15 +63,14 @@ class Matcher:
         return None
 
     def fill_mask(self, bits: NDArray[np.int32]) -> str | None:
-        """Writes which tokens may come next, one bit each, low bit first; what `bits` has beyond is forbidden."""
+        """Writes which tokens may come next, one bit each, low bit first."""
         if self._state.is_error():
             return f"cannot go on: {self._state.get_error()}"
         self._state.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._state.is_error():
             return f"is too complex here: {self._state.get_error()}"
-        shared = min(len(bits), len(self._words))
-        bits[:shared] = self._words[:shared]
-        bits[shared:] = 0
+        # The compiler counts the tokenizer's ids too where they are more than the network's.
+        bits[:] = self._words[: len(bits)]
         return None
 
 

@@ -113,12 +113,14 @@ def test_blocks_are_copied_before_the_step_writes(make_runner):
     """A beam's fork: the copy holds the parent's past, and what each writes afterwards is its own."""
     runner = make_runner("llama")
     runner.run(Batch([row(0, PROMPT)]))
-    fork = Row(9, [4], 10, [0, 1, 7], row(0, PROMPT).sampling, True, [4], PROMPT)
-    parent = Row(8, [3], 10, [0, 1, 2], row(0, PROMPT).sampling, True, [3], PROMPT)
+    sampling = SamplingParams(max_tokens=5, logprobs=0)
+    fork = Row(9, [4], 10, [0, 1, 7], sampling, True, [4], PROMPT)
+    parent = Row(8, [3], 10, [0, 1, 2], sampling, True, [3], PROMPT)
     outputs = runner.run(Batch([parent, fork], block_copies=[(2, 7)])).rows
     for output, last in zip(outputs, (3, 4), strict=True):
-        alone = make_runner("llama").run(Batch([row(0, [*PROMPT, last])])).rows[0]
+        alone = make_runner("llama").run(Batch([row(0, [*PROMPT, last], logprobs=0)])).rows[0]
         assert output.token_id == alone.token_id
+        assert output.logprobs.logprob == pytest.approx(alone.logprobs.logprob, abs=1e-4)
 
 
 def test_rows_of_one_step_read_what_another_row_of_it_writes(make_runner):
