@@ -102,10 +102,16 @@ async def _prompts(body: CompletionBody, model: LoadedModel, options: SamplingOp
                 sampling=sampling,
                 stop=options.stop,
                 skip_special_tokens=body.skip_special_tokens,
+                continues=_has_text(model, ids, skip_special_tokens=body.skip_special_tokens),
                 num_truncated=num_truncated,
             )
         )
     return prompts
+
+
+def _has_text(model: LoadedModel, ids: list[int], *, skip_special_tokens: bool) -> bool:
+    """Whether the prompt shows any text: if not, the completion begins one, and drops what a beginning drops."""
+    return not skip_special_tokens or any(not model.tokenizer.is_special(id) for id in ids)
 
 
 class CompletionWriter:

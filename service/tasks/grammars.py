@@ -1,28 +1,23 @@
 """Constraints on generated text, checked at the door: a bad schema is the caller's fault, found before anything runs.
 
-Compiling for a vocabulary is the worker's; here a grammar is parsed by the same library, in a thread, with a limit on
+Compiling for a vocabulary is the worker's; here the same library parses a grammar, in a thread, with limits on its
 size and time. Knows nothing of HTTP. Runs in the API process.
 """
 
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jsonschema
-from llguidance import LLMatcher, grammar_from
 from llguidance.gbnf_to_lark import any_to_lark
 
 from model.batch import Grammar
+from model.grammar_check import validate
 from service.errors import InvalidGrammar
 
 MAX_GRAMMAR_CHARS = 100_000
 META_SCHEMA = jsonschema.Draft202012Validator
-FORMATS: dict[str, Literal["json_schema", "regex", "lark"]] = {
-    "json_schema": "json_schema",
-    "regex": "regex",
-    "lark": "lark",
-}
 
 
 async def checked(grammar: Grammar, *, param: str, timeout_seconds: float) -> Grammar:
@@ -53,13 +48,13 @@ def _checked(grammar: Grammar, param: str) -> Grammar:
             META_SCHEMA.check_schema(json.loads(grammar.text))
         if grammar.kind == "lark":  # or in llama.cpp's notation: `root ::= ...`
             grammar = Grammar("lark", any_to_lark(grammar.text))
-        fault: str = LLMatcher.validate_grammar(grammar_from(FORMATS[grammar.kind], grammar.text))
+        fault = validate(grammar)
     except jsonschema.SchemaError as error:
         place = ".".join(str(part) for part in error.absolute_path)
         fault = f"not a JSON schema: {place + ': ' if place else ''}{error.message}"
     except Exception as error:  # the converter of grammars raises bare Exception
         fault = str(error) or type(error).__name__
-    if fault:
+    if fault is not None:
         raise InvalidGrammar(f"{param}: {_line(fault)}", param=param)
     return grammar
 

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As both formats' examples are written; free white space is where weak models get lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
@@ -52,7 +55,8 @@ def call_grammar(
     `special_markers` are those that are tokens of their own and not text: llguidance writes them without quotes.
     """
     options = [_call_schema(format, tool["function"]) for tool in tools if tool["function"]["name"] in choice.names]
-    body = "%json " + json.dumps(options[0] if len(options) == 1 else {"anyOf": options})
+    schema = options[0] if len(options) == 1 else {"anyOf": options}
+    body = "%json " + json.dumps({"x-guidance": SPACING, **schema})
     if format is LLAMA3:
         more = ' ("; " call)*' if parallel else ""
         return f"start: call{more}\ncall: body\nbody: {body}"

@@ -141,7 +141,7 @@ async def test_logprobs_of_a_reply_are_one_for_each_token(openai: AsyncOpenAI, m
 
 async def test_a_json_schema_is_held_to(openai: AsyncOpenAI, model: str) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "weather", "schema": WEATHER, "strict": True}}
-    answer = await openai.chat.completions.create(model=model, messages=HELLO, response_format=schema, max_tokens=200)
+    answer = await openai.chat.completions.create(model=model, messages=HELLO, response_format=schema, max_tokens=450)
     assert set(json.loads(answer.choices[0].message.content or "")) == {"city", "days"}
 
 
