@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Activation, Rotary, RotaryScaling
+from model.ops import library
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines of a step's positions, each [T, 1, R], in the dtype of queries and keys."""
@@ -142,6 +143,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     Worked example, R = 4: (a, b, c, d) becomes (a cos - c sin, b cos' - d sin', c cos + a sin, d cos' + b sin').
     """
     cos, sin = rotation
+    if library.serves(x) and x.stride(1) == x.shape[2]:
+        # In place: queries and keys are a view of their projection, which nobody else reads.
+        torch.ops.slimpajama.rotate(x, cos, sin)
+        return x
     size = cos.shape[-1]
     if size == x.shape[-1]:
         return torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)

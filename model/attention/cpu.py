@@ -8,7 +8,7 @@ Knows neither networks nor scheduler. Runs in the worker process.
 Legend: T tokens in the step, B sequences, L keys (padded), H query heads, K key/value heads, G = H / K, D head size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,7 @@ from model.attention.padded import (
     padded_attention,
 )
 from model.attention.reference import ReferenceAttention, score_bias, visible
+from model.ops import library
 
 QUERY_SLICE = 256
 """Queries of a long prompt that share one mask: bounds its size and skips the keys that none of them sees."""
@@ -58,6 +59,9 @@ class CpuAttention:
         self._reference = ReferenceAttention()
 
     def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+        if library.serves(key) and library.serves(key_cache) and key.stride(1) == key.shape[2] == value.stride(1):
+            torch.ops.slimpajama.store(key, value, key_cache, value_cache, slots)
+            return
         key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
         value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
 
@@ -69,7 +73,13 @@ class CpuAttention:
         if "paged" not in layout.prepared:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
-        out = torch.empty_like(query)
+        compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
+        if compiled and not prompts:
+            return _compiled_decode(query, key_cache, value_cache, layout, rules)
+        out = torch.empty(query.shape, dtype=query.dtype)
+        if compiled and groups:
+            _decode_singles(query, key_cache, value_cache, layout, rules, out)
+            groups = []
         for index, group in enumerate(groups):
             mask = kept_mask(
                 layout, index, rules, partial(_decode_mask, group, rules, mask_dtype(query), key_cache.shape[2])
@@ -85,6 +95,39 @@ class CpuAttention:
         if rules.sinks is not None:
             return self._reference.packed(query, key, value, layout, rules)
         return padded_attention(query, key, value, layout, rules)
+
+
+def _is_plain(rules: AttentionRules) -> bool:
+    """Whether scores are products and nothing else, as the compiled decode attention has them."""
+    return rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
+
+
+def _compiled_decode(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
+) -> Tensor:
+    """query [B, H, D], one of each sequence; reads keys and values where they lie. Returns [B, H, D]."""
+    out: Tensor = torch.ops.slimpajama.decode_attention(
+        query, key_cache, value_cache, layout.block_tables, layout.context_lens, rules.scale, rules.window or 0
+    )
+    return out
+
+
+def _decode_singles(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules, out: Tensor
+) -> None:
+    """The rows of one query among prompts of several; their results go to their places in `out`."""
+    if "singles" not in layout.prepared:
+        starts = layout.query_starts.long()
+        singles = torch.nonzero(starts.diff() == 1).flatten()
+        part = replace(
+            layout,
+            context_lens=layout.context_lens[singles].contiguous(),
+            block_tables=layout.block_tables[singles].contiguous(),
+            prepared={},
+        )
+        layout.prepared["singles"] = (starts[singles], part)
+    tokens, part = layout.prepared["singles"]
+    out.index_copy_(0, tokens, _compiled_decode(query.index_select(0, tokens), key_cache, value_cache, part, rules))
 
 
 def _decode(

@@ -14,6 +14,7 @@ from torch import nn
 from model.attention.cpu import CpuAttention
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
+from model.compiled_layers import compile_layers, weight_bytes
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
@@ -22,7 +23,6 @@ from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
-from model.packed_linear import weight_bytes
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
@@ -51,6 +51,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     if description.head == "language_model":
         network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         assert isinstance(network, Decoder | EncoderDecoder)
+        compile_layers(network, spec.quantization, wide=network.output)
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,

@@ -1,0 +1,122 @@
+"""Layers of a bfloat16 network on a CPU that run on the compiled operators: weights packed once, int8 if asked for.
+
+`compile_layers` replaces them in a network that has been filled; the network computes the same, in the operators'
+order of additions. What has no operator stays as it is. Runs in the worker process.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.errors import CheckpointError
+from model.layers import GatedMLP, Linear, RMSNorm
+from model.ops import library
+
+Quantization = Literal["none", "int8", "fp8"]
+
+
+class CompiledLinear(nn.Module):
+    """x W^T + b over packed weights. `wide` gives float32, for logits."""
+
+    def __init__(self, linear: Linear, *, wide: bool = False) -> None:
+        super().__init__()
+        self.num_outputs: int = linear.weight.shape[0]
+        self.packed: Tensor = torch.ops.slimpajama.pack_bf16(linear.weight)
+        self.bias = None if linear.bias is None else linear.bias.float()
+        self.wide = wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out: Tensor = torch.ops.slimpajama.linear_bf16(rows, self.packed, self.bias, self.num_outputs, self.wide)
+        return out.view(*x.shape[:-1], self.num_outputs)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.packed.numel() * 2
+
+
+class Int8Linear(nn.Module):
+    """The same with weights in 8 bits, symmetric per output, and inputs quantized per row on the way in."""
+
+    def __init__(self, linear: Linear, *, wide: bool = False) -> None:
+        super().__init__()
+        self.num_outputs: int = linear.weight.shape[0]
+        self.packed: Tensor
+        self.scales: Tensor
+        self.offsets: Tensor
+        self.packed, self.scales, self.offsets = torch.ops.slimpajama.pack_int8(linear.weight)
+        self.bias = None if linear.bias is None else linear.bias.float()
+        self.wide = wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out: Tensor = torch.ops.slimpajama.linear_int8(
+            rows, self.packed, self.scales, self.offsets, self.bias, self.num_outputs, self.wide
+        )
+        return out.view(*x.shape[:-1], self.num_outputs)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.packed.numel() + 4 * self.scales.numel()
+
+
+class CompiledRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.epsilon = norm.epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out: Tensor = torch.ops.slimpajama.add_rms_norm(rows, None, self.weight, self.epsilon)
+        return out.view(x.shape)
+
+
+class CompiledGatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), the middle in one pass."""
+
+    def __init__(self, mlp: GatedMLP) -> None:
+        super().__init__()
+        self.gate_up = mlp.gate_up
+        self.down = mlp.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(torch.ops.slimpajama.silu_mul(self.gate_up(x)))
+        return out
+
+
+def compile_layers(network: nn.Module, quantization: Quantization = "none", *, wide: nn.Module | None = None) -> None:
+    """Replaces the layers that have a compiled form. `wide` is the projection whose results are wanted in float32.
+
+    Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
+    """
+    usable = all(library.serves(parameter) for parameter in network.parameters())
+    if quantization != "none" and not (usable and quantization == "int8"):
+        raise CheckpointError(
+            f"quantization {quantization} is not to be had here: int8 needs a CPU, dtype bfloat16 and the compiled "
+            "operators (`make install` builds them where there is a C++ compiler)"
+        )
+    if not usable:
+        return
+    projection = Int8Linear if quantization == "int8" else CompiledLinear
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear) and child.weight.shape[1] % 2 == 0:
+                module.add_module(name, projection(child, wide=child is wide))
+            elif isinstance(child, RMSNorm) and child.offset == 0.0:
+                module.add_module(name, CompiledRMSNorm(child))
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GatedMLP) and child.activation is F.silu:
+                module.add_module(name, CompiledGatedMLP(child))
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of a network's weights, those that modules share counted once, packed ones included."""
+    parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
+    plain = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    return plain + sum(int(getattr(module, "num_bytes", 0)) for module in network.modules())
