@@ -11,21 +11,23 @@ S span: half the rows of the table of relative positions, P the table rows that 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.attention.padded import groups_of_like_length
 from model.config import Convolution, DisentangledAttention, EncoderConfig
 from model.heads import ACTIVATIONS
 from model.layers import LayerNorm, Linear, parameter
 
 MAX_SCORES = 1 << 25
-"""Scores of one head group held at once; a group has fewer texts, never less than one."""
+"""Scores held at once: a group has as many texts as that allows, and at least one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:
-    """Some neighbouring texts of the step, padded: `rows` [B, L] are their tokens' places in the step."""
+    """Some texts of like length, padded: `rows` [B, L] are their tokens' places in the step."""
 
     rows: Tensor
     present: Tensor  # [B, L] bool
@@ -53,27 +55,24 @@ class RelativePositions(nn.Module):
 
     def forward(self, positions: Tensor) -> Texts:
         """positions [T], 0 at the start of each text."""
-        starts = torch.nonzero(positions == 0).flatten().tolist()
-        ends = [*starts[1:], positions.shape[0]]
+        starts = torch.nonzero(positions == 0).flatten().cpu().numpy()
+        lengths = np.diff(starts, append=len(positions))
         groups = []
-        first = 0
-        while first < len(starts):
-            last, longest = first, 0
-            while last < len(starts):
-                longest = max(longest, ends[last] - starts[last])
-                if last > first and (last + 1 - first) * longest * longest * self.num_heads > MAX_SCORES:
-                    break
-                last += 1
-            groups.append(self._group(starts[first:last], ends[first:last], positions.device))
-            first = last
+        for members in groups_of_like_length(lengths, exact=False, slack=16):
+            longest = int(lengths[members[0]])
+            size = max(1, MAX_SCORES // (longest * longest * self.num_heads))
+            for first in range(0, len(members), size):
+                chosen = torch.from_numpy(members[first : first + size])
+                groups.append(self._group(torch.from_numpy(starts)[chosen], torch.from_numpy(lengths)[chosen]))
         return Texts(groups, self.weight if self.norm is None else self.norm(self.weight))
 
-    def _group(self, starts: list[int], ends: list[int], device: torch.device) -> TextGroup:
-        lengths = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)])
+    def _group(self, starts: Tensor, lengths: Tensor) -> TextGroup:
+        """starts and lengths [B] of texts of like length, on the CPU."""
+        device = self.weight.device
         longest = int(lengths.max())
         steps = torch.arange(longest)
         present = steps < lengths[:, None]  # [B, L]
-        begins = torch.tensor(starts)[:, None]
+        begins = starts[:, None]
         # Padding repeats a token of the same text: were it another's, and not finite, 0 times it would be NaN.
         rows = torch.where(present, begins + steps, begins)
         # Distances i - j from L - 1 down to -(L - 1): a text of L tokens reaches no other rows of the table.
@@ -115,10 +114,14 @@ class Disentangled(nn.Module):
         own = not rules.shared_projections
         self.position_key = Linear(size, size, bias=True) if own and rules.content_to_position else None
         self.position_query = Linear(size, size, bias=True) if own and rules.position_to_content else None
+        self._positions: tuple[Tensor | None, Tensor | None] | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, texts: Texts, shared: Linear) -> Tensor:
         """query, key and value [T, H, D]; `shared` is the layer's fused projection. Returns [T, H, D]."""
-        keys, queries = self._position_projections(texts.table, shared, query.shape[1:])
+        if self._positions is None:
+            # They depend on weights alone, and cost more than a short text's whole layer.
+            self._positions = self._position_projections(texts.table, shared, query.shape[1:])
+        keys, queries = self._positions
         attended = torch.empty_like(query)
         for group in texts.groups:
             q, k, v = (x[group.rows].transpose(1, 2) for x in (query, key, value))  # [B, H, L, D]
