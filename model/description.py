@@ -15,12 +15,17 @@ from typing import Any, BinaryIO
 from model.architectures.mapping import Architecture, Head, Network
 from model.architectures.raw import RawConfig, read_json
 from model.architectures.table import ARCHITECTURES
+from model.calibration import FILE_NAME as CALIBRATION_FILE
+from model.calibration import Calibration, read_calibration
 from model.embedding_config import ActivationName, EmbeddingConfig, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
+from model.sentiment_labels import valences
+from model.task_heads import TaskHeadConfig, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
-EMBEDDING_TASKS = ("embed", "similarity", "rerank")
+EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment")
+DIGESTED = (".json", ".jinja", ".model", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
 MAX_HEADER_BYTES = 100 << 20
 MAX_FILE_BYTES = 1 << 50
@@ -57,6 +62,9 @@ class CheckpointDescription:
     embedding_size: int | None = None
     score_activation: ActivationName | None = None
     """Cross-encoders: what turns a logit into the score that the checkpoint means."""
+    heads: Mapping[str, TaskHeadConfig] = field(default_factory=dict)
+    """Small heads on an embedder's body, by name."""
+    calibration: Calibration = field(default_factory=Calibration)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """`config.json` as it is."""
 
@@ -80,16 +88,18 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
     seq2seq = architecture.network == "encoder_decoder"
+    heads = read_task_heads(folder) if head == "embedding" else {}
+    version = fingerprint(folder)
     return CheckpointDescription(
         folder=folder,
         architecture=name,
         model_type=raw.text("model_type", ""),
         network=architecture.network,
         head=head,
-        tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template),
+        tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template, heads),
         context_length=_context_length(config.context_length, max_model_len, embedding),
         vocab_size=config.vocab_size,
-        version=fingerprint(folder),
+        version=version,
         labels=labels if head != "embedding" and head != "language_model" else (),
         problem_type=raw.text("problem_type") if "problem_type" in raw else None,
         eos_ids=_ids(ids, "eos_token_id"),
@@ -102,6 +112,8 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         embedding=embedding,
         embedding_size=embedding.size(config.hidden_size) if embedding is not None and head == "embedding" else None,
         score_activation=score_activation(folder, raw, max(len(labels), 1)) if head == "cross_encoder" else None,
+        heads=heads,
+        calibration=read_calibration(folder, version),
         raw=raw.values,
     )
 
@@ -138,11 +150,12 @@ def has_chat_template(folder: Path) -> bool:
 def fingerprint(folder: Path) -> str:
     """Twelve hexadecimal digits that change with the checkpoint: small files whole, weights by samples of each tensor.
 
-    Reading gigabytes at each start would cost more than the certainty is worth.
+    Reading gigabytes at each start would cost more than the certainty is worth. A calibration is no part of what it was
+    fitted on.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors") or not path.is_file():
+        if path.suffix not in DIGESTED or path == folder / CALIBRATION_FILE or not path.is_file():
             continue
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
         with path.open("rb") as file:
@@ -211,21 +224,19 @@ def _context_length(length: int, asked: int | None, embedding: EmbeddingConfig |
     return min(length, embedding.max_length)
 
 
-def _tasks(head: Head, labels: tuple[str, ...], template: bool) -> tuple[str, ...]:
+def _tasks(head: Head, labels: tuple[str, ...], template: bool, heads: Mapping[str, TaskHeadConfig]) -> tuple[str, ...]:
     if head == "language_model":
         return tuple(task for task in LANGUAGE_MODEL_TASKS if task != "chat" or template)
     if head == "embedding":
-        return EMBEDDING_TASKS
+        spans = any(config.kind == "span" for config in heads.values())
+        return (*EMBEDDING_TASKS, "answer") if spans else EMBEDDING_TASKS
     if head == "cross_encoder":
-        return ("rerank", "similarity")
+        return ("rerank", "similarity", "classify") if labels else ("rerank", "similarity")
     if head == "token_classification":
         return ("token_classify",)
     if head == "question_answering":
         return ("answer",)
     lowered = {label.lower() for label in labels}
-    tasks = ["classify"]
     if any(label.startswith("entail") for label in lowered):
-        tasks.append("zero_shot")
-    if {"positive", "negative"} <= lowered or {"pos", "neg"} <= lowered:
-        tasks.append("sentiment")
-    return tuple(tasks)
+        return ("classify", "zero_shot", "sentiment")
+    return ("classify", "sentiment") if valences(labels) else ("classify",)

@@ -32,6 +32,8 @@ from model.layers import Device
 from model.packed_linear import pack
 from model.pooling import POOLERS, Span
 from model.sentence_transformer import SentenceModules
+from model.task_head_modules import TaskHead
+from model.task_heads import read_task_heads
 
 EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
 
@@ -54,7 +56,16 @@ class EncodeNetwork(nn.Module):
         self.head = head
         self.sentence_modules = reading if isinstance(reading, SentenceModules) else None
         self.logit_score = reading if isinstance(reading, LogitScore) else None
+        self.task_heads = nn.ModuleDict()
         self.requires_grad_(False)
+
+    def add_task_heads(self, folder: Path, device: Device) -> None:
+        """Loads the small heads that lie in the checkpoint's folder beside its sentence modules."""
+        assert self.sentence_modules is not None
+        for name, config in read_task_heads(folder).items():
+            hidden_size = self.config.hidden_size
+            size = self.sentence_modules.config.size(hidden_size) if config.input == "embedding" else hidden_size
+            self.task_heads[name] = TaskHead(config, size, device)
 
     @property
     def config(self) -> EncoderConfig | DecoderConfig | EncoderDecoderConfig:
@@ -69,6 +80,18 @@ class EncodeNetwork(nn.Module):
             return frozenset({"embedding", "token_embeddings"})
         return frozenset({"logits", "token_embeddings"})
 
+    def outputs_of(self, head: str) -> frozenset[EncodeOutput]:
+        """The same, of a task head where one is named."""
+        if not head:
+            return self.outputs
+        kind = self._task_head(head).config.kind
+        return frozenset({"span_logits" if kind == "span" else "logits"})
+
+    def _task_head(self, name: str) -> TaskHead:
+        head = self.task_heads[name]
+        assert isinstance(head, TaskHead)
+        return head
+
     def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, type_ids and positions [T]; returns the hidden states [T, E]."""
         if isinstance(self.network, Encoder):
@@ -77,8 +100,11 @@ class EncodeNetwork(nn.Module):
             hidden = self.network(ids, positions, attend)
         return hidden
 
-    def per_text(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    def per_text(self, hidden: Tensor, spans: Sequence[Span], head: str = "") -> Tensor:
         """Embeddings or logits, one row per text: hidden [T, E]; returns float32 [B, size]."""
+        if head:
+            assert self.sentence_modules is not None
+            return self._task_head(head).per_text(hidden, spans, self.sentence_modules)
         if self.head is not None:
             states = POOLERS[HEAD_POOLING[self.head.config.pooling]](hidden, spans)
             logits: Tensor = self.head(states.to(hidden.dtype))
@@ -93,8 +119,10 @@ class EncodeNetwork(nn.Module):
         scores = logits[:, true_id] if false_id is None else logits[:, true_id] - logits[:, false_id]
         return scores[:, None]
 
-    def per_token(self, hidden: Tensor) -> Tensor:
+    def per_token(self, hidden: Tensor, head: str = "") -> Tensor:
         """Logits of each token: hidden [T, E]; returns float32 [T, L]."""
+        if head:
+            return self._task_head(head).per_token(hidden)
         assert self.head is not None
         logits: Tensor = self.head(hidden)
         return logits
@@ -130,7 +158,9 @@ def _load(
         fill(encoder, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
         if encoder.head is not None:
             return EncodeNetwork(encoder, head=encoder.head)
-        return EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device))
+        network = EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device))
+        network.add_task_heads(folder, device)
+        return network
     if isinstance(config, EncoderDecoderConfig) and config.head is not None:
         classifier = ClassifyingEncoderDecoder(config, device)
         fill(classifier, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)

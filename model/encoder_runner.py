@@ -33,6 +33,8 @@ class EncodeItem:
     """Empty means zeros."""
     skip_pooling: int = 0
     """Leading prompt tokens that pooling leaves out."""
+    head: str = ""
+    """The task head that is asked; empty: the checkpoint's own."""
 
 
 class EncoderRunner:
@@ -51,9 +53,12 @@ class EncoderRunner:
 
     def fault(self, item: EncodeItem) -> str | None:
         """Why an item cannot be run, as advice; None if it can."""
-        if item.output not in self.network.outputs:
-            offered = ", ".join(sorted(self.network.outputs))
-            return f"this checkpoint gives {offered}, not {item.output}"
+        if item.head and item.head not in self.network.task_heads:
+            return f"this checkpoint has no head '{item.head}'"
+        offered = self.network.outputs_of(item.head)
+        if item.output not in offered:
+            giver = f"the head '{item.head}'" if item.head else "this checkpoint"
+            return f"{giver} gives {', '.join(sorted(offered))}, not {item.output}"
         if not item.ids:
             return "the input has no tokens"
         if len(item.ids) > self.context_length:
@@ -85,13 +90,13 @@ class EncoderRunner:
     def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
         hidden, spans = self._hidden(items)
         values: dict[int, NDArray[np.float32]] = {}
-        for output in {item.output for item in items}:
-            places = [place for place, item in enumerate(items) if item.output == output]
+        for output, head in {(item.output, item.head) for item in items}:
+            places = [place for place, item in enumerate(items) if (item.output, item.head) == (output, head)]
             chosen = [spans[place] for place in places]
             if output in ("embedding", "logits"):
-                values |= zip(places, _numpy(self.network.per_text(hidden, chosen)), strict=True)
+                values |= zip(places, _numpy(self.network.per_text(hidden, chosen, head)), strict=True)
             else:
-                states = hidden if output == "token_embeddings" else self.network.per_token(hidden)
+                states = hidden if output == "token_embeddings" else self.network.per_token(hidden, head)
                 tokens = _numpy(states)
                 values |= {place: tokens[spans[place].start : spans[place].end] for place in places}
         return [values[place] for place in range(len(items))]

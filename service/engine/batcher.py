@@ -41,6 +41,7 @@ class Item:
     length: int
     turn: tuple[float, int]
     """Virtual start time and a running number: who is next."""
+    head: str = ""
     gone: bool = False
     """Handed out, cancelled or expired."""
 
@@ -79,7 +80,7 @@ class Batcher:
             self._lanes = dict(sorted(self._lanes.items(), reverse=True))
         for index, text in enumerate(request.inputs):
             length = max(1, len(text.ids))
-            item = Item(request.request_id, index, text, request.output, length, (start, self._count))
+            item = Item(request.request_id, index, text, request.output, length, (start, self._count), request.head)
             self._count += 1
             start += length
             entry.waiting[index] = item

@@ -32,6 +32,7 @@ class EncodeRequest:
     model: str
     output: EncodeOutput
     inputs: list[EncodeInput]
+    head: str = ""
     priority: int = 0
     deadline: float | None = None
     client: str = ""
@@ -142,6 +143,7 @@ class EncodeFlight(Flight):
             model=self.model.key,
             output=self.request.output,
             inputs=[self.request.inputs[index] for index in self.asked],
+            head=self.request.head,
             priority=self.request.priority,
             arrival=self.accepted,
             deadline=self.request.deadline,

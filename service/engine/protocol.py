@@ -77,6 +77,8 @@ class Encode(msgspec.Struct, kw_only=True, tag="encode"):
     model: str
     output: EncodeOutput
     inputs: list[EncodeInput]
+    head: str = ""
+    """Which of the checkpoint's task heads gives the logits; empty: its own."""
     priority: int = 0
     arrival: float = 0.0
     deadline: float | None = None

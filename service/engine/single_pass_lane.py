@@ -91,6 +91,7 @@ def _item(entry: Item) -> EncodeItem:
         ids=entry.input.ids,
         type_ids=entry.input.type_ids,
         output=entry.output,
+        head=entry.head,
         skip_pooling=entry.input.skip_pooling,
     )
 
