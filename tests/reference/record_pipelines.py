@@ -106,7 +106,7 @@ def record_classifiers(recorder: Recorder) -> None:
     pair = [{"text": TEXTS[0], "text_pair": TEXTS[1]}]
     recorder.record("three-classes", "text-classification", pair, {"top_k": None})
     labels = ["sports", "politics", "science"]
-    for checkpoint in ("entailment", "entailment-first"):
+    for checkpoint in ("entailment", "entailment-first", "entailment-bart"):
         for choice in (
             {},
             {"multi_label": True},

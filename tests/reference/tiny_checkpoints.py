@@ -129,6 +129,12 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
         "BertForSequenceClassification", id2label={"0": "contradiction", "1": "neutral", "2": "entailment"}
     ),
     "entailment-first": _bert("BertForSequenceClassification", id2label={"0": "ENTAILMENT", "1": "NOT_ENTAILMENT"}),
+    "entailment-bart": _sequence_to_sequence(
+        "BartForSequenceClassification",
+        BART,
+        {},
+        id2label={"0": "contradiction", "1": "neutral", "2": "entailment"},
+    ),
     "bart": _sequence_to_sequence("BartForConditionalGeneration", BART, {"no_repeat_ngram_size": 3}, end_bias=3.0),
     "bart-declared": _sequence_to_sequence(
         "BartForConditionalGeneration",
@@ -167,6 +173,7 @@ def _write(folder: Path, class_name: str, config: dict[str, Any], end_bias: floa
         for side in ("encoder", "decoder"):
             name = f"model.{side}.embed_positions.weight"
             tensors[name] = _tensor(name, shapes[name])
+    if class_name == "BartForConditionalGeneration":
         tensors["final_logits_bias"] = torch.zeros(1, config["vocab_size"])
         tensors["final_logits_bias"][0, config["eos_token_id"]] = end_bias
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -215,6 +222,7 @@ def _write_unigram(folder: Path, *, languages: bool, start: bool) -> int:
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.add_special_tokens(special)
     config: dict[str, Any] = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     single = "$A </s>"
     ids = [("</s>", 2), ("<s>", 0)]
     if start:
