@@ -97,7 +97,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         network=architecture.network,
         head=head,
         tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template, heads),
-        context_length=_context_length(config.context_length, max_model_len, embedding),
+        context_length=_context_length(config.context_length, embedding),
         vocab_size=config.vocab_size,
         version=version,
         labels=labels if head != "embedding" and head != "language_model" else (),
@@ -217,9 +217,9 @@ def _head(folder: Path, architecture: Architecture[Any], labels: tuple[str, ...]
     return architecture.head
 
 
-def _context_length(length: int, asked: int | None, embedding: EmbeddingConfig | None) -> int:
-    """An embedder's own limit is often below what its network can read; what was asked for goes before it."""
-    if asked is not None or embedding is None or embedding.max_length is None:
+def _context_length(length: int, embedding: EmbeddingConfig | None) -> int:
+    """An embedder's own limit is often below what its network can read."""
+    if embedding is None or embedding.max_length is None:
         return length
     return min(length, embedding.max_length)
 
