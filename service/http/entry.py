@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,14 +46,14 @@ class Entry:
             request_id_context.reset(token)
 
     async def _run(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", record.request_id.encode())]
                 if self._state.draining and not any(name == b"connection" for name, _ in headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_with_id)

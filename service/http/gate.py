@@ -5,6 +5,7 @@ here. Pure ASGI. Runs in the API process, on the event loop.
 """
 
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -89,10 +90,10 @@ class Gate:
             await self._refuse(send, record, error, decision.headers)
             return
 
-        async def send_with_limits(message: Message) -> None:
+        def send_with_limits(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *decision.headers]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_with_limits)

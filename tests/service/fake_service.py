@@ -5,6 +5,7 @@ line each, on its standard input: `finish` ends the held requests, `fail` fails 
 """
 
 import asyncio
+import json
 import logging
 import sys
 import threading
@@ -71,7 +72,7 @@ class HoldingEngine:
 
 def main() -> int:
     engine = HoldingEngine()
-    settings = Settings(port=0, drain_timeout=float(sys.argv[1]))
+    settings = Settings(port=0, **json.loads(sys.argv[1]))
     logs.configure("json", "info", sys.stdout)
     app = create_app(settings, engine)  # type: ignore[arg-type]
 

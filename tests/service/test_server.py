@@ -1,7 +1,9 @@
 """Real processes with a fake engine: signals, exit codes, and what clients see meanwhile."""
 
 import json
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,16 +21,19 @@ PATIENCE_SECONDS = 30.0
 class Service:
     """A running `fake_service.py`, with a request or more under way."""
 
-    def __init__(self, drain_timeout: float) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(drain_timeout)],
+            [sys.executable, str(SCRIPT), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
         port = self.wait_for("listening")["port"]
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS)
+        certificate = settings.get("tls_certificate")
+        verify = ssl.create_default_context(cafile=certificate) if certificate else False
+        url = f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, verify=verify)
         self._threads = ThreadPoolExecutor()
 
     def wait_for(self, message: str) -> dict[str, Any]:
@@ -72,8 +77,8 @@ class Service:
 def make_service() -> Iterator[Callable[..., Service]]:
     services: list[Service] = []
 
-    def make(drain_timeout: float = PATIENCE_SECONDS) -> Service:
-        services.append(Service(drain_timeout))
+    def make(**settings: Any) -> Service:
+        services.append(Service({"drain_timeout": PATIENCE_SECONDS, **settings}))
         return services[-1]
 
     yield make
@@ -129,3 +134,15 @@ def test_engine_that_failed_for_good_ends_the_process_with_its_own_exit_code(mak
     service = make_service()
     service.order("fail")
     assert service.exit_code() == 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made with openssl, which is not here")
+def test_certificate_and_key_make_it_https(make_service, tmp_path):
+    certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True)
+    service = make_service(tls_certificate=certificate, tls_key=key)
+    assert service.client.get("/readyz").status_code == 200
+    service.process.send_signal(signal.SIGTERM)
+    assert service.exit_code() == 0

@@ -201,8 +201,9 @@ class FakeRunner:
             return output
         if row.sampling.prompt_logprobs is not None:
             end = min(row.start + len(row.token_ids), len(row.prompt_ids) - 1)
+            begin = max(row.start, row.sampling.prompt_logprobs_start - 1)
             output.prompt_logprobs = [
-                TokenLogprobs(row.prompt_ids[position + 1], float(-position - 1)) for position in range(row.start, end)
+                TokenLogprobs(row.prompt_ids[position + 1], float(-position - 1)) for position in range(begin, end)
             ]
         if row.samples and row.sampling.beam is not None:
             output.beam_candidates = request.candidates(row.output_ids)
@@ -329,7 +330,8 @@ class Service:
         if reason in ("stop", "length"):
             assert (given, reason) == (answer, natural)
             if request.sampling.prompt_logprobs is not None and not request.output_ids:
-                expected = [TokenLogprobs(token, float(-i)) for i, token in enumerate(request.prompt_ids) if i > 0]
+                first = max(1, request.sampling.prompt_logprobs_start)
+                expected = [TokenLogprobs(token, float(-i)) for i, token in enumerate(request.prompt_ids) if i >= first]
                 assert self.prompt_logprobs.get(request.request_id, []) == expected
         else:
             assert given == answer[: len(given)]

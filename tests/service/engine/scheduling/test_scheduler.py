@@ -76,6 +76,30 @@ def test_prompt_logprobs_are_computed_and_not_read_from_the_cache(make_service: 
     assert len(service.prompt_logprobs[scored.request_id]) == 9
 
 
+@pytest.mark.parametrize(("first", "cached"), [(0, 0), (1, 0), (4, 0), (5, 4), (8, 4), (9, 8), (20, 8)])
+def test_blocks_before_the_first_wanted_logprob_come_from_the_cache(
+    first: int, cached: int, make_service: Any, make_request: Any
+) -> None:
+    """The token before the first one that is reported is computed: its logits are what is reported."""
+    service = make_service(num_blocks=40, block_size=4, max_batch_tokens=64, max_model_len=64)
+    service.add(make_request(numbers(12)))
+    service.finish()
+    scored = make_request(numbers(12), prompt_logprobs=0, prompt_logprobs_start=first, max_tokens=0)
+    service.add(scored)
+    assert service.step().rows[0].start == cached
+    service.finish()
+    assert len(service.prompt_logprobs.get(scored.request_id, [])) == max(0, 12 - max(first, 1))
+
+
+def test_endings_of_one_prompt_share_its_blocks_within_a_step(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=40, block_size=4, max_batch_tokens=64, max_model_len=64)
+    for ending in range(3):
+        prompt = [*numbers(10), 100 + ending, 200 + ending]
+        service.add(make_request(prompt, prompt_logprobs=0, prompt_logprobs_start=10, max_tokens=0))
+    assert [row.start for row in service.step().rows] == [0, 8, 8]
+    service.finish()
+
+
 def test_prompt_logprobs_without_output_end_with_the_prompt(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=40, block_size=4)
     scored = make_request(numbers(10), prompt_logprobs=0, max_tokens=0)
@@ -190,6 +214,13 @@ def test_the_whole_cache_is_enough_for_the_longest_text(make_service: Any, make_
     service.finish()
     assert service.ends[request.request_id] == "length"
     assert len(service.given[request.request_id]) == 11
+
+
+def test_a_request_alone_may_fill_the_whole_cache(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=8, block_size=2)
+    service.add(make_request(numbers(15)))
+    service.step()
+    assert service.ends == {0: "length"}
 
 
 def test_cancel_frees_the_blocks_at_once(make_service: Any, make_request: Any) -> None:
@@ -342,6 +373,36 @@ def test_a_source_longer_than_a_step_runs_alone_and_not_twice_in_a_row(make_serv
         service.add(make_request([2], encoder_ids=numbers(12, start), max_tokens=4))
     rows = [[row.sequence_id for row in service.step().rows] for _ in range(4)]
     assert rows == [[1], [0, 1], [2], [0, 1, 2]]
+    service.finish()
+
+
+def test_long_sources_of_short_requests_follow_one_another(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=90, block_size=2, max_batch_tokens=8)
+    for start in (100, 200):
+        service.add(make_request([2], encoder_ids=numbers(12, start), max_tokens=1))
+    assert [[row.sequence_id for row in service.step().rows] for _ in range(2)] == [[0], [1]]
+
+
+def test_a_long_source_displaces_nobody_of_its_own_priority(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=90, block_size=2, max_batch_tokens=8, max_sequences=1)
+    for start in (100, 200):
+        service.add(make_request([2], encoder_ids=numbers(12, start), max_tokens=3))
+    assert [[row.sequence_id for row in service.step().rows] for _ in range(4)] == [[0], [0], [0], [1]]
+    service.finish()
+
+
+def test_a_source_of_which_a_part_was_evicted_is_encoded_again(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=20, block_size=2, max_batch_tokens=8, max_model_len=40)
+    service.add(make_request([2], encoder_ids=numbers(12), max_tokens=1))
+    service.finish()
+    filler = make_request(numbers(31), max_tokens=1)
+    service.add(filler)
+    service.finish()
+    assert 0 < service.blocks.num_cached - 15 < 6, "a part of the source is left"
+    service.add(make_request([5], max_tokens=5))
+    service.step()
+    service.add(make_request([2], encoder_ids=numbers(12), max_tokens=4))
+    assert [row.encode for row in service.step().rows] == [True]
     service.finish()
 
 

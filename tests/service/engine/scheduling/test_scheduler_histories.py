@@ -4,11 +4,12 @@
 """
 
 import os
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -21,12 +22,14 @@ STEPS_PER_HISTORY = 40
 prompts = st.tuples(
     st.sampled_from(["aaaaaaaaaaaaaaaa", "aaaabbbbbbbbbbbb", "cdcdcdcdcdcdcdcd"]), st.integers(1, 16)
 ).map(lambda choice: [ord(letter) - 97 for letter in choice[0][: choice[1]]])
-sources = st.integers(1, 20).map(lambda length: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4][:length])
+sources = st.sampled_from([1, 3, 6, 6, 9, 20]).map(
+    lambda length: [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4][:length]
+)
 samplings = st.fixed_dictionaries(
     {
-        "max_tokens": st.integers(1, 12),
+        "max_tokens": st.integers(1, 16),
         "seed": st.integers(0, 2),
-        "stop_ids": st.sampled_from([(), (0,), (0, 3)]),
+        "stop_ids": st.sampled_from([(), (), (0,), (0, 3)]),
         "min_tokens": st.integers(0, 3),
     }
 )
@@ -34,7 +37,7 @@ orders = st.fixed_dictionaries(
     {
         "priority": st.sampled_from([0, 0, 0, 1, -1]),
         "cache_salt": st.sampled_from(["", "", "tenant"]),
-        "lifetime": st.sampled_from([None, None, None, 0, 1, 3, 10]),
+        "lifetime": st.sampled_from([None, None, None, None, None, 0, 1, 5]),
     }
 )
 beams = st.builds(
@@ -55,15 +58,16 @@ class History(RuleBasedStateMachine):
         self.compiling: list[int] = []
 
     @initialize(
-        num_blocks=st.integers(6, 24),
+        num_slots=st.sampled_from([12, 20, 28, 36, 48, 64]),
         block_size=st.sampled_from([1, 2, 4]),
         prefix_caching=st.sampled_from([True, True, True, False]),
         max_batch_tokens=st.integers(4, 24),
-        max_sequences=st.integers(1, 6),
+        max_sequences=st.sampled_from([1, 2, 3, 4, 6, 6]),
         prefill_chunk=st.sampled_from([None, 1, 3, 8]),
     )
-    def start(self, **settings: Any) -> None:
-        self.service = self.make_service(max_model_len=24, **settings)
+    def start(self, num_slots: int, block_size: int, **settings: Any) -> None:
+        num_blocks = num_slots // block_size
+        self.service = self.make_service(num_blocks=num_blocks, block_size=block_size, max_model_len=24, **settings)
 
     def _add(self, prompt_ids: list[int], order: dict[str, Any], **fields: Any) -> Any:
         lifetime = order["lifetime"]
@@ -114,13 +118,15 @@ class History(RuleBasedStateMachine):
         order: dict[str, Any],
         beam: BeamParams | None,
     ) -> None:
+        if beam is not None:
+            sampling = {**sampling, "max_tokens": 1 + sampling["max_tokens"] // 2}
         self._add([2] * num_start, order, encoder_ids=source, beam=beam, **sampling)
 
     @rule(prompt_ids=prompts, sampling=samplings, order=orders, beam=beams)
     def add_beam_search(
         self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], beam: BeamParams
     ) -> None:
-        self._add(prompt_ids, order, beam=beam, **sampling)
+        self._add(prompt_ids[:4], order, beam=beam, **{**sampling, "max_tokens": 1 + sampling["max_tokens"] // 2})
 
     @rule(prompt_ids=prompts, sampling=samplings, order=orders, fails_at=st.integers(0, 5))
     def add_faulty(self, prompt_ids: list[int], sampling: dict[str, Any], order: dict[str, Any], fails_at: int) -> None:
@@ -153,12 +159,13 @@ class History(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.service.now += seconds
 
-    @rule()
-    def step(self) -> None:
-        self.service.step()
+    @rule(count=st.integers(1, 4))
+    def few_steps(self, count: int) -> None:
+        for _ in range(count):
+            self.service.step()
 
-    @rule(count=st.integers(2, 6))
-    def steps(self, count: int) -> None:
+    @rule(count=st.integers(4, 12))
+    def many_steps(self, count: int) -> None:
         for _ in range(count):
             self.service.step()
 
@@ -196,3 +203,53 @@ def test_any_history_leaves_right_answers_and_free_blocks(make_service: Any, mak
             phases=(Phase.generate, Phase.shrink),
         ),
     )
+
+
+def crowd_request(chance: random.Random, make_request: Callable[..., Any]) -> Any:
+    """Anything of what may come, sized so that a handful fills the cache."""
+    kind = chance.choice(["plain", "plain", "beam", "beam", "source", "source beam", "scored"])
+    fields: dict[str, Any] = {
+        "max_tokens": chance.randint(3, 9),
+        "seed": chance.randint(0, 3),
+        "priority": chance.choice([0, 0, 1]) - ("beam" in kind) * chance.randint(0, 1),
+        "stop_ids": chance.choice([(), (0,)]),
+    }
+    prompt_ids = [0] * chance.randint(1, 7) + [chance.randint(0, 1)]
+    if "source" in kind:
+        fields["encoder_ids"] = [3, 1, 4, 1, 5, 9, 2][: chance.choice([3, 7])] * chance.choice([1, 1, 3])
+    if "beam" in kind:
+        fields["beam"] = BeamParams(num_beams=chance.randint(2, 3), early_stopping=chance.choice([True, "never"]))
+    if kind == "scored":
+        fields["prompt_logprobs"] = 0
+    return make_request(prompt_ids, **fields)
+
+
+@pytest.mark.slow
+def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_request: Any) -> None:
+    @settings(
+        max_examples=4 * NUM_HISTORIES,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.integers(0, 2**32))
+    def crowd(seed: int) -> None:
+        chance = random.Random(seed)
+        block_size = chance.choice([1, 2, 4])
+        service = make_service(
+            num_blocks=chance.randint(36, 60) // block_size,
+            block_size=block_size,
+            prefix_caching=chance.random() < 0.8,
+            max_batch_tokens=chance.randint(6, 20),
+            max_sequences=chance.randint(3, 6),
+            prefill_chunk=chance.choice([None, 1, 2, 5]),
+        )
+        for _ in range(chance.randint(3, 9)):
+            service.add(crowd_request(chance, make_request))
+            for _ in range(chance.choice([0, 0, 0, 1, 4])):
+                service.step(fails=chance.random() < 0.03)
+        service.finish()
+        assert set(service.ends) == set(service.requests)
+
+    crowd()
