@@ -48,12 +48,19 @@ class SamplingParams:
     """Alternatives to report for each sampled token; 0 reports the sampled token alone."""
     prompt_logprobs: int | None = None
     """The same for each prompt token but the first."""
+    prompt_logprobs_start: int = 0
+    """The first prompt token that is reported: what lies before its predecessor may come from the cache."""
     grammar: Grammar | None = None
     no_repeat_ngram_size: int = 0
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
     suppressed_ids: tuple[int, ...] = ()
     beam: BeamParams | None = None
+
+    @property
+    def first_scored(self) -> int:
+        """The index of the first prompt token with a log-probability: the very first token has none."""
+        return max(1, self.prompt_logprobs_start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,8 +160,10 @@ class Runner:
         places = [place for place, row in enumerate(rows) if row.sampling.prompt_logprobs is not None]
         found: dict[int, list[TokenLogprobs]] = {}
         for place in places:
-            row, first = rows[place], int(inputs.query_starts[place])
-            targets = row.prompt_ids[row.start + 1 : row.start + len(row.token_ids) + 1]
+            row = rows[place]
+            begin = max(row.start + 1, row.sampling.first_scored)
+            first = int(inputs.query_starts[place]) + begin - row.start - 1
+            targets = row.prompt_ids[begin : row.start + len(row.token_ids) + 1]
             scores: list[TokenLogprobs] = []
             for start in range(0, len(targets), SCORED_POSITIONS):
                 piece = targets[start : start + SCORED_POSITIONS]

@@ -1,7 +1,7 @@
 """What a classifier's labels say about sentiment, whatever it calls them, as valences from -1 to 1.
 
-Understood are words (`positive`, `NEG`, `very negative`), stars (`1 star` .. `5 stars`), signed numbers (`-1`, `0`, `1`)
-and unnamed outputs (`LABEL_0` ..), which by custom go from negative to positive. No torch; both processes.
+Understood are words (`positive`, `NEG`, `very negative`), stars (`1 star` .. `5 stars`), signed numbers (`-1`, `0`,
+`1`) and unnamed outputs (`LABEL_0` ..), which by custom go from negative to positive. No torch; both processes.
 """
 
 import re

@@ -214,17 +214,18 @@ class Scheduler:
         """
         assert batch is self._planner.step.batch, "failure of a step that is not the last one made"
         self._placement.forget_step()
-        members = list(dict.fromkeys(sequence for sequence, _ in self._planner.step.entries))
-        suspects = [sequence for sequence in members if sequence.phase is Phase.running]
-        if len(members) == 1:
-            return [self._finish(sequence, "error", error) for sequence in suspects]
-        self._planner.suspect(suspects)
-        return []
+        members = {sequence.request_id: sequence for sequence, _ in self._planner.step.entries}
+        if len(members) > 1:
+            self._planner.suspect_running()
+            return []
+        return [self._finish(entry, "error", error) for entry in members.values() if entry.phase is Phase.running]
 
     def _gather_prompt_logprobs(self, sequence: Sequence, start: int, found: RowOutput) -> None:
         """Appends the chunk's log-probabilities, less those that were there before a preemption."""
         assert found.prompt_logprobs is not None
-        sequence.prompt_logprobs += found.prompt_logprobs[len(sequence.prompt_logprobs) - start :]
+        first = sequence.sampling.first_scored
+        num_known = first + len(sequence.prompt_logprobs) - max(start + 1, first)
+        sequence.prompt_logprobs += found.prompt_logprobs[num_known:]
 
     def _take_token(self, sequence: Sequence, found: RowOutput) -> TokenOutput:
         if sequence.max_output == 0:

@@ -32,6 +32,17 @@ def test_prompt_logprobs_are_the_log_softmax_of_the_logits(run_all, saved_model,
         assert list(found.top_logprobs) == pytest.approx(values.tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("first", [1, 2, 5, len(PROMPT) - 1])
+def test_prompt_logprobs_from_a_later_token_are_the_last_of_all(first, chunk, run_all, work):
+    (whole,) = run_all([work(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=0))])
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, prompt_logprobs_start=first)
+    (part,) = run_all([work(PROMPT, sampling)], chunk=chunk)
+    expected = whole.prompt_logprobs[first - 1 :]
+    assert [entry.token_id for entry in part.prompt_logprobs] == [entry.token_id for entry in expected]
+    assert [entry.logprob for entry in part.prompt_logprobs] == pytest.approx([entry.logprob for entry in expected])
+
+
 def test_logprobs_are_those_of_the_raw_logits_whatever_the_sampling(run_all, saved_model, work):
     _, reference = saved_model("llama")
     sampling = SamplingParams(max_tokens=1, temperature=3.0, top_k=4, seed=5, logprobs=2, logit_bias={3: 50.0})
