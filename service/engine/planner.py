@@ -32,7 +32,6 @@ class SchedulerLimits:
 class Step:
     """The step being made, and once made the one whose results are awaited."""
 
-    number: int = 0
     batch: Batch = field(default_factory=lambda: Batch(rows=[]))
     entries: list[tuple[Sequence, Branch]] = field(default_factory=list)
     """Who each row of the batch belongs to."""
@@ -85,22 +84,19 @@ class StepPlanner:
         if not self.running:
             self._trials.close_empty()
         self.placement.begin_step()
-        self.step = Step(self.step.number + 1, budget=self._max_batch_tokens, reserved=self._num_rows)
+        self.step = Step(budget=self._max_batch_tokens, reserved=self._num_rows)
         if not self._plan_long_source(now):
             self._plan_all(now)
         return self.step
 
     # --- after a step
 
-    def suspect(self, sequences: list[Sequence]) -> None:
-        """Tries the requests of a failed step apart from each other; everybody's blocks are given back."""
-        queue = self._queue
-        running, self.running = self.running, []
-        for sequence in running:
+    def suspect_running(self) -> None:
+        """The step failed: its requests, which are all that run, are tried apart from each other from now on."""
+        suspects, self.running = self.running, []
+        for sequence in suspects:
             self._release(sequence)
-            if sequence not in sequences:
-                queue.push(sequence)
-        self._trials.begin(sequences)
+        self._trials.begin(suspects)
 
     def clear_suspects(self) -> None:
         """Lets requests back to the others that got through the last step to its end while on trial."""
@@ -158,8 +154,6 @@ class StepPlanner:
         """Places the head of the queue and adds its rows; those running from `position` on have had no turn yet, and
         the less urgent of them give way. False closes admission for this step: nobody overtakes."""
         step = self.step
-        if head.preempted_in == step.number:
-            return False
         cost = head.width
         if head.encoder_ids and not self.placement.has_source(head):
             cost += len(head.encoder_ids)
@@ -222,7 +216,6 @@ class StepPlanner:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.step.num_preempted += 1
-        sequence.preempted_in = self.step.number
         self.running.remove(sequence)
         self._release(sequence)
         self._queue.push(sequence)

@@ -258,12 +258,11 @@ class Scheduler:
 
     @staticmethod
     def _finish_reason(sequence: Sequence) -> FinishReason | None:
-        """Whether its known ids are all that it may have."""
+        """Whether its known ids are all that it may have; before `min_tokens` the sampler gives no stop id."""
         sampling, output_ids = sequence.sampling, sequence.output_ids
-        num_output = len(output_ids)
-        if num_output and output_ids[-1] in sampling.stop_ids and num_output > sampling.min_tokens:
+        if output_ids and output_ids[-1] in sampling.stop_ids:
             return "stop"
-        if num_output < sequence.max_output or (sequence.max_output == 0 and sampling.prompt_logprobs is not None):
+        if len(output_ids) < sequence.max_output or (sequence.max_output == 0 and sampling.prompt_logprobs is not None):
             return None
         return "length"
 

@@ -82,8 +82,6 @@ class Sequence:
     num_cached_tokens: int = 0
     started: float | None = None
     delivered: bool = False
-    preempted_in: int = -1
-    """The number of the step that last took its blocks."""
     urgency: tuple[int, float, int] = field(init=False)
     """Sorts the most urgent first: by priority, then first come, first served."""
 
@@ -102,7 +100,9 @@ class Sequence:
     @property
     def max_cached_tokens(self) -> int | None:
         """How many leading tokens may come from the cache: prompt log-probabilities need the logits behind the rest."""
-        return len(self.prompt_logprobs) if self.wants_prompt_logprobs else None
+        if not self.wants_prompt_logprobs:
+            return None
+        return self.sampling.first_scored - 1 + len(self.prompt_logprobs)
 
 
 def sequence_from(message: Generate) -> Sequence:
