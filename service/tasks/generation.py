@@ -119,18 +119,17 @@ class Choice:
         """The next delta; None while nothing is certain."""
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         ids, reason = output.token_ids, output.finish_reason
-        self.num_tokens += len(ids)
         # The id that ended the text is no part of it.
         ended_by_id = reason == "stop" and bool(ids) and ids[-1] in self._sampling.stop_ids
         shown = ids[:-1] if ended_by_id else ids
         delta = Delta(self.index, prompt_logprobs=output.prompt_logprobs)
         if self._stops or output.logprobs:
-            stopped = self._add_one_by_one(delta, shown, output.logprobs)
-            if stopped:
+            if self._add_one_by_one(delta, shown, output.logprobs):
                 delta.finish_reason = "stop"
                 return delta
         else:
             delta.text = self._detokenizer.push(shown)
+        self.num_tokens += len(ids)
         if reason is not None:
             self._finish(delta, reason)
         if not (delta.text or delta.tokens or delta.prompt_logprobs or reason is not None):
@@ -143,7 +142,7 @@ class Choice:
             if logprobs:
                 self._waiting.append((self._num_chars, logprobs[position]))
             text = self._detokenizer.push((id,))
-            count = self.num_tokens - len(ids) + position + 1
+            count = self.num_tokens + position + 1
             if count <= self._sampling.min_tokens or not self._stops:
                 self._give(delta, self._stops.flush() + text)
                 continue

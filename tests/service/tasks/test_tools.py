@@ -111,9 +111,8 @@ def test_calls_and_content_are_told_apart(
 
 def test_arguments_go_out_while_they_are_written() -> None:
     parser = ToolCallParser(HERMES)
-    pieces = []
-    for text in ('<tool_call>\n{"name": "weather", ', '"arguments": {"ci', 'ty": "Pa', 'ris"}', "}\n</tool_call>"):
-        pieces.append([(piece.name, piece.arguments) for piece in parser.feed(text).calls])
+    texts = ('<tool_call>\n{"name": "weather", ', '"arguments": {"ci', 'ty": "Pa', 'ris"}', "}\n</tool_call>")
+    pieces = [[(piece.name, piece.arguments) for piece in parser.feed(text).calls] for text in texts]
     assert pieces == [[], [("weather", ""), (None, '{"ci')], [(None, 'ty": "Pa')], [(None, 'ris"}')], []]
 
 
