@@ -215,3 +215,17 @@ def test_an_unknown_feed_forward_is_refused_with_the_choices(save_seq2seq: SaveS
     path.write_text(json.dumps(json.loads(path.read_text()) | {"feed_forward_proj": "gated-mish"}))
     with pytest.raises(CheckpointError, match=r"feed_forward_proj.*gelu"):
         load(folder)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_residuals_past_the_range_of_float16_stay_finite(save_seq2seq: SaveSeq2Seq, family: str) -> None:
+    """T5's large checkpoints overflow in float16; infinite residuals would make every later norm a NaN."""
+    folder, _ = save_seq2seq(family)
+    network = load_network(folder, dtype=torch.float16)
+    assert isinstance(network, EncoderDecoder)
+    for layer in [*network.encoder.layers, *network.decoder.layers]:
+        layer.mlp.down.weight.mul_(20000).clamp_(-60000, 60000)
+    sources, targets = ids([5, 17], seed=5), ids([6, 2], seed=6)
+    encoded, logits = forward(network, sources, targets)
+    assert encoded.isfinite().all()
+    assert logits.isfinite().all()
