@@ -64,22 +64,31 @@ def max_input_tokens(model: LoadedModel) -> int:
 
 
 async def tokenize(
-    model: LoadedModel, texts: Sequence[Text], *, truncate: bool, side: Side = "longest", prompt: str = ""
+    model: LoadedModel,
+    texts: Sequence[Text],
+    *,
+    truncate: bool,
+    side: Side = "longest",
+    prompt: str = "",
+    max_tokens: int | None = None,
 ) -> list[EncodedText]:
     """Each text's ids; one that cannot be read whole and may not be truncated carries its error.
 
-    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does.
+    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does. `max_tokens` lowers
+    the limit.
     """
+    limit = max_input_tokens(model) if max_tokens is None else min(max_tokens, max_input_tokens(model))
     if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
-        return await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt)
-    return _tokenize(model, texts, truncate, side, prompt)
+        return await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt, limit)
+    return _tokenize(model, texts, truncate, side, prompt, limit)
 
 
-def _tokenize(model: LoadedModel, texts: Sequence[Text], truncate: bool, side: Side, prompt: str) -> list[EncodedText]:
+def _tokenize(
+    model: LoadedModel, texts: Sequence[Text], truncate: bool, side: Side, prompt: str, limit: int
+) -> list[EncodedText]:
     embedding = model.description.embedding
     lower = embedding is not None and embedding.lowercase
     prepared = [_prepared(text, prompt, lower) for text in texts]
-    limit = max_input_tokens(model)
     skip = 0
     if prompt and embedding is not None and not embedding.include_prompt:
         skip = len(model.tokenizer.encode(prompt)) - 1  # the prompt's own closing token is not there in a text
@@ -145,7 +154,13 @@ def _dropped(encoding: Encoding, excess: int, side: Side) -> frozenset[int]:
 
 
 async def run_texts(
-    engine: EncodeEngine, model: LoadedModel, texts: Sequence[EncodedText], output: EncodeOutput, options: EncodeOptions
+    engine: EncodeEngine,
+    model: LoadedModel,
+    texts: Sequence[EncodedText],
+    output: EncodeOutput,
+    options: EncodeOptions,
+    *,
+    head: str = "",
 ) -> None:
     """Sends the sound texts through the network together; each gets its values or its own error."""
     sound = [text for text in texts if text.error is None]
@@ -156,6 +171,7 @@ async def run_texts(
             model=model.key,
             output=output,
             inputs=[text.input for text in sound],
+            head=head,
             priority=options.priority,
             deadline=options.deadline,
             client=options.client,
