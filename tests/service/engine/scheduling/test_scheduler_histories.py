@@ -227,7 +227,7 @@ def crowd_request(chance: random.Random, make_request: Callable[..., Any]) -> An
 @pytest.mark.slow
 def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_request: Any) -> None:
     @settings(
-        max_examples=4 * NUM_HISTORIES,
+        max_examples=3 * NUM_HISTORIES,
         deadline=None,
         database=None,
         phases=(Phase.generate,),
