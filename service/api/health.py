@@ -22,7 +22,7 @@ DEAD_RETRY_AFTER_SECONDS = 30
 @router.head("/livez", include_in_schema=False)
 async def livez(request: Request) -> JSONResponse:
     state = request_state(request)
-    return _answer(state, healthy=state.engine_state not in DEAD_STATES)
+    return _answer(state, healthy=state.engine_state not in DEAD_STATES and state.engine.alive)
 
 
 @router.get("/startupz", summary="Whether everything has been loaded once")

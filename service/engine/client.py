@@ -155,6 +155,13 @@ class EngineClient:
         await self.supervisor.stop()
 
     @property
+    def alive(self) -> bool:
+        """Whether there is still somebody who would start a worker: false is what a liveness probe waits for."""
+        if self.state in ("failed", "stopped"):
+            return False
+        return self.supervisor.alive or self._preparing is None or not self._preparing.done()
+
+    @property
     def num_in_flight(self) -> int:
         return len(self._flights)
 
@@ -281,7 +288,7 @@ class EngineClient:
         for number in step.started_ids:
             flight = self._flights.get(number)
             if flight is not None and flight.started is None:
-                self._books.started(flight, now)
+                self._books.started(flight, now - step.stats.step_seconds)
         for output in step.tokens:
             flight = self._flights.get(output.request_id)
             if isinstance(flight, GenerateFlight):

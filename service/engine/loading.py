@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.attention.cpu import CpuAttention
+from model.attention.backend import backend_for
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
 from model.compiled_layers import compile_layers, weight_bytes
@@ -45,7 +45,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     folder = Path(spec.folder)
     description = describe(folder, spec.max_model_len)
     dtype = _dtype(spec, folder, device)
-    backend = CpuAttention()
+    backend = backend_for(device, deterministic=config.deterministic)
     loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
     network: nn.Module
     if description.head == "language_model":

@@ -41,6 +41,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True
     deterministic: bool = False
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "info"
 
 
 class Generate(msgspec.Struct, kw_only=True, tag="generate"):

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 
+from service import logs
 from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
@@ -138,6 +139,7 @@ class Worker:
 
     def _configure(self, config: WorkerConfig) -> None:
         self._config = config
+        logs.configure(config.log_format, config.log_level)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._start_loading(config.models)

@@ -31,6 +31,8 @@ class FakeModel:
 class FakeEngine:
     """An engine by what the application asks of it; tests set its state."""
 
+    alive = True
+
     def __init__(self) -> None:
         self.state = "ready"
         self.models: dict[str, Any] = {"tiny": FakeModel("tiny")}

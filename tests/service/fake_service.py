@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 class HoldingEngine:
+    alive = True
+
     def __init__(self) -> None:
         self.state = "ready"
         self.models: dict[str, Any] = {}

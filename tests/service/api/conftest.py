@@ -64,13 +64,26 @@ def describe(**changes: Any) -> CheckpointDescription:
     return CheckpointDescription(**(values | changes))
 
 
-def loaded_model(name: str, template: str | None = "qwen2.5", **changes: Any) -> LoadedModel:
+@functools.cache
+def word_tokenizer() -> Tokenizer:
+    """Words with their leading spaces, as SentencePiece has them; a text's own first space is dropped."""
+    vocabulary = {"▁one": 0, "▁two": 1, "<s>": 2}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="▁one"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.add_tokens([AddedToken("<s>", special=True, normalized=False)])
+    return Tokenizer(backend, TokenizerConfig(special_tokens={"bos_token": "<s>"}))
+
+
+def loaded_model(
+    name: str, template: str | None = "qwen2.5", *, tokenizer: Tokenizer | None = None, **changes: Any
+) -> LoadedModel:
     return LoadedModel(
         name=name,
         version="v1",
         spec=ModelSpec(key=f"{name}@v1", folder=name),
         description=describe(**changes),
-        tokenizer=byte_tokenizer(),
+        tokenizer=tokenizer or byte_tokenizer(),
         chat_template=None if template is None else chat_template(template),
         state="ready",
     )
@@ -113,7 +126,7 @@ class ScriptedStream:
                 logprobs=[] if sampling.logprobs is None else [self._logprob(id, sampling.logprobs)],
                 prompt_logprobs=prompt_logprobs if count == 1 else [],
                 finish_reason=reason,
-                num_cached_tokens=self._engine.num_cached_tokens,
+                num_cached_tokens=self._engine.num_cached_tokens + 10 * (self.timings.number % 2),
             )
             if reason is not None:
                 return
@@ -142,6 +155,8 @@ class ScriptedStream:
 class ScriptedEngine:
     """Answers each request with `reply` (text, or a function of the request), then the end of text."""
 
+    alive = True
+
     def __init__(self) -> None:
         self.state = "ready"
         self.models = ModelDirectory(
@@ -150,6 +165,7 @@ class ScriptedEngine:
                 "llama": loaded_model("llama", "llama-3.1"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),
+                "words": loaded_model("words", None, tokenizer=word_tokenizer()),
                 "encoder": loaded_model("encoder", None, tasks=("embed", "similarity"), head="embedding"),
             }
         )
