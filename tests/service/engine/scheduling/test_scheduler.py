@@ -435,6 +435,23 @@ def test_beams_run_together_or_not_at_all(make_service: Any, make_request: Any) 
     service.finish()
 
 
+def test_a_branch_that_is_cached_further_waits_for_the_others(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=90, block_size=2, max_batch_tokens=20, prefill_chunk=2, max_model_len=40)
+    service.add(make_request([2], max_tokens=16, beam=BeamParams(num_beams=2)))
+    planner = service.scheduler._planner
+    while not planner.running or len(planner.running[0].branches) < 2 or planner.running[0].branches[0].num_tokens < 12:
+        service.step()
+    [sequence] = planner.running
+    planner._preempt(sequence)
+    found = [service.blocks.find(digest) for digest in sequence.branches[1].chain]
+    service.blocks.forget([block for block in found if block is not None])
+    steps = [service.step().rows for _ in range(4)]
+    assert [[len(row.token_ids) for row in rows] for rows in steps] == [[2, 2], [2, 2], [1, 2], [1, 2]]
+    assert [any(row.samples for row in rows) for rows in steps] == [False, False, False, True]
+    assert all(row.samples for row in steps[-1])
+    service.finish()
+
+
 def test_preempted_beams_resume_with_the_same_answer(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=14, block_size=2, max_batch_tokens=9, max_sequences=4, max_model_len=20)
     searching = make_request([2], encoder_ids=numbers(4), max_tokens=6, beam=BeamParams(num_beams=3), priority=-1)
