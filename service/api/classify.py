@@ -3,6 +3,7 @@
 HTTP only; what a score is, and which checkpoint gives it, the tasks know. Runs in the API process, on the event loop.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Request
@@ -31,13 +32,12 @@ from service.tasks.classification import (
     classify_by_labels,
     classify_own,
 )
-from service.tasks.confidence import Judgement, Scored, best_first
+from service.tasks.confidence import Judgement, Scored, best_first, judge_votes
 from service.tasks.encoding import Text
+from service.tasks.label_samples import SampleOptions, Voted, vote_for_labels
 from service.tasks.zero_shot import DEFAULT_TEMPLATE, PLACE, LabelSet
 
 router = APIRouter(prefix="/v1", tags=["classification"])
-
-NEEDS_LABELS = ("multi_label", "hypothesis_template")
 
 TextPair = Annotated[list[InputText], Field(min_length=2, max_length=2)]
 Label = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"\S")]
@@ -69,10 +69,16 @@ class ClassifyBody(NativeBody):
     top_k: int | None = Field(None, ge=1)
     abstain_below: float | None = Field(None, ge=0, le=1, description="no label where confidence is less")
     raw_scores: bool = Field(False, description="logits in place of probabilities")
+    samples: int | None = Field(None, ge=1, le=64, description="a vote of so many samples of a causal LM")
+    temperature: float = Field(1.0, ge=0, le=2, description="of the samples")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
 
 
 @router.post("/classify", summary="Labels of texts, with how sure they are")
 async def create_classification(request: Request, body: ClassifyBody) -> Response:
+    if body.samples is not None:
+        return await _create_by_vote(request, body, body.samples)
+    _refuse(body, ("temperature", "seed"), "goes with samples: nothing is drawn without them")
     engine = classify_engine(request)
     options = encode_options(request, body, "classify")
     if body.labels is not None:
@@ -80,15 +86,38 @@ async def create_classification(request: Request, body: ClassifyBody) -> Respons
         way = choose_for_labels(engine, body.model)
         work = classify_by_labels(engine, way, _texts_alone(body), labels, options)
     else:
-        _refuse_without_labels(body)
+        _refuse(body, ("multi_label", "hypothesis_template"), "goes with labels: the checkpoint's own are as trained")
         way = choose_own(engine, body.model) if body.head is None else choose_head(engine, body.model, body.head)
         work = classify_own(engine, way, _texts(body), options)
     found = await until_gone(request, work)
     check_abstention(found, body.abstain_below)
-    raise_if_all_failed(found, single=isinstance(body.input, str))
+    raise_if_all_failed(found.scored, single=isinstance(body.input, str))
     data = [_item(index, found, entry, body) for index, entry in enumerate(found.scored)]
     more = {"method": way.method, "activation": found.activation}
     return envelope(request, way.model, data, usage_of(found.scored), **more)
+
+
+async def _create_by_vote(request: Request, body: ClassifyBody, n: int) -> Response:
+    if body.labels is None:
+        raise InvalidRequest("samples are of labels that the request names: give `labels`", param="labels")
+    _refuse(body, ("raw_scores", "multi_label"), "does not go with samples: each of them names one label")
+    engine = classify_engine(request)
+    labels, texts = _label_set(body, body.labels), _texts_alone(body)
+    model = choose_for_labels(engine, body.model, ("self_consistency",)).model
+    sampling = SampleOptions(
+        n=n,
+        temperature=body.temperature,
+        seed=body.seed,
+        grammar_timeout=request_state(request).settings.grammar_timeout,
+    )
+    options = encode_options(request, body, "classify")
+    voted = await until_gone(request, vote_for_labels(engine, model, texts, labels, options, sampling))
+    raise_if_all_failed(voted, single=isinstance(body.input, str))
+    data = [_voted_item(index, entry, labels, body) for index, entry in enumerate(voted)]
+    num_prompt = sum(entry.num_prompt_tokens for entry in voted)
+    num_output = sum(entry.num_output_tokens for entry in voted)
+    usage = {"prompt_tokens": num_prompt, "completion_tokens": num_output, "total_tokens": num_prompt + num_output}
+    return envelope(request, model, data, usage, method="self_consistency", samples=n)
 
 
 def classify_engine(request: Request) -> ClassifyEngine:
@@ -121,12 +150,10 @@ def _label_set(body: ClassifyBody, labels: list[str]) -> LabelSet:
     return LabelSet(labels=tuple(labels), template=body.hypothesis_template, multi_label=body.multi_label)
 
 
-def _refuse_without_labels(body: ClassifyBody) -> None:
-    for name in NEEDS_LABELS:
+def _refuse(body: ClassifyBody, names: tuple[str, ...], reason: str) -> None:
+    for name in names:
         if name in body.model_fields_set:
-            raise UnsupportedParameter(
-                f"{name} goes with labels: the checkpoint's own are as it was trained", param=name
-            )
+            raise UnsupportedParameter(f"{name} {reason}", param=name)
 
 
 def check_abstention(found: Classification, abstain_below: float | None) -> None:
@@ -135,10 +162,10 @@ def check_abstention(found: Classification, abstain_below: float | None) -> None
         raise UnsupportedParameter(message, param="abstain_below")
 
 
-def raise_if_all_failed(found: Classification, *, single: bool) -> None:
+def raise_if_all_failed(entries: Sequence[Scored | Voted], *, single: bool) -> None:
     """A lone text's error is the request's; in a list each error stays with its text, unless nothing is left."""
-    error = found.scored[0].error
-    if error is not None and all(entry.error is not None for entry in found.scored):
+    error = entries[0].error
+    if error is not None and all(entry.error is not None for entry in entries):
         error.param = "input" if single else "input.0"
         raise error
 
@@ -184,4 +211,22 @@ def _item(index: int, found: Classification, entry: Scored, body: ClassifyBody) 
         "labels": labels[: body.top_k],
         **certain,
         **truncation(entry),
+    }
+
+
+def _voted_item(index: int, entry: Voted, labels: LabelSet, body: ClassifyBody) -> dict[str, Any]:
+    if entry.error is not None:
+        return {"index": index, "error": error_item(entry.error)}
+    assert entry.ballot is not None
+    votes = entry.ballot.votes
+    judgement = judge_votes([votes.get(label, 0) for label in labels.labels], entry.ballot.num_samples)
+    rows = [{"label": labels.labels[place], "score": float(judgement.scores[place])} for place in judgement.order]
+    certain = certainty(judgement, False, body.abstain_below)
+    return {
+        "index": index,
+        "label": None if certain["abstained"] or not votes else rows[0]["label"],
+        "score": entry.ballot.agreement,
+        "labels": rows[: body.top_k],
+        "votes": votes,
+        **certain,
     }

@@ -37,7 +37,7 @@ async def create_sentiment(request: Request, body: SentimentBody) -> Response:
     chosen = choose(engine, body.model)
     options = encode_options(request, body, "sentiment")
     found = await until_gone(request, classify_sentiment(engine, chosen, texts, options))
-    raise_if_all_failed(found, single=isinstance(body.input, str))
+    raise_if_all_failed(found.scored, single=isinstance(body.input, str))
     data = [_item(index, found, entry, chosen, body) for index, entry in enumerate(found.scored)]
     return envelope(request, chosen.way.model, data, usage_of(found.scored), method=chosen.way.method)
 

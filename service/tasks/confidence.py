@@ -5,6 +5,7 @@ label's probability at the fitted temperature (arXiv:1706.04599), the same as th
 Plain numpy; knows no model, no engine and no HTTP. Runs in the API process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,15 @@ def judge(logits: Numbers, activation: Activation, temperature: float = 1.0) -> 
         entropy=entropy(scores) if activation == "softmax" else _mean_binary_entropy(scores),
         confidence=float(activated(logits / temperature, activation)[order[0]]),
     )
+
+
+def judge_votes(votes: Sequence[int], num_samples: int) -> Judgement:
+    """Shares of all samples, those that named no label included; agreement is the confidence."""
+    shares: Numbers = np.asarray(votes, dtype=np.float64) / num_samples
+    order = best_first(shares)
+    best = float(shares[order[0]])
+    rest = float(shares[order[1]]) if len(order) > 1 else 1.0 - best
+    return Judgement(scores=shares, order=order, margin=best - rest, entropy=entropy(shares), confidence=best)
 
 
 def best_first(scores: Numbers) -> tuple[int, ...]:

@@ -1,0 +1,130 @@
+"""Labels by a vote: a causal LM is asked several times for one of the caller's labels, and can say nothing else.
+
+A grammar holds every sample to the labels. Chat checkpoints get an instruction in their own template, others the text
+and the beginning of the hypothesis template. Knows neither HTTP nor torch. Runs in the API process.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from model.batch import Grammar
+from service.engine.models import LoadedModel
+from service.errors import GenerationFailed, Quarantined, ServiceError
+from service.tasks.chat import Conversation, chat_prompt
+from service.tasks.encoding import EncodeOptions
+from service.tasks.generation import GenerationEngine, Prompt, RequestOptions
+from service.tasks.grammars import checked
+from service.tasks.prompts import encode_text
+from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.voting import Ballot, sample, vote
+from service.tasks.zero_shot import PLACE, LabelSet
+
+MAX_LABEL_TOKENS = 256
+MAX_CONCURRENT_TEXTS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOptions:
+    """`n` samples of each text; `grammar_timeout` is in seconds."""
+
+    n: int
+    temperature: float = 1.0
+    seed: int | None = None
+    grammar_timeout: float = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Voted:
+    """One text's ballot, or what went wrong, and the tokens that it took."""
+
+    ballot: Ballot | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    error: ServiceError | None = field(default=None)
+
+
+async def vote_for_labels(
+    engine: GenerationEngine,
+    model: LoadedModel,
+    texts: Sequence[str],
+    labels: LabelSet,
+    options: EncodeOptions,
+    sampling: SampleOptions,
+) -> list[Voted]:
+    """A ballot for each text; one text's fault is its own.
+
+    Raises: InvalidGrammar for labels that no grammar can hold; what the engine raises for a request as a whole.
+    """
+    lead = "" if model.chat_template is not None else " "
+    grammar = await checked(
+        label_grammar(labels.labels, lead), param="labels", timeout_seconds=sampling.grammar_timeout
+    )
+    gate = asyncio.Semaphore(MAX_CONCURRENT_TEXTS)
+
+    async def ask(text: str) -> Voted:
+        async with gate:
+            return await _ask(engine, model, text, labels, grammar, options, sampling)
+
+    work = [asyncio.ensure_future(ask(text)) for text in texts]
+    try:
+        return list(await asyncio.gather(*work))
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+
+
+def label_grammar(labels: Sequence[str], lead: str) -> Grammar:
+    """One of the labels and nothing else; `lead` is the space between a prompt and its continuation."""
+    return Grammar("lark", "start: " + " | ".join(json.dumps(lead + label, ensure_ascii=False) for label in labels))
+
+
+async def _ask(
+    engine: GenerationEngine,
+    model: LoadedModel,
+    text: str,
+    labels: LabelSet,
+    grammar: Grammar,
+    options: EncodeOptions,
+    sampling: SampleOptions,
+) -> Voted:
+    try:
+        ids = await _prompt_ids(model, text, labels)
+        wanted = SamplingOptions(
+            temperature=sampling.temperature, top_k=0, top_p=1.0, seed=sampling.seed, grammar=grammar
+        )
+        params = sampling_params(wanted, model, len(ids), default_max_tokens=MAX_LABEL_TOKENS, prompt_param="input")
+        prompt = Prompt(ids=ids, sampling=params, continues=False)
+        request = RequestOptions(
+            task=options.task, client=options.client, priority=options.priority, deadline=options.deadline
+        )
+        samples = await sample(engine, model, prompt, request, n=sampling.n)
+    except (GenerationFailed, Quarantined) as error:
+        return Voted(error=error)
+    except ServiceError as error:
+        if error.status != 400:
+            raise
+        return Voted(error=error)
+    return Voted(
+        ballot=vote([_label_of(text, labels) for text in samples.texts], same=str),
+        num_prompt_tokens=samples.usage.prompt_tokens,
+        num_output_tokens=samples.usage.completion_tokens,
+    )
+
+
+def _label_of(text: str, labels: LabelSet) -> str | None:
+    """A sample that the length limit cut short is none of the labels, and an abstention."""
+    return next((label for label in labels.labels if label == text.removeprefix(" ") or label == text), None)
+
+
+async def _prompt_ids(model: LoadedModel, text: str, labels: LabelSet) -> list[int]:
+    if model.chat_template is None:
+        lead = f"{text}\n{labels.template.partition(PLACE)[0]}".rstrip(" ")
+        return await encode_text(model, lead, param="input")
+    question = (
+        f"Which of these labels fits the text best? Answer with the label alone.\nLabels: {', '.join(labels.labels)}"
+    )
+    messages = [{"role": "user", "content": f"{question}\n\nText: {text}"}]
+    return await chat_prompt(model, Conversation(messages=messages))
