@@ -193,6 +193,10 @@ async def test_a_call_that_breaks_off_is_no_finished_call(client: httpx.AsyncCli
     engine.reply = CALL
     choice = (await post(client, tools=TOOLS, max_tokens=40))["choices"][0]
     assert choice["finish_reason"] == "length"
+    engine.reply = CALL + CALL
+    choice = (await post(client, tools=TOOLS, max_tokens=100))["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert len(choice["message"]["tool_calls"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,21 @@ async def test_a_long_prompt_is_cut_only_on_request_and_says_so(client: httpx.As
     assert answer["usage"]["truncated_prompt_tokens"] == 4000
 
 
+@pytest.mark.parametrize(("prompt", "text"), [([0], " two one"), ([2, 0], " two one"), ([2], "two one")])
+async def test_a_completion_goes_on_from_the_prompt_s_text_or_begins_one(
+    client: httpx.AsyncClient, engine: Any, prompt: list[int], text: str
+) -> None:
+    engine.reply = "two one"
+    answer = await post(client, model="words", prompt=prompt, max_tokens=2)
+    assert answer["choices"][0]["text"] == text
+
+
+async def test_a_prompt_counts_as_cached_what_its_first_choice_found(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.num_cached_tokens = 1
+    answer = await post(client, prompt=["a", "b"], n=2)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
+
+
 async def test_too_long_is_refused_with_the_numbers(client: httpx.AsyncClient, engine: Any) -> None:
     for body, param, words in (
         ({"prompt": "a" * 2048}, "prompt", "2,048"),

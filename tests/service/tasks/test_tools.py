@@ -166,6 +166,7 @@ def test_the_grammar_lets_through_calls_of_the_chosen_tools_alone(format: ToolFo
     assert not accepts(both, "text")
     assert not accepts(both, written(format, {"name": "other", "X": {}}))
     assert not accepts(both, written(format, {"name": "weather", "X": {"city": 5}}))
+    assert not accepts(both, written(format, {"name": "weather"}))
     one = call_grammar(format, TOOLS, ToolChoice(("now",), required=True), parallel=False)
     assert accepts(one, written(format, NOW))
     assert not accepts(one, written(format, WEATHER))
