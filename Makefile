@@ -15,10 +15,11 @@ ARGS ?=
 install: $(INSTALLED)
 
 # torch by itself first: it is the largest, and a failure to find it should be the first thing seen.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt model/ops/kernels.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable ".[test,evaluate]"
+	$(BIN)/python -m model.ops.build
 	touch $@
 
 # make serve MODEL="models/a models/b=name" ARGS="--port 9000 --log-format json"
