@@ -24,7 +24,7 @@ from model.sentiment_labels import valences
 from model.task_heads import TaskHeadConfig, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
-EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment")
+EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
 DIGESTED = (".json", ".jinja", ".model", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
 MAX_HEADER_BYTES = 100 << 20

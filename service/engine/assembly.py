@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from model.chat_template import ChatTemplate
-from model.description import describe
+from model.description import CheckpointDescription, describe
 from model.hub import resolve
+from model.languages import Languages, read_languages
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
@@ -54,14 +55,25 @@ def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
     )
     description = describe(folder, settings.max_model_len)
     version = source.version or description.version
+    tokenizer = Tokenizer.load(folder)
     return LoadedModel(
         name=source.name,
         version=version,
         spec=_spec(source, version, folder, settings),
         description=description,
-        tokenizer=Tokenizer.load(folder),
+        tokenizer=tokenizer,
         chat_template=ChatTemplate.load(folder),
+        languages=languages_of(description, tokenizer),
     )
+
+
+def languages_of(description: CheckpointDescription, tokenizer: Tokenizer) -> Languages | None:
+    """A translating checkpoint's languages; None for any other, and where its files name none."""
+    if "translate" not in description.tasks or description.network != "encoder_decoder":
+        return None
+    eos_id = next(iter(description.eos_ids), tokenizer.eos_id)
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    return read_languages(description.folder, description.raw, vocabulary, eos_id)
 
 
 def _spec(source: ModelSource, version: str, folder: Path, settings: Settings) -> ModelSpec:

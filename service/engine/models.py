@@ -8,6 +8,7 @@ from typing import Literal
 
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription
+from model.languages import Languages
 from model.tokenizer import Tokenizer
 from service.engine.protocol import Loaded, ModelSpec
 from service.errors import ModelNotFound, TaskNotSupported
@@ -25,6 +26,8 @@ class LoadedModel:
     description: CheckpointDescription
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    languages: Languages | None = None
+    """Translating encoder-decoders: which there are, and how the network is told."""
     state: ModelState = "loading"
     loaded: Loaded | None = None
 

@@ -49,6 +49,12 @@ class Prompt:
     continues: bool = True
     """Whether the text goes on from the prompt's (a completion), or is a text of its own (an assistant's reply)."""
     num_truncated: int = 0
+    encoder_ids: list[int] = field(default_factory=list)
+    """Encoder-decoders: the source text; `ids` are then what the target begins with."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids) + len(self.encoder_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +214,7 @@ class Generation:
             # Later choices of a prompt find the first one's blocks: what was there before is what the first found.
             cached += min(choice.num_cached_tokens for choice in self.choices[start : start + per_prompt])
         return Usage(
-            prompt_tokens=sum(len(prompt.ids) for prompt in self.prompts),
+            prompt_tokens=sum(prompt.num_tokens for prompt in self.prompts),
             completion_tokens=sum(choice.num_tokens for choice in self.choices),
             cached_tokens=cached,
         )
@@ -228,6 +234,7 @@ def start_generation(
                 request = GenerateRequest(
                     model=model.key,
                     prompt_ids=prompt.ids,
+                    encoder_ids=prompt.encoder_ids,
                     sampling=of_choice(prompt.sampling, number),
                     priority=options.priority,
                     deadline=options.deadline,
