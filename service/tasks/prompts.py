@@ -8,6 +8,7 @@ import asyncio
 from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest
+from service.tasks.sampling import context_limit
 
 INLINE_CHARS = 2_000
 """Longer texts are tokenized in a thread: about a millisecond of work."""
@@ -20,7 +21,7 @@ async def encode_text(
 
     Raises: InvalidRequest for a text that no tokenizer takes, ContextLengthExceeded.
     """
-    limit = model.description.context_length if max_tokens is None else max_tokens
+    limit = context_limit(model) if max_tokens is None else max_tokens
     tokenizer = model.tokenizer
     if len(text) > INLINE_CHARS and len(text) > limit * tokenizer.max_token_bytes:
         least = len(text) // tokenizer.max_token_bytes

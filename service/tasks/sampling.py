@@ -107,6 +107,12 @@ def of_choice(params: SamplingParams, index: int) -> SamplingParams:
     return replace(params, seed=int.from_bytes(digest, "little"))
 
 
+def context_limit(model: LoadedModel) -> int:
+    """Tokens that a prompt and its completion may have together: what the checkpoint knows, or what the cache holds."""
+    loaded, known = model.loaded, model.description.context_length
+    return known if loaded is None or not loaded.num_blocks else min(known, loaded.num_blocks * loaded.block_size)
+
+
 def end_ids(model: LoadedModel) -> tuple[int, ...]:
     """The ids that end a text: the checkpoint's, and its tokenizer's end of text."""
     eos = model.tokenizer.eos_id
@@ -122,7 +128,7 @@ def _max_tokens(
     prompt_param: str,
     max_tokens_param: str,
 ) -> int:
-    context = model.description.context_length
+    context = context_limit(model)
     room = context - num_prompt_tokens
     if room < 0 or (room == 0 and asked != 0):
         raise ContextLengthExceeded(

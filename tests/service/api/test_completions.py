@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.engine.protocol import Loaded
 from service.errors import GenerationFailed, Overloaded
 
 URL = "/v1/completions"
@@ -278,6 +279,16 @@ async def test_too_long_is_refused_with_the_numbers(client: httpx.AsyncClient, e
         assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
         assert words in error["message"]
     assert engine.streams == []
+
+
+async def test_what_the_cache_cannot_hold_is_refused_at_the_door(client: httpx.AsyncClient, engine: Any) -> None:
+    model = engine.models["tiny"]
+    model.loaded = Loaded(model=model.key, dtype="float32", device="cpu", weight_bytes=1, num_blocks=4, block_size=16)
+    response = await client.post(URL, json={"prompt": "a" * 60, "max_tokens": 5})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "64" in error["message"]
+    await post(client, prompt="a" * 60, max_tokens=4)
 
 
 async def test_what_fails_before_the_first_token_has_a_status(client: httpx.AsyncClient, engine: Any) -> None:
