@@ -22,9 +22,9 @@ MAY_END = frozenset(
 """May end a sentence: they do where the next word is one that sentences begin with."""
 STARTERS = frozenset(
     "a after all also although an and another as at because before both but by despite during each every finally "
-    "first for from he her here his how however i if in it its later many meanwhile moreover most my no nobody now of on "
-    "once one only or our several she since so some still such that the their then there therefore these they this those "
-    "though thus to today under until we what when where whether which while who why with yet you your".split()
+    "first for from he her here his how however i if in it its later many meanwhile moreover most my no nobody now of "
+    "on once one only or our several she since so some still such that the their then there therefore these they this "
+    "those though thus to today under until we what when where whether which while who why with yet you your".split()
 )
 
 MARKS = ".!?…‼⁇⁈⁉؟۔।॥።։"

@@ -1,0 +1,151 @@
+"""Summaries made of a text's own sentences: those nearest to the whole text and unlike each other.
+
+Salience is the likeness of a sentence's vector to the mean of all; sentences are chosen by maximal marginal relevance
+(Carbonell and Goldstein 1998) and given verbatim, in their order. Knows neither HTTP nor torch. Runs in the API process.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.models import LoadedModel
+from service.errors import ContextLengthExceeded, InvalidRequest, ServiceError
+from service.tasks.embeddings import prompt_of
+from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, max_input_tokens, run_texts, tokenize
+from service.tasks.instructing import Spent
+from service.tasks.map_reduce import cut_text
+from service.tasks.sentences import Span, split_sentences
+from service.tasks.summary_shape import Sentence, Shape, Summary, joined
+
+MAX_SENTENCES = 16_384
+"""Sentences of one request that are embedded."""
+NUM_SENTENCES = 3
+SALIENCE_WEIGHT = 0.7
+"""Against likeness to what has been chosen already."""
+LEAD_WEIGHT = 0.1
+"""What the first sentence is given over the last: texts begin with what they are about."""
+
+
+@dataclass(slots=True)
+class _Text:
+    """One text on its way: its sentences, and for each of them the parts that were embedded."""
+
+    text: str
+    spans: list[Span]
+    parts: list[list[EncodedText]] = field(default_factory=list)
+
+
+async def extract(
+    engine: EncodeEngine,
+    model: LoadedModel,
+    texts: Sequence[str],
+    options: EncodeOptions,
+    *,
+    shape: Shape,
+    max_tokens: int | None = None,
+) -> list[Summary | ServiceError]:
+    """Each text's most salient sentences, in the order in which they stand; all texts go to the engine together."""
+    found = await asyncio.to_thread(lambda: [_Text(text, split_sentences(text)) for text in texts])
+    if sum(len(entry.spans) for entry in found) > MAX_SENTENCES:
+        raise InvalidRequest(f"the input has more than {MAX_SENTENCES:,} sentences", param="input")
+    await _encode(model, found)
+    everything = [part for entry in found for parts in entry.parts for part in parts]
+    await run_texts(engine, model, everything, "embedding", options)
+    return [_summary(model, entry, shape, max_tokens) for entry in found]
+
+
+async def _encode(model: LoadedModel, found: Sequence[_Text]) -> None:
+    """Every sentence as what the network reads: whole, or in parts where it is too long."""
+    prompt = prompt_of(model, prompt_name=None, input_type="document")
+    sentences = [entry.text[span.start : span.end] for entry in found for span in entry.spans]
+    room = max_input_tokens(model) - model.tokenizer.num_special_tokens() - len(model.tokenizer.encode(prompt))
+    encoded = iter(zip(sentences, await tokenize(model, sentences, truncate=False, prompt=prompt), strict=True))
+    for entry in found:
+        for sentence, whole in (next(encoded) for _ in entry.spans):
+            parts = [whole]
+            if isinstance(whole.error, ContextLengthExceeded):
+                pieces = cut_text(model.tokenizer, sentence, max(room, 1))
+                parts = await tokenize(model, pieces, truncate=False, prompt=prompt)
+            entry.parts.append(parts)
+
+
+def _summary(model: LoadedModel, entry: _Text, shape: Shape, max_tokens: int | None) -> Summary | ServiceError:
+    every = [part for parts in entry.parts for part in parts]
+    error = next((part.error for part in every if part.error is not None), None)
+    if error is not None:
+        return error
+    if not entry.spans:
+        return InvalidRequest("the text has no sentences", param="input")
+    vectors = _units(np.stack([_mean(parts) for parts in entry.parts]))
+    limit = 1 if shape.style == "line" else shape.max_sentences or NUM_SENTENCES
+    sizes = None
+    if max_tokens is not None:
+        sizes = [_length(model, entry.text[span.start : span.end]) for span in entry.spans]
+    salience = salience_of(vectors)
+    chosen = sorted(most_telling(vectors, salience, limit, sizes=sizes, max_tokens=max_tokens))
+    sentences = [
+        Sentence(
+            text=entry.text[entry.spans[index].start : entry.spans[index].end],
+            start=entry.spans[index].start,
+            end=entry.spans[index].end,
+            score=float(salience[index]),
+        )
+        for index in chosen
+    ]
+    text = joined([sentence.text for sentence in sentences], shape.style)
+    return Summary(text=text, sentences=sentences, spent=Spent(prompt_tokens=sum(part.num_tokens for part in every)))
+
+
+def _mean(parts: Sequence[EncodedText]) -> NDArray[np.float32]:
+    values = np.stack([part.values for part in parts if part.values is not None])
+    mean: NDArray[np.float32] = _units(values).mean(axis=0)
+    return mean
+
+
+def _length(model: LoadedModel, text: str) -> int:
+    return len(model.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _units(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    units: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return units
+
+
+def salience_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each sentence's likeness to the text as a whole (the mean of its sentences), with a little for coming early."""
+    centroid = _units(vectors.mean(axis=0, keepdims=True))[0]
+    lead = LEAD_WEIGHT * (1 - np.arange(len(vectors)) / len(vectors))
+    salience: NDArray[np.float32] = (vectors @ centroid + lead).astype(np.float32)
+    return salience
+
+
+def most_telling(
+    vectors: NDArray[np.float32],
+    salience: NDArray[np.float32],
+    limit: int,
+    *,
+    sizes: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+) -> list[int]:
+    """Indices of at most `limit` sentences, best first, each weighed against those before it.
+
+    With `sizes` and `max_tokens` only what still fits is taken; one sentence always is.
+    """
+    chosen: list[int] = []
+    nearest = np.zeros(len(vectors), dtype=np.float32)
+    free = np.ones(len(vectors), dtype=bool)
+    room = max_tokens
+    while len(chosen) < limit and free.any():
+        gains = SALIENCE_WEIGHT * salience - (1 - SALIENCE_WEIGHT) * nearest
+        best = int(np.argmax(np.where(free, gains, -np.inf)))
+        free[best] = False
+        if sizes is not None and room is not None:
+            if sizes[best] > room and chosen:
+                continue
+            room -= sizes[best]
+        chosen.append(best)
+        nearest = np.maximum(nearest, vectors @ vectors[best])
+    return chosen

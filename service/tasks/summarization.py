@@ -1,0 +1,164 @@
+"""Summaries: which checkpoint makes them and how, and those that a generating checkpoint writes.
+
+A text longer than the context is summarized piece by piece, and then the pieces' summaries. What is made of a text's
+own sentences is in `extractive_summaries`. Knows neither HTTP nor torch. Runs in the API process.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal, Protocol
+
+from model.description import CheckpointDescription
+from service.engine.models import LoadedModel
+from service.errors import ContextLengthExceeded, ModelNotFound, TaskNotSupported
+from service.tasks.encoding import EncodeEngine
+from service.tasks.generation import GenerationEngine, Prompt
+from service.tasks.instructing import TEXT, Assignment, Commission, Spent, Writer, side_by_side
+from service.tasks.map_reduce import cut_text, map_reduce
+from service.tasks.summary_shape import Shape, Style, Summary, shaped
+
+Method = Literal["abstractive", "extractive"]
+
+TASK = "summarize"
+MAX_PIECES = 1024
+SHAPES: Mapping[Style, str] = {
+    "paragraph": "in one paragraph",
+    "bullets": 'as a list in which each point is a line that begins with "- "',
+    "line": "in one sentence",
+}
+
+
+class SummaryEngine(EncodeEngine, GenerationEngine, Protocol):
+    @property
+    def models(self) -> Mapping[str, LoadedModel]: ...
+
+    def resolve(self, name: str | None, task: str) -> LoadedModel: ...
+
+
+def choose(engine: SummaryEngine, name: str | None, method: Literal["auto"] | Method) -> tuple[LoadedModel, Method]:
+    """The checkpoint and the way: best one that was made to summarize, then one that follows instructions.
+
+    Raises: ModelNotFound, TaskNotSupported that says what could.
+    """
+    if name is not None:
+        model = engine.resolve(name, TASK)
+        own = _method(model.description)
+        if method != "auto" and method != own:
+            able = [other.name for other in _able(engine, method)]
+            others = f"; {method} summaries are made by: {', '.join(able)}" if able else ""
+            raise TaskNotSupported(f"model '{model.name}' makes {own} summaries alone{others}", param="model")
+        return model, own
+    abstractive = _able(engine, "abstractive")
+    extractive = _able(engine, "extractive")
+    if method == "auto":
+        # A plain LM goes on with a form well or badly: sentences of the text itself are a safer summary.
+        fit = [model for model in abstractive if _writes_by_training(model)]
+        found = [*fit, *extractive, *abstractive]
+    else:
+        found = abstractive if method == "abstractive" else extractive
+    if not found:
+        kind = "" if method == "auto" else f"{method} "
+        raise ModelNotFound(f"no loaded checkpoint makes {kind}summaries", param="model")
+    return found[0], _method(found[0].description)
+
+
+def _able(engine: SummaryEngine, method: Method) -> list[LoadedModel]:
+    able = [model for model in engine.models.values() if TASK in model.tasks and _method(model.description) == method]
+    able.sort(key=lambda model: (model.description.network != "encoder_decoder", model.chat_template is None))
+    return able
+
+
+def _method(description: CheckpointDescription) -> Method:
+    return "extractive" if description.head == "embedding" else "abstractive"
+
+
+def _writes_by_training(model: LoadedModel) -> bool:
+    return model.description.network == "encoder_decoder" or model.chat_template is not None
+
+
+def assignment(shape: Shape) -> Assignment:
+    limit = "" if shape.max_sentences is None or shape.style == "line" else f", of at most {shape.max_sentences}"
+    unit = "" if not limit else (" points" if shape.style == "bullets" else " sentences")
+    return Assignment(
+        instruction=(
+            f"Summarize the following text {SHAPES[shape.style]}{limit}{unit}, in the text's own language. Answer with "
+            f"the summary alone.\n\n{TEXT}"
+        ),
+        form=f"Text: {TEXT}\n\nA short summary of the text above:",
+        declared_task="summarization",
+    )
+
+
+class Summarizer:
+    """Has texts summarized by one checkpoint."""
+
+    def __init__(self, writer: Writer, commission: Commission, shape: Shape) -> None:
+        self._writer = writer
+        self._commission = commission
+        self._shape = shape
+
+    async def summarize(self, text: str, *, truncate: bool) -> Summary:
+        """`truncate`: what does not fit is left out and counted, in place of reading it piece by piece."""
+        prompt, summary = await self.begin(text, truncate=truncate)
+        written = await self._writer.write(self._commission.model, prompt)
+        summary.text = shaped(written.texts[0], self._shape)
+        summary.finish_reason = written.finish_reasons[0]
+        summary.spent = Spent.total([summary.spent, written.spent])
+        return summary
+
+    async def begin(self, text: str, *, truncate: bool) -> tuple[Prompt, Summary]:
+        """The prompt whose answer is the summary, and a summary without text: what it took to come so far."""
+        summary = Summary()
+        if truncate:
+            return await self._commission.prompt(text, truncate=True), summary
+        try:
+            return await self._commission.prompt(text), summary
+        except ContextLengthExceeded:
+            room = await self._commission.room()
+        digest = await map_reduce(text, partial(self._cut, room), partial(self._shorten, summary.spent, room))
+        summary.num_pieces = digest.num_pieces
+        return await self._commission.prompt(digest.text), summary
+
+    async def _cut(self, room: int, text: str) -> list[str]:
+        """Pieces that fit: those of a text have at times some tokens more than the text has in their place."""
+        tokenizer, commission = self._commission.model.tokenizer, self._commission
+        limit = room
+        while limit > 0:
+            pieces = await asyncio.to_thread(cut_text, tokenizer, text, limit)
+            if len(pieces) > MAX_PIECES:
+                message = f"the text is more than {MAX_PIECES:,} times as long as what {commission.model.name} reads"
+                raise ContextLengthExceeded(message, param="input")
+            try:
+                for piece in pieces:
+                    await commission.prompt(piece)
+            except ContextLengthExceeded:
+                limit = limit * 3 // 4
+                continue
+            return pieces
+        raise ContextLengthExceeded(f"the text cannot be cut for {commission.model.name}", param="input")
+
+    async def _shorten(self, spent: Spent, room: int, pieces: Sequence[str]) -> list[str]:
+        """Each piece's summary, of a third of the room at most, so that three of them are one piece again."""
+        model = self._commission.model
+        choices = self._commission.choices
+        most = max(1, min(self._commission.max_tokens, room // 3))
+        commission = replace(
+            self._commission,
+            assignment=assignment(Shape()),
+            choices=replace(choices, max_tokens=most, min_tokens=None),
+        )
+
+        async def shorten(piece: str) -> str:
+            written = await self._writer.write(model, await commission.prompt(piece))
+            tokens = written.spent
+            spent.map_calls += 1
+            spent.map_prompt_tokens += tokens.prompt_tokens
+            spent.map_completion_tokens += tokens.completion_tokens
+            spent.prompt_tokens += tokens.prompt_tokens
+            spent.completion_tokens += tokens.completion_tokens
+            spent.cached_tokens += tokens.cached_tokens
+            return written.texts[0].strip()
+
+        return await side_by_side([partial(shorten, piece) for piece in pieces])
