@@ -1,0 +1,79 @@
+{{- /* Combinations that would render, and then not work: refused here, with advice. Each has a failing case in
+tests/helm/test_refusals.py. */ -}}
+{{- define "slimpajama.validate" -}}
+{{- $values := .Values }}
+{{- if and $values.auth.enabled (empty $values.auth.apiKeys.existingSecret) }}
+{{- fail "auth.apiKeys.existingSecret is empty: name a Secret whose file holds lines of name:key, or set auth.enabled=false to serve everybody who can reach the service" }}
+{{- end }}
+{{- if and (not $values.auth.enabled) $values.auth.apiKeys.existingSecret }}
+{{- fail "auth.enabled=false contradicts auth.apiKeys.existingSecret: drop one" }}
+{{- end }}
+{{- $names := list }}
+{{- range $values.models }}
+{{- $model := . }}
+{{- $sources := list }}
+{{- range list "path" "hub" "pvc" "image" }}
+{{- if hasKey $model . }}{{ $sources = append $sources . }}{{ end }}
+{{- end }}
+{{- if ne (len $sources) 1 }}
+{{- fail (printf "models: %s has %d sources (%s); give exactly one of path, hub, pvc, image" .name (len $sources) (join ", " $sources)) }}
+{{- end }}
+{{- $served := printf "%s@%s" .name (default "" .version) }}
+{{- if has $served $names }}
+{{- fail (printf "models: the name %s is given twice; tell them apart by name or version" .name) }}
+{{- end }}
+{{- $names = append $names $served }}
+{{- if and .image (semverCompare "<1.35.0-0" $.Capabilities.KubeVersion.Version) }}
+{{- fail (printf "models: %s is an image volume, which needs Kubernetes 1.35 or later (this is %s); use pvc or hub" .name $.Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- end }}
+{{- $shortest := include "slimpajama.shortestGrace" . | int }}
+{{- $grace := int $values.lifecycle.terminationGracePeriodSeconds }}
+{{- if and $grace (lt $grace $shortest) }}
+{{- fail (printf "lifecycle.terminationGracePeriodSeconds is %d, less than preStop %d + drain %d + 15 = %d: accepted requests would be killed; set 0 to derive it" $grace (int $values.lifecycle.preStopSleepSeconds) (int $values.lifecycle.drainTimeoutSeconds) $shortest) }}
+{{- end }}
+{{- if ne $values.autoscaling.engine "none" }}
+{{- if gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas) }}
+{{- fail (printf "autoscaling.minReplicas (%d) is more than autoscaling.maxReplicas (%d)" (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) }}
+{{- end }}
+{{- if and (eq $values.autoscaling.engine "hpa") (eq (int $values.autoscaling.minReplicas) 0) }}
+{{- fail "autoscaling.minReplicas is 0: a HorizontalPodAutoscaler cannot scale to zero; use autoscaling.engine=keda" }}
+{{- end }}
+{{- end }}
+{{- if and (eq $values.podDisruptionBudget.mode "always") (lt (include "slimpajama.leastReplicas" . | int) 2) }}
+{{- fail "podDisruptionBudget.mode=always with fewer than two replicas: no node could ever be drained; add a replica or use auto" }}
+{{- end }}
+{{- if and (eq (toString $values.strategy.maxSurge) "0" "0%") (eq (toString $values.strategy.maxUnavailable) "0" "0%") }}
+{{- fail "strategy.maxSurge and strategy.maxUnavailable are both 0: a roll-out could never begin" }}
+{{- end }}
+{{- $claim := and $values.modelCache.persistent (has "ReadWriteOncePod" $values.modelCache.accessModes) }}
+{{- if and $claim (ne (include "slimpajama.hubModels" .) "[]") (ne (toString $values.strategy.maxSurge) "0") }}
+{{- fail "modelCache.accessModes is ReadWriteOncePod: a roll-out's second pod could not start; set strategy.maxSurge=0 and strategy.maxUnavailable=1, or use ReadWriteMany" }}
+{{- end }}
+{{- if and $values.ingress.enabled (empty $values.ingress.hosts) }}
+{{- fail "ingress.enabled without ingress.hosts: name at least one host" }}
+{{- end }}
+{{- if and $values.httpRoute.enabled (empty $values.httpRoute.parentRefs) }}
+{{- fail "httpRoute.enabled without httpRoute.parentRefs: name the gateway it belongs to" }}
+{{- end }}
+{{- if $values.inferencePool.enabled }}
+{{- if empty $values.inferencePool.endpointPicker.name }}
+{{- fail "inferencePool.enabled without inferencePool.endpointPicker.name: name the endpoint picker's Service" }}
+{{- end }}
+{{- if $values.tls.existingSecret }}
+{{- fail "inferencePool.enabled with tls.existingSecret: the endpoint picker reads /metrics by plain HTTP; end TLS at the gateway" }}
+{{- end }}
+{{- if eq (toString (dig "metrics_public" true $values.settings)) "false" }}
+{{- fail "inferencePool.enabled with settings.metrics_public=false: the endpoint picker has no key for /metrics" }}
+{{- end }}
+{{- end }}
+{{- if and $values.metrics.podMonitor.enabled (eq (toString (dig "metrics_public" true $values.settings)) "false") (empty $values.metrics.podMonitor.keySecret.name) }}
+{{- fail "metrics.podMonitor.enabled with settings.metrics_public=false: name a Secret with a key in metrics.podMonitor.keySecret.name" }}
+{{- end }}
+{{- if and (eq $values.accelerator.type "none") $values.accelerator.runtimeClassName }}
+{{- fail "accelerator.runtimeClassName without accelerator.type=nvidia: no GPU is requested" }}
+{{- end }}
+{{- if or (hasKey (default dict $values.resources.limits) $values.accelerator.resourceName) (hasKey (default dict $values.resources.requests) $values.accelerator.resourceName) }}
+{{- fail (printf "resources holds %s: GPUs are requested by accelerator.type and accelerator.count" $values.accelerator.resourceName) }}
+{{- end }}
+{{- end }}
