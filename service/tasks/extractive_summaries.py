@@ -1,7 +1,7 @@
 """Summaries made of a text's own sentences: those nearest to the whole text and unlike each other.
 
 Salience is the likeness of a sentence's vector to the mean of all; sentences are chosen by maximal marginal relevance
-(Carbonell and Goldstein 1998) and given verbatim, in their order. Knows neither HTTP nor torch. Runs in the API process.
+(Carbonell and Goldstein 1998) and given verbatim, in their order. Knows neither HTTP nor torch. API process.
 """
 
 import asyncio

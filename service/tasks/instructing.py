@@ -17,9 +17,10 @@ from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from service.tasks.chat import Conversation, chat_prompt
-from service.tasks.generation import Generation, GenerationEngine, Prompt, RequestOptions, start_generation
+from service.tasks.generation import Generation, GenerationEngine, Prompt, RequestOptions, Usage, start_generation
 from service.tasks.prompts import encode_text
 from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.voting import sample
 
 T = TypeVar("T")
 
@@ -68,13 +69,12 @@ class Spent:
         return total
 
     @classmethod
-    def by(cls, generation: Generation) -> "Spent":
-        usage = generation.usage
+    def by(cls, usage: Usage, prompt: Prompt) -> "Spent":
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
-            truncated_tokens=sum(prompt.num_truncated for prompt in generation.prompts),
+            truncated_tokens=prompt.num_truncated,
         )
 
 
@@ -254,21 +254,14 @@ class Writer:
     async def write(self, model: LoadedModel, prompt: Prompt, *, n: int = 1) -> Written:
         """All of what comes of a prompt, `n` times."""
         async with self._slots:
-            generation = self.start(model, prompt, n=n)
-            texts, reasons = [""] * n, [""] * n
-            try:
-                async for delta in generation:
-                    texts[delta.index] += delta.text
-                    reasons[delta.index] = delta.finish_reason or ""
-            finally:
-                generation.close()
-        if not prompt.encoder_ids:
-            texts = [text.strip() for text in texts]
-        return Written(texts=texts, finish_reasons=reasons, spent=Spent.by(generation))
+            found = await sample(self.engine, model, prompt, self.options, n=n)
+        # What an encoder-decoder writes is given as it is; a reply often begins with white space of its template's.
+        texts = found.texts if prompt.encoder_ids else [text.strip() for text in found.texts]
+        return Written(texts=texts, finish_reasons=found.finish_reasons, spent=Spent.by(found.usage, prompt))
 
-    def start(self, model: LoadedModel, prompt: Prompt, *, n: int = 1) -> Generation:
-        """The same under way, to be closed by the caller."""
-        return start_generation(self.engine, model, [prompt], self.options, n=n)
+    def start(self, model: LoadedModel, prompt: Prompt) -> Generation:
+        """One text under way, to be closed by the caller."""
+        return start_generation(self.engine, model, [prompt], self.options)
 
 
 async def side_by_side(works: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
