@@ -26,7 +26,7 @@ def valences(labels: Sequence[str]) -> tuple[float, ...] | None:
     """
     names = [_words(label) for label in labels]
     found = _from_words(names) or _from_stars(names) or _from_signs(labels)
-    if found is None or not (min(found) < 0 < max(found)):
+    if not found or not (min(found) < 0 < max(found)):
         return None
     return found
 

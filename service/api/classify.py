@@ -20,7 +20,7 @@ from service.api.native import (
     envelope,
     error_item,
 )
-from service.api.schemas_openai import Name
+from service.api.schemas_openai import INT32, INT64, Name
 from service.api.state import request_state
 from service.errors import InvalidRequest, UnsupportedParameter
 from service.tasks.classification import (
@@ -66,12 +66,12 @@ class ClassifyBody(NativeBody):
     head: Name | None = Field(None, description="one of the small heads that a checkpoint carries")
     multi_label: bool = Field(False, description="the labels do not exclude each other")
     hypothesis_template: Annotated[str, Field(max_length=4096)] = DEFAULT_TEMPLATE
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, le=INT32)
     abstain_below: float | None = Field(None, ge=0, le=1, description="no label where confidence is less")
     raw_scores: bool = Field(False, description="logits in place of probabilities")
     samples: int | None = Field(None, ge=1, le=64, description="a vote of so many samples of a causal LM")
     temperature: float = Field(1.0, ge=0, le=2, description="of the samples")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
 
 
 @router.post("/classify", summary="Labels of texts, with how sure they are")

@@ -1,0 +1,120 @@
+"""`slimpajama calibrate` against a service on a real socket: the file that it writes, and that the next start reads it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from model.calibration import read_calibration
+from model.description import fingerprint
+from service.app import create_app
+from service.calibrate import main
+from service.settings import Settings
+from service.tasks.confidence import softmax
+
+LABELS = ["a", "b", "c"]
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+@pytest.fixture
+async def url(engine: Any) -> AsyncIterator[str]:
+    app = create_app(Settings(), engine)
+    server = Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server.serve())
+    await server.listening.wait()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
+@pytest.fixture
+def overconfident(make_classifier: Any) -> Path:
+    folder: Path = make_classifier(LABELS, scale=0.5)[0]
+    return folder
+
+
+async def examples(client: httpx.AsyncClient, path: Path, temperature: float) -> Path:
+    """Texts whose labels are drawn as the classifier would have it at that temperature."""
+    generator = np.random.default_rng(0)
+    words = ["cat", "dog", "film", "good", "bad", "hill", "mat", "sat", "very", "not", "ran", "far"]
+    texts = [" ".join(generator.choice(words, size=6)) for _ in range(600)]
+    rows = (await client.post("/v1/classify", json={"input": texts, "raw_scores": True})).json()["data"]
+    lines = []
+    for text, row in zip(texts, rows, strict=True):
+        logits = np.array([entry["score"] for entry in row["labels"]])
+        drawn = generator.choice(len(logits), p=softmax(logits / temperature))
+        lines.append(json.dumps({"text": text, "label": row["labels"][drawn]["label"]}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+async def test_the_temperature_of_the_data_is_found_and_served(
+    overconfident: Path, engine: Any, client: httpx.AsyncClient, url: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    engine.load(overconfident, "before")
+    version = fingerprint(overconfident)
+    data = await examples(client, tmp_path / "data.jsonl", 5.0)
+    arguments = ["--url", url, "--data", str(data), "--folder", str(overconfident)]
+    assert await asyncio.to_thread(main, arguments) == 0
+    assert "temperature" in capsys.readouterr().out
+    calibration = read_calibration(overconfident, version)
+    assert calibration.temperature["classifier"] == pytest.approx(5.0, rel=0.25)
+    report = calibration.fitted_on["classifier"]
+    assert report["n"] == 600
+    assert report["checkpoint_version"] == version == fingerprint(overconfident)
+    for name in ("ece", "nll", "brier"):
+        assert report[name]["after"] < report[name]["before"]
+    engine.load(overconfident, "after")
+    [entry] = (await client.post("/v1/classify", json={"input": ["good film"], "model": "after"})).json()["data"]
+    assert entry["calibrated"] is True
+    assert entry["confidence"] < entry["score"]
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("", "fewer than 10"),
+        ("x\n" * 12, "line 1: not JSON"),
+        ('{"text": "cat"}\n' * 12, "line 1: expected"),
+        ('{"text": "cat", "label": "z"}\n' * 12, "no label 'z'; it has: "),
+        (None, "cannot read"),
+    ],
+)
+async def test_data_that_cannot_be_used_is_said_so(
+    content: str | None, advice: str, overconfident: Path, engine: Any, url: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    engine.load(overconfident)
+    data = tmp_path / "data.jsonl"
+    if content is not None:
+        data.write_text(content)
+    arguments = ["--url", url, "--data", str(data), "--folder", str(overconfident)]
+    assert await asyncio.to_thread(main, arguments) == 1
+    assert advice in capsys.readouterr().err
+    assert not (overconfident / "calibration.json").exists()
+
+
+async def test_a_service_that_is_not_there_is_said_so(
+    overconfident: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "cat", "label": "a"}\n' * 12)
+    arguments = ["--url", "http://127.0.0.1:1", "--data", str(data), "--folder", str(overconfident)]
+    assert await asyncio.to_thread(main, arguments) == 1
+    assert "does not answer" in capsys.readouterr().err
