@@ -44,14 +44,6 @@ def pack(network: nn.Module) -> None:
                 module.add_module(name, PackedLinear(child))
 
 
-def weight_bytes(network: nn.Module) -> int:
-    """Bytes of a network's weights, those that modules share counted once, packed ones included."""
-    parameters = {parameter.data_ptr(): parameter for parameter in network.parameters()}
-    packed = {id(module): module for module in network.modules() if isinstance(module, PackedLinear)}
-    plain = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
-    return plain + sum(module.num_bytes for module in packed.values())
-
-
 def _packable(module: nn.Module) -> TypeGuard[Linear]:
     if not isinstance(module, Linear) or module.weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False

@@ -8,10 +8,11 @@ import torch
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
+from model.compiled_layers import weight_bytes
 from model.config import Activation
 from model.encode_network import load_encode_network
 from model.layers import MLP, Linear
-from model.packed_linear import PackedLinear, pack, weight_bytes
+from model.packed_linear import PackedLinear, pack
 
 MakeModel = Callable[..., tuple[Path, PreTrainedModel]]
 
