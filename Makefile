@@ -35,6 +35,6 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Against a service that is running: make bench ARGS="--url http://127.0.0.1:8000 --concurrency 1,8,64"
+# Our own service at a well-known shape, into the README's numbers; another server: slimpajama bench --url ...
 bench: $(INSTALLED)
-	$(BIN)/slimpajama bench $(ARGS)
+	$(BIN)/python -m service.bench.own --write $(ARGS)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import RateLimiter
-from service.api import chat, classify, completions, embeddings, health, metrics, models, sentiment, tokenize
+from service.api import chat, classify, completions, embeddings, health, metrics, models, sentiment, tei, tokenize
 from service.api.openapi import describe_with_envelope
 from service.api.state import AppState, Engine, app_state, attach
 from service.auth import Authenticator
@@ -33,6 +33,7 @@ ROUTERS = (
     chat.router,
     tokenize.router,
     embeddings.router,
+    tei.router,
     classify.router,
     sentiment.router,
 )

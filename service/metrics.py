@@ -90,6 +90,7 @@ class ModelMetrics:
     kv_cache_usage: Gauge
     preemptions: Counter
     step_seconds: Histogram
+    forward_seconds: Histogram
     step_tokens: Histogram
     step_sequences: Histogram
 
@@ -98,8 +99,9 @@ class ModelMetrics:
         self.running.set(running)
         self.kv_cache_usage.set(kv_cache_usage)
 
-    def step(self, *, seconds: float, tokens: int, sequences: int, preempted: int = 0) -> None:
+    def step(self, *, seconds: float, forward_seconds: float, tokens: int, sequences: int, preempted: int = 0) -> None:
         self.step_seconds.observe(seconds)
+        self.forward_seconds.observe(forward_seconds)
         self.step_tokens.observe(tokens)
         self.step_sequences.observe(sequences)
         if preempted:
@@ -214,6 +216,9 @@ class Metrics:
         self._kv_cache_usage = self._gauge("kv_cache_usage", "Share of KV blocks in use, 0 to 1.", _MODEL)
         self._preemptions = self._counter("preemptions", "Sequences put back to waiting to free KV blocks.", _MODEL)
         self._step_seconds = self._histogram("step_seconds", "Duration of one step of the worker.", _MODEL)
+        self._forward_seconds = self._histogram(
+            "forward_seconds", "The part of a step that the network and the sampler take.", _MODEL
+        )
         self._step_tokens = self._histogram("step_tokens", "Tokens computed in one step.", _MODEL, SIZE_BUCKETS)
         self._step_sequences = self._histogram("step_sequences", "Sequences in one step.", _MODEL, SIZE_BUCKETS)
 
@@ -248,6 +253,7 @@ class Metrics:
             kv_cache_usage=self._kv_cache_usage.labels(*key),
             preemptions=self._preemptions.labels(*key),
             step_seconds=self._step_seconds.labels(*key),
+            forward_seconds=self._forward_seconds.labels(*key),
             step_tokens=self._step_tokens.labels(*key),
             step_sequences=self._step_sequences.labels(*key),
         )

@@ -65,6 +65,7 @@ class Accounting:
         if stats.step_tokens:
             series.step(
                 seconds=stats.step_seconds,
+                forward_seconds=stats.forward_seconds,
                 tokens=stats.step_tokens,
                 sequences=stats.step_sequences,
                 preempted=stats.num_preempted,

@@ -326,8 +326,10 @@ class EngineClient:
         self._dispatcher.made_progress(flight)
         if result.reason == "deadline":
             self._finish(flight, "deadline", DeadlineExceeded("the deadline passed before the request was finished"))
-        elif flight.deliver(result):
-            self._finish(flight, "stop")
+        else:
+            result.started = flight.started
+            if flight.deliver(result):
+                self._finish(flight, "stop")
 
     def _on_loaded(self, message: Loaded) -> None:
         for model in self.models.values():

@@ -46,7 +46,9 @@ class SinglePassLane:
     def step(self, now: float) -> Step:
         results = self._batcher.expire(now)
         batch = self._batcher.next_batch()
+        began = time.monotonic()
         results += self._run(batch)
+        forward_seconds = time.monotonic() - began
         numbers = {item.request_id for item in batch}
         started = sorted(numbers & self._unstarted)
         self._unstarted -= numbers
@@ -59,6 +61,7 @@ class SinglePassLane:
             step_tokens=sum(item.length for item in batch),
             step_sequences=len(batch),
             step_seconds=seconds,
+            forward_seconds=forward_seconds,
         )
         if not self._batcher.num_waiting:
             stats.num_running = 0

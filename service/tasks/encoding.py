@@ -49,6 +49,8 @@ class EncodedText:
     input: EncodeInput
     num_truncated: int = 0
     values: NDArray[np.float32] | None = None
+    started: float | None = None
+    """When its request's first step began, in `time.monotonic()` seconds."""
     error: ServiceError | None = None
 
     @property
@@ -179,6 +181,7 @@ async def run_texts(
         )
     )
     for text, result in zip(sound, results, strict=True):
+        text.started = result.started
         if result.error is not None:
             text.error = GenerationFailed(result.error)
         else:

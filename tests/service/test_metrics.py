@@ -59,7 +59,7 @@ def full(metrics):
     series.outcome("stop", seconds=0.5)
     lane = metrics.model_metrics(model="tiny", version="1")
     lane.load(waiting=1, running=2, kv_cache_usage=0.5)
-    lane.step(seconds=0.01, tokens=64, sequences=4, preempted=1)
+    lane.step(seconds=0.01, forward_seconds=0.01, tokens=64, sequences=4, preempted=1)
     return metrics
 
 

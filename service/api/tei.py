@@ -1,0 +1,302 @@
+"""The routes and shapes of text-embeddings-inference, so that its clients need no change but the address.
+
+Thin: the same tasks answer as under /v1. Where that server guesses, this one does not: token ids of an unknown
+tokenizer are refused, multi-label checkpoints get sigmoids, truncation is an error unless asked for. HTTP only; API
+process.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from service.api.classify import classify_engine
+from service.api.event_stream import until_gone
+from service.api.generating import deadline_of
+from service.api.native import MAX_ITEMS, InputText, encode_engine, json_response, note, usage_of
+from service.api.schemas_openai import Strict, TokenId
+from service.api.state import request_record, request_state
+from service.engine.models import LoadedModel
+from service.errors import InvalidRequest
+from service.tasks.classification import choose_own, classify_own
+from service.tasks.confidence import best_first
+from service.tasks.embeddings import embed, prompt_of, rerank, similarities
+from service.tasks.encoding import EncodedText, EncodeOptions, Text, max_input_tokens, run_texts, tokenize
+
+router = APIRouter(tags=["text-embeddings-inference"])
+
+Texts = InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class TeiBody(Strict):
+    truncate: bool = False
+    truncation_direction: Literal["Right"] = "Right"
+    """Texts are cut at their end; another side is refused by name."""
+
+
+class EmbedBody(TeiBody):
+    inputs: Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS)]
+    normalize: bool = True
+    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    dimensions: int | None = Field(None, ge=1, le=65536)
+
+
+@router.post("/embed", summary="Vectors, in the shape of text-embeddings-inference")
+async def tei_embed(request: Request, body: EmbedBody) -> Response:
+    texts = _texts(body.inputs)
+    engine, began = encode_engine(request), time.monotonic()
+    model = engine.resolve(None, "embed")
+    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
+    work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, dimensions=body.dimensions)
+    encoded = await until_gone(request, work)
+    _raise_first(encoded)
+    vectors = [_values(text) for text in encoded]
+    if body.normalize:
+        vectors = [vector / max(float((vector**2).sum()) ** 0.5, 1e-12) for vector in vectors]
+    return _answer(request, model, [vector.tolist() for vector in vectors], encoded, texts, began)
+
+
+class EmbedAllBody(TeiBody):
+    inputs: Texts
+    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+@router.post("/embed_all", summary="A vector per token")
+async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
+    texts = _texts(body.inputs)
+    engine, began = encode_engine(request), time.monotonic()
+    model = engine.resolve(None, "embed")
+    options = _options(request, body, "embed")
+    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
+    encoded = await tokenize(model, texts, truncate=body.truncate, prompt=prompt)
+    await until_gone(request, run_texts(engine, model, encoded, "token_embeddings", options))
+    _raise_first(encoded)
+    return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
+
+
+class PredictBody(TeiBody):
+    inputs: (
+        InputText
+        | Annotated[list[InputText], Field(min_length=2, max_length=2)]
+        | Annotated[list[Annotated[list[InputText], Field(min_length=1, max_length=2)]], Field(max_length=MAX_ITEMS)]
+    )
+    """A text, a pair (a list of two texts), or a list of lists of one or two."""
+    raw_scores: bool = False
+
+
+@router.post("/predict", summary="Labels and scores, in the shape of text-embeddings-inference")
+async def tei_predict(request: Request, body: PredictBody) -> Response:
+    given = body.inputs
+    single = isinstance(given, str) or isinstance(given[0], str)
+    rows = [[given] if isinstance(given, str) else given] if single else given
+    texts: list[Text] = [_text_or_pair([part for part in row if isinstance(part, str)]) for row in rows]
+    engine, began = classify_engine(request), time.monotonic()
+    way = choose_own(engine, None)
+    work = classify_own(engine, way, texts, _options(request, body, "classify"))
+    found = await until_gone(request, work)
+    answers = []
+    for entry in found.scored:
+        if entry.error is not None:
+            raise entry.error
+        assert entry.logits is not None
+        scores = entry.logits if body.raw_scores else found.judge(entry).scores
+        answers.append([{"score": float(scores[i]), "label": found.labels[i]} for i in best_first(scores)])
+    num_tokens = sum(entry.num_tokens for entry in found.scored)
+    note(request, way.model, {"prompt_tokens": num_tokens})
+    response = json_response(answers[0] if single else answers)
+    num_characters = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
+    _add_timings(response, way.model, began, num_tokens=num_tokens, num_characters=num_characters)
+    return response
+
+
+class RerankBody(TeiBody):
+    query: InputText
+    texts: Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS)]
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+@router.post("/rerank", summary="Texts by relevance, in the shape of text-embeddings-inference")
+async def tei_rerank(request: Request, body: RerankBody) -> Response:
+    engine, began = encode_engine(request), time.monotonic()
+    model = engine.resolve(None, "rerank")
+    work = rerank(engine, model, body.query, body.texts, _options(request, body, "rerank"), raw_scores=body.raw_scores)
+    ranked = await until_gone(request, work)
+    _raise_first([entry.encoded for entry in ranked])
+    rows = sorted(ranked, key=lambda entry: (-(entry.score or 0.0), entry.index))
+    answer = [
+        {"index": entry.index, **({"text": body.texts[entry.index]} if body.return_text else {}), "score": entry.score}
+        for entry in rows
+    ]
+    return _answer(request, model, answer, [entry.encoded for entry in ranked], body.texts, began)
+
+
+class SimilarityInputs(Strict):
+    source_sentence: InputText
+    sentences: Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class SimilarityParameters(TeiBody):
+    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+class SimilarityBody(Strict):
+    inputs: SimilarityInputs
+    parameters: SimilarityParameters = SimilarityParameters()
+
+
+@router.post("/similarity", summary="Similarities, in the shape of text-embeddings-inference")
+async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    engine, began = encode_engine(request), time.monotonic()
+    model = engine.resolve(None, "similarity")
+    prompt = prompt_of(model, prompt_name=body.parameters.prompt_name, input_type=None)
+    work = embed(engine, model, texts, _options(request, body.parameters, "similarity"), prompt=prompt)
+    encoded = await until_gone(request, work)
+    _raise_first(encoded)
+    source = _values(encoded[0])
+    scores = [float(similarities(model, source[None], _values(text)[None])[0, 0]) for text in encoded[1:]]
+    return _answer(request, model, scores, encoded, texts, began)
+
+
+class TokenizeBody(Strict):
+    inputs: Texts
+    add_special_tokens: bool = True
+    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+@router.post("/tokenize", summary="Tokens with offsets, in the shape of text-embeddings-inference")
+async def tei_tokenize(request: Request, body: TokenizeBody) -> Response:
+    model = _first(request)
+    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None) if body.prompt_name else ""
+    answer = []
+    for text in _texts(body.inputs):
+        found = model.tokenizer.encode_with_offsets(prompt + text, add_special_tokens=body.add_special_tokens)
+        answer.append(
+            [
+                {"id": id, "text": model.tokenizer.token(id), "special": bool(special), "start": start, "stop": stop}
+                for id, special, (start, stop) in zip(found.ids, found.special_tokens_mask, found.offsets, strict=True)
+            ]
+        )
+    return json_response(answer)
+
+
+class DecodeBody(Strict):
+    ids: TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS)]
+    skip_special_tokens: bool = True
+
+
+@router.post("/decode", summary="Texts of token ids, in the shape of text-embeddings-inference")
+async def tei_decode(request: Request, body: DecodeBody) -> Response:
+    model = _first(request)
+    rows = [row for row in body.ids if isinstance(row, list)] or [[id for id in body.ids if isinstance(id, int)]]
+    decode = model.tokenizer.decode
+    return json_response([decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
+
+
+@router.get("/info", summary="What is served, in the shape of text-embeddings-inference")
+async def tei_info(request: Request) -> Response:
+    state, model = request_state(request), _first(request)
+    description, settings = model.description, state.settings
+    kinds: dict[str, Any] = {"embedding": {"pooling": "see modules.json"}, "cross_encoder": {}}
+    names = {"embedding": "embedding", "cross_encoder": "reranker"}
+    kind = names.get(description.head, "classifier")
+    details = kinds.get(description.head, {"id2label": dict(enumerate(description.labels))})
+    return json_response(
+        {
+            "model_id": model.name,
+            "model_sha": model.version,
+            "model_dtype": model.loaded.dtype if model.loaded is not None else None,
+            "model_type": {kind: details},
+            "max_concurrent_requests": settings.max_queue_requests,
+            "max_input_length": max_input_tokens(model),
+            "max_batch_tokens": settings.max_batch_tokens,
+            "max_client_batch_size": MAX_ITEMS,
+            "auto_truncate": False,
+            "version": state.version,
+        }
+    )
+
+
+def _texts(inputs: Any) -> list[str]:
+    rows = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(rows[0], str):
+        message = "token ids are refused: they may come from another tokenizer. Send text"
+        raise InvalidRequest(message, param="inputs")
+    return list(rows)
+
+
+def _text_or_pair(parts: list[str]) -> Text:
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def _options(request: Request, body: TeiBody, task: str) -> EncodeOptions:
+    return EncodeOptions(
+        task=task,
+        truncate=body.truncate,
+        client=request_record(request).client,
+        deadline=deadline_of(request, None),
+    )
+
+
+def _first(request: Request) -> LoadedModel:
+    """The checkpoint that these routes mean where they name no task: the first that is not a language model."""
+    models = list(request_state(request).engine.models.values())
+    if not models:
+        raise InvalidRequest("no checkpoint is loaded yet")
+    return next((model for model in models if model.description.head != "language_model"), models[0])
+
+
+def _raise_first(encoded: list[EncodedText]) -> None:
+    for index, text in enumerate(encoded):
+        if text.error is not None:
+            text.error.param = "inputs" if len(encoded) == 1 else f"inputs.{index}"
+            raise text.error
+
+
+def _values(text: EncodedText) -> Any:
+    assert text.values is not None
+    return text.values
+
+
+def _answer(
+    request: Request, model: LoadedModel, answer: Any, encoded: list[EncodedText], texts: list[str], began: float
+) -> Response:
+    usage = usage_of(encoded)
+    note(request, model, usage)
+    response = json_response(answer)
+    started = next((text.started for text in encoded if text.started is not None), None)
+    num_characters = sum(len(text) for text in texts)
+    _add_timings(
+        response, model, began, num_tokens=usage["prompt_tokens"], num_characters=num_characters, started=started
+    )
+    return response
+
+
+def _add_timings(
+    response: Response,
+    model: LoadedModel,
+    began: float,
+    *,
+    num_tokens: int,
+    num_characters: int,
+    started: float | None = None,
+) -> None:
+    """That server's headers, in whole milliseconds: what is before the first step is queue, what is after inference."""
+    now = time.monotonic()
+    first = now if started is None else started
+    device = model.loaded.device.partition(":")[0] if model.loaded is not None else "cpu"
+    values = {
+        "x-compute-type": device,
+        "x-compute-time": round((now - first) * 1000),
+        "x-compute-characters": num_characters,
+        "x-compute-tokens": num_tokens,
+        "x-total-time": round((now - began) * 1000),
+        "x-queue-time": round((first - began) * 1000),
+        "x-inference-time": round((now - first) * 1000),
+    }
+    for name, value in values.items():
+        response.headers[name] = str(value)

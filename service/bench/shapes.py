@@ -1,0 +1,71 @@
+"""Checkpoints of well-known shapes with random weights, for benchmarks where no real weights are at hand.
+
+The tokenizer has a word per id, so that token ids can be sent and text comes back. Needs torch; run as a tool only.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
+        "max_position_embeddings": 8192, "rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+        "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0,
+    },
+    "qwen2.5-0.5b": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0,
+    },
+}  # fmt: skip
+
+
+def make_checkpoint(shape: str, folder: Path) -> Path:
+    """Writes the shape's checkpoint in bfloat16, unless it is there already. The seed is fixed."""
+    target = folder / shape
+    if (target / "model.safetensors").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    config = SHAPES[shape]
+    (target / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}, indent=2))
+    vocabulary = {f"w{id} ": id for id in range(config["vocab_size"])}
+    Tokenizer(WordLevel(vocabulary, unk_token="w0 ")).save(str(target / "tokenizer.json"))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.ones(size, dtype=torch.bfloat16)
+        if len(size) == 1 and "norm" in name
+        else (torch.randn(size, generator=generator) * 0.02).bfloat16()
+        for name, size in _tensor_shapes(config).items()
+    }
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv_size = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
+            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (size, hidden)
+            if config["model_type"] == "qwen2":
+                shapes[f"{layer}.self_attn.{name}_proj.bias"] = (size,)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    return shapes
