@@ -94,7 +94,7 @@ def tool_use(
     grammar = None
     if choice != "auto":
         chosen = ToolChoice((name,) if name is not None else tuple(names), required=True)
-        grammar = call_grammar(format, tools, chosen, parallel=parallel, special_markers=frozenset(special))
+        grammar = call_grammar(format, tools, chosen, parallel=parallel, special_ids=special)
     return ToolUse(format, grammar, None if parallel else 1, frozenset(special.values()))
 
 

@@ -9,7 +9,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-from service.tasks.tools import LLAMA3, ToolFormat
+from service.tasks.tools import ToolFormat
 
 HEADER = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
@@ -39,11 +39,12 @@ class Reading:
 class _CallReader:
     """Reads one `{"name": ..., "arguments": {...}}`, from its first brace; what follows it is left over."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, format: ToolFormat) -> None:
         self.text = ""
         self.is_complete = False
         self.is_call = False
         self._index = index
+        self._format = format
         self._read = 0
         self._depth = 0
         self._in_string = False
@@ -74,7 +75,8 @@ class _CallReader:
 
     def _begin(self, name: str) -> CallPiece:
         self.is_call = True
-        return CallPiece(self._index, id=f"call_{secrets.token_hex(12)}", name=name)
+        length = self._format.id_length
+        return CallPiece(self._index, id=self._format.id_prefix + secrets.token_hex(length)[:length], name=name)
 
     def _scan(self) -> None:
         """Follows braces and strings from where it stopped; worked example: {"a": {"b": "}"}} has depths 1 and 2."""
@@ -135,12 +137,17 @@ class ToolCallParser:
         self._has_content = False
         self._after_call = False
 
+    @property
+    def _marker(self) -> str:
+        """What stood before a call and was taken away; bare formats keep it in what they hold."""
+        return "" if self._format.bare else self._format.begin
+
     def feed(self, text: str) -> Reading:
         reading = Reading()
         while text:
             if self._call is not None:
                 text = self._feed_call(reading, text)
-            elif self._format is LLAMA3:
+            elif self._format.bare:
                 text = self._look_for_object(reading, text)
             else:
                 text = self._look_for_marker(reading, text)
@@ -150,8 +157,8 @@ class ToolCallParser:
         """The rest, now that the text has ended; a call that broke off before its name was known is content."""
         reading = Reading()
         if self._call is not None and not self._call.is_call:
-            self._content(reading, self._held + self._format.begin + self._call.text)
-        elif self._call is None and (self._held.strip() or not self.num_calls):
+            self._content(reading, self._held + self._marker + self._call.text)
+        elif self._call is None and (self._held.strip(self._format.between or None) or not self.num_calls):
             self._content(reading, self._held)
         self._held, self._call = "", None
         return reading
@@ -169,7 +176,7 @@ class ToolCallParser:
                 return ""
         if not call.text and text[0] != "{":
             self._call, held, self._held = None, self._held, ""
-            self._content(reading, held + self._format.begin)
+            self._content(reading, held + self._marker)
             return text
         pieces, rest = call.feed(text)
         if self._max_calls is None or self.num_calls < self._max_calls:
@@ -183,7 +190,7 @@ class ToolCallParser:
             self.num_calls += 1
             self._after_call = True
         else:
-            self._content(reading, self._held + self._format.begin + call.text)
+            self._content(reading, self._held + self._marker + call.text)
             self._held = ""
         return rest
 
@@ -204,7 +211,7 @@ class ToolCallParser:
             before = text[:found]
             self._content(reading, before[: len(before.rstrip())])
             self._held = before[len(before.rstrip()) :]
-            self._call = _CallReader(self.num_calls)
+            self._call = _CallReader(self.num_calls, self._format)
             return text[found + len(self._format.begin) :]
         keep = len(text.rstrip())
         start = text.rfind("<")
@@ -215,18 +222,21 @@ class ToolCallParser:
         return ""
 
     def _look_for_object(self, reading: Reading, text: str) -> str:
-        """Llama 3: a reply is calls, separated by semicolons, or it is content."""
+        """Bare objects: a reply is calls, one after the other, or it is content."""
         if self._has_content:
             self._content(reading, text)
             return ""
         text, self._held = self._held + text, ""
-        stripped = text.lstrip().removeprefix(LLAMA3.markers[0]).lstrip("; \n\t" if self.num_calls else " \n\t")
-        if not stripped or LLAMA3.markers[0].startswith(stripped):
+        format, stripped = self._format, text.lstrip()
+        if format.begin.startswith(stripped) and not self.num_calls:
             self._held = text
             return ""
-        if stripped[0] == "{":
+        is_marked = stripped.startswith(format.begin) or self.num_calls > 0
+        stripped = stripped.removeprefix(format.begin).lstrip(format.between if self.num_calls else format.lead)
+        if (is_marked or not format.begin_required) and stripped[:1] in ("", "{"):
             self._held = text[: len(text) - len(stripped)]
-            self._call = _CallReader(self.num_calls)
+            if stripped:
+                self._call = _CallReader(self.num_calls, format)
             return stripped
         self._content(reading, text)
         return ""

@@ -163,6 +163,7 @@ class ScriptedEngine:
             {
                 "tiny": loaded_model("tiny"),
                 "llama": loaded_model("llama", "llama-3.1"),
+                "mistral": loaded_model("mistral", "mistral-7b-v0.3"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),

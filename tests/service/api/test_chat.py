@@ -189,6 +189,14 @@ async def test_llama_s_own_format_is_read(client: httpx.AsyncClient, engine: Any
     assert choice["finish_reason"] == "tool_calls"
 
 
+async def test_mistral_s_calls_are_read_and_taken_back(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Bern"}}]'
+    message = (await post(client, model="mistral", tools=TOOLS))["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Bern"}'}
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}
+    await post(client, model="mistral", tools=TOOLS, messages=[*HELLO, message, result])
+
+
 async def test_a_call_that_breaks_off_is_no_finished_call(client: httpx.AsyncClient, engine: Any) -> None:
     engine.reply = CALL
     choice = (await post(client, tools=TOOLS, max_tokens=40))["choices"][0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
 from service.tasks.tool_calls import Reading, ToolCallParser
-from service.tasks.tools import HERMES, LLAMA3, ToolChoice, ToolFormat, call_grammar, format_of
+from service.tasks.tools import HERMES, LLAMA3, MISTRAL, ToolChoice, ToolFormat, call_grammar, format_of
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[dict[str, Any]] = [
@@ -41,6 +41,15 @@ REPLIES = {
         ' \n{"type": "function", "name": "now", "parameters": {}}',
         "",
         "<|python",
+        '{"name": "now", "parameters": {}}; ',
+    ],
+    MISTRAL: [
+        "plain [text]",
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "[]"}}, {"name": "now", "arguments": {}}]',
+        '[TOOL_CALLS][{"name": "now", "arguments": {}, "id": "abcdefghi"}]',
+        '{"name": "now", "arguments": {}}',
+        "[TOOL_",
+        "[TOOL_CALLS] none",
     ],
 }
 CASES = [
@@ -101,6 +110,13 @@ def test_what_is_read_does_not_depend_on_how_the_reply_is_cut(
         (LLAMA3, 6, "", [("now", "{}")]),
         (LLAMA3, 7, "", []),
         (LLAMA3, 8, "<|python", []),
+        (LLAMA3, 9, "", [("now", "{}")]),
+        (MISTRAL, 0, "plain [text]", []),
+        (MISTRAL, 1, "", [("weather", '{"city": "[]"}'), ("now", "{}")]),
+        (MISTRAL, 2, "", [("now", "{}")]),
+        (MISTRAL, 3, '{"name": "now", "arguments": {}}', []),
+        (MISTRAL, 4, "[TOOL_", []),
+        (MISTRAL, 5, "[TOOL_CALLS] none", []),
     ],
 )
 def test_calls_and_content_are_told_apart(
@@ -155,10 +171,12 @@ def written(format: ToolFormat, *calls: dict[str, Any]) -> str:
     texts = [json.dumps(call).replace('"X"', f'"{format.arguments_key}"') for call in calls]
     if format is LLAMA3:
         return "; ".join(texts)
+    if format is MISTRAL:
+        return f"[TOOL_CALLS] [{', '.join(texts)}]"
     return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
 
 
-@pytest.mark.parametrize("format", [HERMES, LLAMA3], ids=lambda format: format.name)
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
 def test_the_grammar_lets_through_calls_of_the_chosen_tools_alone(format: ToolFormat) -> None:
     both = call_grammar(format, TOOLS, ToolChoice(("weather", "now"), required=True), parallel=True)
     assert accepts(both, written(format, WEATHER))
@@ -173,21 +191,34 @@ def test_the_grammar_lets_through_calls_of_the_chosen_tools_alone(format: ToolFo
     assert not accepts(one, written(format, NOW, NOW))
 
 
-@pytest.mark.parametrize("format", [HERMES, LLAMA3], ids=lambda format: format.name)
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
 def test_what_the_grammar_lets_through_is_read_back(format: ToolFormat) -> None:
     _, calls = read(format, list(written(format, NOW, WEATHER)))
     assert [(name, json.loads(arguments)) for name, arguments in calls] == [("now", {}), ("weather", {"city": "Paris"})]
 
 
-def test_markers_that_are_special_tokens_are_written_without_quotes() -> None:
+def test_markers_that_are_special_tokens_are_named_by_their_ids() -> None:
     choice = ToolChoice(("now",), required=True)
-    grammar = call_grammar(HERMES, TOOLS, choice, parallel=False, special_markers=frozenset(HERMES.markers))
-    assert 'call: <tool_call> "\\n" body "\\n" </tool_call>' in grammar
+    ids = {"<tool_call>": 7, "</tool_call>": 8}
+    grammar = call_grammar(HERMES, TOOLS, choice, parallel=False, special_ids=ids)
+    assert 'call: <[7]> "\\n" body "\\n" <[8]>' in grammar
+    assert LLMatcher.validate_grammar(grammar_from("lark", grammar)) == ""
+
+
+def test_mistral_s_ids_are_as_its_templates_want_them() -> None:
+    pieces = ToolCallParser(MISTRAL).feed(REPLIES[MISTRAL][1]).calls
+    assert all(len(piece.id) == 9 and piece.id.isalnum() for piece in pieces if piece.id is not None)
 
 
 @pytest.mark.parametrize(
     ("source", "format"),
-    [("... <tool_call> ...", HERMES), ("<|python_tag|>", LLAMA3), ("nothing", HERMES), ("ipython", LLAMA3)],
+    [
+        ("... <tool_call> ...", HERMES),
+        ("<|python_tag|>", LLAMA3),
+        ("nothing", HERMES),
+        ("ipython", LLAMA3),
+        ("[TOOL_CALLS]", MISTRAL),
+    ],
 )
 def test_the_template_says_which_format_it_asks_for(source: str, format: ToolFormat) -> None:
     assert format_of(source) is format
