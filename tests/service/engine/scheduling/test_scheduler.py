@@ -425,6 +425,16 @@ def test_decoder_blocks_are_shared_under_one_source_alone(make_service: Any, mak
     service.finish()
 
 
+def test_a_beam_search_starts_from_its_beginning_whatever_it_comes_with(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=90, block_size=4)
+    request = make_request([2], max_tokens=4, beam=BeamParams(num_beams=2))
+    sequence = request.sequence()
+    sequence.output_ids = [5, 6, 7]
+    service.runner.add(request)
+    assert service.scheduler.add(sequence, 0.0) is None
+    assert service.scheduler.schedule(0.0).rows[0].token_ids == [2]
+
+
 def test_beams_run_together_or_not_at_all(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=90, block_size=4, max_batch_tokens=32, max_sequences=5)
     beam = BeamParams(num_beams=3)
