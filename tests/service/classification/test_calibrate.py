@@ -1,4 +1,4 @@
-"""`slimpajama calibrate` against a service on a real socket: the file that it writes, and that the next start reads it."""
+"""`slimpajama calibrate` against a service on a real socket: the file that it writes and that the next start reads."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def overconfident(make_classifier: Any) -> Path:
     return folder
 
 
-async def examples(client: httpx.AsyncClient, path: Path, temperature: float) -> Path:
+async def examples(client: httpx.AsyncClient, temperature: float) -> str:
     """Texts whose labels are drawn as the classifier would have it at that temperature."""
     generator = np.random.default_rng(0)
     words = ["cat", "dog", "film", "good", "bad", "hill", "mat", "sat", "very", "not", "ran", "far"]
@@ -59,8 +59,7 @@ async def examples(client: httpx.AsyncClient, path: Path, temperature: float) ->
         logits = np.array([entry["score"] for entry in row["labels"]])
         drawn = generator.choice(len(logits), p=softmax(logits / temperature))
         lines.append(json.dumps({"text": text, "label": row["labels"][drawn]["label"]}))
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    return "\n".join(lines) + "\n"
 
 
 async def test_the_temperature_of_the_data_is_found_and_served(
@@ -69,7 +68,8 @@ async def test_the_temperature_of_the_data_is_found_and_served(
 ) -> None:  # fmt: skip
     engine.load(overconfident, "before")
     version = fingerprint(overconfident)
-    data = await examples(client, tmp_path / "data.jsonl", 5.0)
+    data = tmp_path / "data.jsonl"
+    data.write_text(await examples(client, 5.0))
     arguments = ["--url", url, "--data", str(data), "--folder", str(overconfident)]
     assert await asyncio.to_thread(main, arguments) == 0
     assert "temperature" in capsys.readouterr().out
