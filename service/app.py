@@ -14,7 +14,21 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import RateLimiter
-from service.api import chat, classify, completions, embeddings, health, metrics, models, sentiment, tei, tokenize
+from service.api import (
+    answer,
+    chat,
+    classify,
+    completions,
+    embeddings,
+    health,
+    metrics,
+    models,
+    sentiment,
+    summarize,
+    tei,
+    tokenize,
+    translate,
+)
 from service.api.openapi import describe_with_envelope
 from service.api.state import AppState, Engine, app_state, attach
 from service.auth import Authenticator
@@ -36,6 +50,9 @@ ROUTERS = (
     tei.router,
     classify.router,
     sentiment.router,
+    summarize.router,
+    translate.router,
+    answer.router,
 )
 
 

@@ -14,7 +14,7 @@ from model.description import CheckpointDescription
 from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, ModelNotFound, TaskNotSupported
 from service.tasks.encoding import EncodeEngine
-from service.tasks.generation import GenerationEngine, Prompt
+from service.tasks.generation import Generation, GenerationEngine, Prompt
 from service.tasks.instructing import TEXT, Assignment, Commission, Spent, Writer, side_by_side
 from service.tasks.map_reduce import cut_text, map_reduce
 from service.tasks.summary_shape import Shape, Style, Summary, shaped
@@ -120,6 +120,10 @@ class Summarizer:
         digest = await map_reduce(text, partial(self._cut, room), partial(self._shorten, summary.spent, room))
         summary.num_pieces = digest.num_pieces
         return await self._commission.prompt(digest.text), summary
+
+    def start(self, prompt: Prompt) -> Generation:
+        """The summary under way, to be closed by the caller."""
+        return self._writer.start(self._commission.model, prompt)
 
     async def _cut(self, room: int, text: str) -> list[str]:
         """Pieces that fit: those of a text have at times some tokens more than the text has in their place."""
