@@ -1,0 +1,158 @@
+"""Wrong values are refused, with advice: misspelt keys at every level, wrong types, combinations that cannot work."""
+
+import copy
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "helm"
+OPEN = {"auth": {"enabled": False}}
+HUB = {"models": [{"name": "a", "hub": {"repository": "b/c"}}]}
+
+# Values, and a part of what Helm must say. One for each `fail` of templates/_validate.tpl.
+COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "neither keys nor none": ({}, "auth.apiKeys.existingSecret is empty"),
+    "keys and none": ({"auth": {"enabled": False, "apiKeys": {"existingSecret": "a"}}}, "contradicts"),
+    "a model without a source": (OPEN | {"models": [{"name": "a"}]}, "a has 0 sources ()"),
+    "a model with two sources": (
+        OPEN | {"models": [{"name": "a", "path": "/a", "pvc": {"claimName": "b"}}]},
+        "a has 2 sources (path, pvc); give exactly one",
+    ),
+    "a name twice": (OPEN | {"models": [{"name": "a", "path": "/a"}] * 2}, "the name a is given twice"),
+    "too little grace": (
+        OPEN | {"lifecycle": {"terminationGracePeriodSeconds": 60}},
+        "preStop 15 + drain 60 + 15 = 90",
+    ),
+    "more least than most": (OPEN | {"autoscaling": {"engine": "keda", "minReplicas": 5}}, "is more than"),
+    "hpa to zero": (OPEN | {"autoscaling": {"engine": "hpa", "minReplicas": 0}}, "cannot scale to zero"),
+    "a budget for one replica": (OPEN | {"podDisruptionBudget": {"mode": "always"}}, "no node could ever be drained"),
+    "a roll-out that cannot begin": (OPEN | {"strategy": {"maxSurge": 0}}, "could never begin"),
+    "a claim for one pod, and surge": (
+        OPEN | HUB | {"modelCache": {"persistent": True, "accessModes": ["ReadWriteOncePod"]}},
+        "ReadWriteOncePod",
+    ),
+    "ingress without hosts": (OPEN | {"ingress": {"enabled": True}}, "name at least one host"),
+    "route without gateway": (OPEN | {"httpRoute": {"enabled": True}}, "name the gateway"),
+    "pool without picker": (OPEN | {"inferencePool": {"enabled": True}}, "endpoint picker's Service"),
+    "pool with tls": (
+        OPEN
+        | {"inferencePool": {"enabled": True, "endpointPicker": {"name": "a"}}, "tls": {"existingSecret": "a"}},
+        "end TLS at the gateway",
+    ),
+    "pool with keys for metrics": (
+        OPEN
+        | {"inferencePool": {"enabled": True, "endpointPicker": {"name": "a"}}, "settings": {"metrics_public": False}},
+        "no key for /metrics",
+    ),
+    "monitor without a key": (
+        OPEN | {"metrics": {"podMonitor": {"enabled": True}}, "settings": {"metrics_public": False}},
+        "metrics.podMonitor.keySecret.name",
+    ),
+    "runtime class without GPU": (OPEN | {"accelerator": {"runtimeClassName": "nvidia"}}, "no GPU is requested"),
+    "GPUs among the resources": (
+        OPEN | {"resources": {"limits": {"nvidia.com/gpu": 1}}},
+        "accelerator.type and accelerator.count",
+    ),
+}
+WRONG_TYPES: dict[str, dict[str, Any]] = {
+    "text for a number": {"server": {"port": "eighty"}},
+    "a privileged port": {"server": {"port": 80}},
+    "a quantity that only a server would see": {"resources": {"limits": {"memory": "1GiB"}}},
+    "a setting that the chart derives": {"settings": {"port": 9000}},
+    "a setting out of bounds": {"settings": {"kv_cache_fraction": 1.5}},
+    "a setting's unknown choice": {"settings": {"log_level": "loud"}},
+    "latest": {"image": {"tag": "latest"}},
+    "a digest that is none": {"image": {"digest": "sha256:abc"}},
+    "no models": {"models": []},
+    "a model's misspelt key": {"models": [{"name": "a", "hubb": {}}]},
+    "a hub's misspelt key": {"models": [{"name": "a", "hub": {"repository": "b/c", "revison": "d"}}]},
+    "a served name with a blank": {"models": [{"name": "a b", "path": "/a"}]},
+    "a label that is a number": {"podLabels": {"a": 1}},
+    "an unknown engine": {"autoscaling": {"engine": "vpa"}},
+}
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft7Validator:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
+
+
+def generate() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", CHART / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def documented_keys() -> Iterator[tuple[str, ...]]:
+    made = generate()
+    yield from (entry.path for entry in made.entries())
+    yield from (("settings", name) for name, _ in made.setting_schemas())
+
+
+@pytest.mark.parametrize("path", list(documented_keys()), ids=".".join)
+def test_a_misspelt_key_is_refused(validator: jsonschema.Draft7Validator, path: tuple[str, ...]) -> None:
+    values = copy.deepcopy(yaml.safe_load((CHART / "values.yaml").read_text()))
+    assert validator.is_valid(values)
+    section = values
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1] + "s"] = section.pop(path[-1], None)
+    assert not validator.is_valid(values)
+
+
+@pytest.mark.parametrize("section", [(), ("image",), ("probes", "liveness"), ("auth", "apiKeys"), ("settings",)])
+def test_helm_itself_refuses_a_misspelt_key(chart: Any, section: tuple[str, ...]) -> None:
+    values: dict[str, Any] = {"misspelt": 1}
+    for key in reversed(section):
+        values = {key: values}
+    with pytest.raises(ValueError, match="Additional property misspelt is not allowed"):
+        chart.render({"auth": {"enabled": False}} | values)
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_a_wrong_value_is_refused(validator: jsonschema.Draft7Validator, name: str) -> None:
+    assert not validator.is_valid(WRONG_TYPES[name])
+
+
+def test_both_helms_heed_the_schema(chart: Any, helm4: Any) -> None:
+    with pytest.raises(ValueError, match=r"server\.port"):
+        chart.render(OPEN | WRONG_TYPES["text for a number"])
+    with helm4.Chart.load(chart.folder) as loaded, pytest.raises(helm4.HelmError, match="port"):
+        loaded.validate_schema(WRONG_TYPES["text for a number"])
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_a_combination_that_cannot_work_is_refused_with_advice(chart: Any, name: str) -> None:
+    values, advice = COMBINATIONS[name]
+    with pytest.raises(ValueError) as refusal:
+        chart.render(values)
+    assert advice in str(refusal.value)
+
+
+def test_an_image_volume_needs_a_cluster_that_has_them(chart: Any) -> None:
+    values = OPEN | {"models": [{"name": "a", "image": {"reference": "b/c:1"}}]}
+    with pytest.raises(ValueError, match=r"needs Kubernetes 1\.35 or later \(this is v1\.34\.0\)"):
+        chart.render(values, kube_version="1.34.0")
+
+
+def test_an_old_cluster_is_refused(chart: Any) -> None:
+    with pytest.raises(ValueError, match=r"requires kubeVersion: >=1\.30\.0-0"):
+        chart.render(OPEN, kube_version="1.29.0")
+
+
+def test_every_rule_has_a_failing_case() -> None:
+    num_rules = (CHART / "templates" / "_validate.tpl").read_text().count("{{- fail ")
+    assert num_rules == len(COMBINATIONS) + 1, "the image volume's case has a test of its own"
