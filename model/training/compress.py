@@ -2,8 +2,8 @@
 
 Every student layer starts as one of the teacher's. Its two output projections are then solved by ridge regression
 (towards their old weights) so that, from the student's own inputs, the sums before both layer norms come as near to the
-teacher's as a linear map can bring them. That is a start worth hundreds of gradient steps (compare arXiv:2403.03853 and
-arXiv:2310.05015). Runs in the training process.
+teacher's as a linear map can bring them. That is a start worth hundreds of gradient steps.
+Runs in the training process.
 """
 
 from collections.abc import Sequence
@@ -87,13 +87,10 @@ def start_student(
     theirs = list(ours)
     masks = [mask for _, mask in batches]
     position = 0
-    for layer, number in zip(student.encoder["layer"], layers, strict=True):  # type: ignore[arg-type]
-        source = teacher.encoder["layer"][number]  # type: ignore[index]
+    for layer, number in zip(student.layers, layers, strict=True):
+        source = teacher.layers[number]
         while position <= number:
-            traces = [
-                _trace(teacher.encoder["layer"][position], x, mask)  # type: ignore[index]
-                for x, mask in zip(theirs, masks, strict=True)
-            ]
+            traces = [_trace(teacher.layers[position], x, mask) for x, mask in zip(theirs, masks, strict=True)]
             theirs = [output for _, _, output in traces]
             position += 1
         first_wanted = _flat([first for first, _, _ in traces], masks)
@@ -103,6 +100,7 @@ def start_student(
         x = _flat(ours, masks)
         mixed = _flat([layer.attention["self"](h, mask) for h, mask in zip(ours, masks, strict=True)], masks)
         projection = layer.attention["output"]
+        assert isinstance(projection, BertResidual)
         _refit(projection.dense, mixed, first_wanted - x, strength)
         middle = projection.LayerNorm(projection.dense(mixed) + x)
         _narrow(layer, source, middle)

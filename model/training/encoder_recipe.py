@@ -21,6 +21,7 @@ from model.training.finetune import Encoded, FinetuneSettings, Task, encode_labe
 from model.training.heads import Head, HeadConfig, best_temperature, head_logits, save_head
 from model.training.networks import Bert, BertShape
 from model.training.questions import training_questions
+from model.training.refit import refit_head
 from model.training.run import Run
 from model.training.sources import LabelledText
 from model.training.teacher import MAX_TOKENS, embed_to_file, load_teacher, load_teacher_tokenizer
@@ -113,10 +114,12 @@ def _tasks(recipe: EncoderRecipe, tokenizer: Tokenizer, data: Path) -> list[Task
     return [*tasks, Task("answer", spans, pairs)]
 
 
-def _temperature(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[LabelledText]) -> float:
-    encoded = encode_labelled(tokenizer, rows, head.config)
-    logits = head_logits(network, head, [row.ids for row in encoded])
-    return best_temperature(logits, torch.tensor([row.target[0] for row in encoded]))
+def _finish_head(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[LabelledText]) -> float:
+    """Refit the head on the finished body; returns its temperature."""
+    train, held_back = (encode_labelled(tokenizer, part, head.config) for part in _split_calibration(rows))
+    refit_head(network, head, train, held_back)
+    logits = head_logits(network, head, [row.ids for row in held_back])
+    return best_temperature(logits, torch.tensor([row.target[0] for row in held_back]))
 
 
 def _export(network: Bert, heads: dict[str, Head], tokenizer: Tokenizer, data: Path, work: Path, output: Path) -> None:
@@ -127,13 +130,16 @@ def _export(network: Bert, heads: dict[str, Head], tokenizer: Tokenizer, data: P
     for name, head in heads.items():
         temperature = 1.0
         if name in configs:
-            _, calibration = _split_calibration(configs[name][1])
-            temperature = _temperature(network, head, tokenizer, calibration)
+            temperature = _finish_head(network, head, tokenizer, configs[name][1])
         save_head(head, output / "heads" / name, temperature=temperature)
 
 
 def teacher_sentiment(recipe: EncoderRecipe, data: Path, work: Path, *, device: str) -> dict[str, object]:
-    """The teacher fine-tuned on the same sentiment rows: the yardstick of the student's head."""
+    """The teacher fine-tuned on the same sentiment rows: the yardstick of the student's head. Measured once."""
+    file = work / "teacher-sentiment.json"
+    if file.exists():
+        found: dict[str, object] = json.loads(file.read_text())
+        return found
     tokenizer, network = load_teacher_tokenizer(), load_teacher().to(device)
     config, rows = _head_configs(data)["sentiment"]
     train, _ = _split_calibration(rows)
@@ -141,7 +147,9 @@ def teacher_sentiment(recipe: EncoderRecipe, data: Path, work: Path, *, device: 
     run = Run(work / "teacher-sentiment")
     heads = finetune(network, [task], None, settings=recipe.teacher_finetune, run=run)
     network.eval()
-    return classification(network, tokenizer, heads["sentiment"], corpus.sentiment(data).test)
+    report = classification(network, tokenizer, heads["sentiment"], corpus.sentiment(data).test)
+    file.write_text(json.dumps(report) + "\n")
+    return report
 
 
 def _sizes(network: Bert) -> dict[str, int]:

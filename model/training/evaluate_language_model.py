@@ -21,7 +21,7 @@ from model.training.data import cut_into_pieces, prose_documents, tokenize_docum
 from model.training.export import load_language_model
 from model.training.instructions import prompt_text
 from model.training.networks import Llama
-from model.training.tokenizers import END_OF_TEXT, MESSAGE_END
+from model.training.tokenizers import END_OF_TEXT, MESSAGE_END, token_id
 
 Report = dict[str, object]
 NGRAM_ORDER = 4
@@ -105,7 +105,7 @@ def samples(network: Llama, tokenizer: Tokenizer, data: Path, *, seed: int) -> l
     asked += [f"What is the lesson of this fable?\n\n{fable.text[:1200]}" for fable in rng.sample(fables, 2)]
     asked += [f"Is this positive or negative?\n\n{row.text}" for row in rng.sample(corpus.sentiment(data).test, 2)]
     prompts += [(text, tokenizer.encode(prompt_text(text)).ids) for text in asked]
-    ends = {tokenizer.token_to_id(token) for token in (END_OF_TEXT, MESSAGE_END)}
+    ends = {token_id(tokenizer, token) for token in (END_OF_TEXT, MESSAGE_END)}
     return [
         {"prompt": text, "continuation": tokenizer.decode(generate(network, ids, max_tokens=80, end_ids=ends, rng=rng))}
         for text, ids in prompts

@@ -1,6 +1,7 @@
 """Trained networks as ordinary Hugging Face checkpoints, and back into the training networks for evaluation.
 
-Weights are stored as float16 to keep the repository small; the config asks for float32, in which they are meant to run.
+Weights are stored in 16 bits to keep the repository small: the encoder's as float16, so that its embeddings keep three
+digits, the language model's as bfloat16. The config asks for float32, so that a reader who wants no rounding gets none.
 The tokenizer files are written by `tokenizers`, the heads by `heads`. Runs in the training process.
 """
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from model.training.networks import Bert, BertShape, Llama, LlamaShape
-from model.training.tokenizers import END_OF_TEXT, MESSAGE_END, PAD
+from model.training.tokenizers import END_OF_TEXT, MESSAGE_END, PAD, token_id
 
 _SENTENCE_TRANSFORMERS = "sentence_transformers.models."
 
@@ -22,8 +23,8 @@ def _write_json(path: Path, document: object) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _save_weights(network: torch.nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.state_dict().items()}
+def _save_weights(network: torch.nn.Module, path: Path, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -35,7 +36,7 @@ def _load_weights(network: torch.nn.Module, path: Path) -> None:
 def export_language_model(network: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config, generation defaults and weights of the causal language model."""
     folder.mkdir(parents=True, exist_ok=True)
-    end, pad, message_end = (tokenizer.token_to_id(token) for token in (END_OF_TEXT, PAD, MESSAGE_END))
+    end, pad, message_end = (token_id(tokenizer, token) for token in (END_OF_TEXT, PAD, MESSAGE_END))
     eos_ids = [message_end, end]
     _write_json(folder / "config.json", network.shape.hf_config(bos_id=end, eos_ids=eos_ids, pad_id=pad))
     generation = {
@@ -47,7 +48,7 @@ def export_language_model(network: Llama, tokenizer: Tokenizer, folder: Path) ->
         "top_p": 0.9,
     }
     _write_json(folder / "generation_config.json", generation)
-    _save_weights(network, folder / "model.safetensors")
+    _save_weights(network, folder / "model.safetensors", torch.bfloat16)
 
 
 def load_language_model(folder: Path) -> Llama:
@@ -90,7 +91,7 @@ def export_encoder(network: Bert, folder: Path, *, max_tokens: int) -> None:
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
     _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _save_weights(network, folder / "model.safetensors")
+    _save_weights(network, folder / "model.safetensors", torch.float16)
 
 
 def load_encoder(folder: Path) -> Bert:

@@ -49,15 +49,17 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, hidden_size) * 0.02)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """What the head reads: [B, E], or every token's [B, L, E]."""
         hidden = hidden.float()
         if self.config.input == "cls":
-            states = hidden[:, 0]
-        elif self.config.input == "embedding":
-            states = F.normalize(mean_pool(hidden, mask), dim=-1)
-        else:
-            states = hidden
-        return F.linear(states, self.weight, self.bias)
+            return hidden[:, 0]
+        if self.config.input == "embedding":
+            return F.normalize(mean_pool(hidden, mask), dim=-1)
+        return hidden
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return F.linear(self.states(hidden, mask), self.weight, self.bias)
 
 
 def save_head(head: Head, folder: Path, *, temperature: float) -> None:
@@ -93,19 +95,25 @@ def load_head(folder: Path) -> Head:
     return head.eval()
 
 
-@torch.inference_mode()
-def head_logits(network: Bert, head: Head, ids: list[list[int]], *, batch_size: int = 32) -> Tensor:
-    """Classification logits [len(ids), N], float32, before the temperature."""
+@torch.no_grad()
+def head_states(network: Bert, head: Head, ids: list[list[int]], *, batch_size: int = 32) -> Tensor:
+    """What a classification head reads of each text, [len(ids), E], float32."""
     device = next(network.parameters()).device
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    output = torch.empty(len(ids), len(head.config.labels))
+    output = torch.empty(len(ids), network.shape.hidden_size)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         longest = max(len(ids[row]) for row in rows)
         batch = torch.tensor([ids[row] + [0] * (longest - len(ids[row])) for row in rows], device=device)
         mask = torch.tensor([[True] * len(ids[row]) + [False] * (longest - len(ids[row])) for row in rows])
-        output[rows] = head(network(batch, mask.to(device)), mask.to(device)).cpu()
+        output[rows] = head.states(network(batch, mask.to(device)), mask.to(device)).cpu()
     return output
+
+
+@torch.inference_mode()
+def head_logits(network: Bert, head: Head, ids: list[list[int]]) -> Tensor:
+    """Classification logits [len(ids), N], float32, before the temperature."""
+    return F.linear(head_states(network, head, ids), head.weight.cpu(), head.bias.cpu())
 
 
 def best_temperature(logits: Tensor, targets: Tensor) -> float:

@@ -117,7 +117,8 @@ class NGrams:
             known = np.maximum(total_here, 1)
             mixed = (np.maximum(seen - self._discount, 0) + self._discount * kinds_here * probability) / known
             probability = np.where(total_here > 0, mixed, probability)
-        return np.log(probability)
+        logs: NDArray[np.float64] = np.log(probability)
+        return logs
 
 
 def _find(keys: NDArray[np.uint64], values: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ B sequences, L tokens each, E hidden size, H query heads, K key/value heads, D h
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,12 @@ class LlamaShape:
         }
 
 
+def blocks(layers: nn.Module) -> Iterable[nn.Module]:
+    """The members of a module list that a module dict holds, whose type checkers know only as a module."""
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -85,7 +92,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     # In bfloat16 on a CPU the plain form takes half the time of the fused kernel, forward and backward.
     hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + hidden  # [B, H, L, L]
-    return scores.softmax(-1) @ v
+    mixed: Tensor = scores.softmax(-1) @ v
+    return mixed
 
 
 class LlamaAttention(nn.Module):
@@ -160,7 +168,7 @@ class Llama(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x: Tensor = self.model["embed_tokens"](ids)
-        for layer in self.model["layers"]:  # type: ignore[union-attr]
+        for layer in blocks(self.model["layers"]):
             x = layer(x, self.table)
         out: Tensor = self.model["norm"](x)
         return out
@@ -275,8 +283,12 @@ class Bert(nn.Module):
         self.embeddings = BertEmbeddings(shape)
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertLayer(shape) for _ in range(shape.num_layers))})
 
+    @property
+    def layers(self) -> list[BertLayer]:
+        return [layer for layer in blocks(self.encoder["layer"]) if isinstance(layer, BertLayer)]
+
     def forward(self, ids: Tensor, mask: Tensor, type_ids: Tensor | None = None) -> Tensor:
         x: Tensor = self.embeddings(ids, torch.zeros_like(ids) if type_ids is None else type_ids)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        for layer in self.layers:
             x = layer(x, mask)
         return x

@@ -7,6 +7,7 @@ chunk by chunk, so an interrupted run goes on where it stopped. Runs in the trai
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,15 +87,14 @@ def embed_to_file(texts: Sequence[str], path: Path, *, device: str) -> NDArray[n
     """The teacher's embeddings of all texts, float16 [len(texts), E], computed once and kept in `path`."""
     progress_file = path.with_suffix(".done")
     done = int(progress_file.read_text()) if progress_file.exists() else 0
-    mode = "r+" if path.exists() and done else "w+"
-    table = np.memmap(path, dtype=np.float16, mode=mode, shape=(len(texts), DIMENSIONS))  # type: ignore[call-overload]
+    mode: Literal["r+", "w+"] = "r+" if path.exists() and done else "w+"
+    table: NDArray[np.float16] = np.memmap(path, dtype=np.float16, mode=mode, shape=(len(texts), DIMENSIONS))
     network, tokenizer = load_teacher().to(device), load_teacher_tokenizer()
     bar = tqdm(total=len(texts), initial=done, desc="teacher", unit="text", mininterval=10)
     with bar, torch.autocast(torch.device(device).type, torch.bfloat16):
         for start in range(done, len(texts), CHUNK):
             rows = embed(network, tokenizer, texts[start : start + CHUNK])
             table[start : start + len(rows)] = rows.numpy().astype(np.float16)
-            table.flush()
             progress_file.write_text(str(start + len(rows)))
             bar.update(len(rows))
     return table

@@ -24,6 +24,14 @@ CHAT_TEMPLATE = (
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary is known to hold. Raises KeyError if it does not."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return found
+
+
 def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE: no unknown tokens, exact round trip of any text."""
     tokenizer = Tokenizer(models.BPE())

@@ -12,10 +12,10 @@ from model.training.export import export_encoder, export_language_model, load_en
 from model.training.tokenizers import train_byte_bpe
 
 
-def halve(network):
-    """Round the weights to what the checkpoint stores."""
+def rounded(network, dtype=torch.float16):
+    """The network with its weights rounded to what the checkpoint stores."""
     for parameter in network.parameters():
-        parameter.data = parameter.data.half().float()
+        parameter.data = parameter.data.to(dtype).float()
     return network.eval()
 
 
@@ -26,9 +26,10 @@ def tokenizer():
 
 @torch.inference_mode()
 def test_exported_language_model_gives_the_logits_of_transformers(make_llama, tokenizer, tmp_path):
-    network = halve(make_llama())
+    network = make_llama()
     for parameter in network.parameters():
-        parameter.data = (parameter.data * 5).half().float()  # far from the start, where every layer is near zero
+        parameter.data *= 5  # far from the start, where every layer is near zero
+    rounded(network, torch.bfloat16)
     export_language_model(network, tokenizer, tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.randint(0, 300, (2, 33))
@@ -40,7 +41,7 @@ def test_exported_language_model_gives_the_logits_of_transformers(make_llama, to
 
 @torch.inference_mode()
 def test_exported_encoder_gives_the_states_of_transformers_on_padded_pairs(make_bert, tmp_path):
-    network = halve(make_bert())
+    network = rounded(make_bert())
     export_encoder(network, tmp_path, max_tokens=32)
     reference = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
     ids, mask = torch.randint(1, 120, (3, 17)), torch.ones(3, 17, dtype=torch.bool)
@@ -53,7 +54,7 @@ def test_exported_encoder_gives_the_states_of_transformers_on_padded_pairs(make_
 
 @torch.inference_mode()
 def test_checkpoints_come_back_as_they_were_written(make_bert, make_llama, tokenizer, tmp_path):
-    bert, llama = halve(make_bert()), halve(make_llama())
+    bert, llama = rounded(make_bert()), rounded(make_llama(), torch.bfloat16)
     export_encoder(bert, tmp_path / "encoder", max_tokens=32)
     export_language_model(llama, tokenizer, tmp_path / "lm")
     for network, loaded in ((bert, load_encoder(tmp_path / "encoder")), (llama, load_language_model(tmp_path / "lm"))):

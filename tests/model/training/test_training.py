@@ -7,9 +7,10 @@ import torch
 from model.training.data import IGNORED, MaskedExamples, PackedTokens
 from model.training.distill import batches_by_length
 from model.training.finetune import Encoded, FinetuneSettings, Schedule, Task, finetune
-from model.training.heads import Head, HeadConfig, load_head, save_head
+from model.training.heads import Head, HeadConfig, head_logits, load_head, save_head
 from model.training.optimizers import orthogonalize
 from model.training.pretrain import LanguageModelSettings, train_language_model
+from model.training.refit import refit_head
 from model.training.run import Run, learning_rate_factor
 
 STREAM = np.arange(1000, dtype=np.uint16) % 300
@@ -116,3 +117,17 @@ def test_heads_learn_on_one_body_and_keep_their_answers_on_disk(make_bert, tmp_p
     assert isinstance(loaded, Head)
     assert loaded.config.temperature == 1.5
     torch.testing.assert_close(loaded(network(ids, mask), mask), logits, atol=1e-2, rtol=1e-2)
+
+
+def test_refitting_a_head_lowers_its_loss_and_never_worsens_the_rows_held_back(make_bert):
+    network = make_bert().eval()
+    rows = [Encoded([2, 10 + label, 40 + other, 3], 4, (label,)) for label in (0, 1) for other in range(20)]
+    head = Head(HeadConfig("classification", "cls", ("no", "yes"), 32), network.shape.hidden_size)
+    ids, targets = [row.ids for row in rows], torch.tensor([row.target[0] for row in rows])
+    before = torch.nn.functional.cross_entropy(head_logits(network, head, ids), targets)
+    assert refit_head(network, head, rows[::2], rows[1::2]) < float("inf")
+    assert torch.nn.functional.cross_entropy(head_logits(network, head, ids), targets) < before
+    kept = head.weight.clone()
+    mislabelled = [Encoded(row.ids, 4, (1 - row.target[0],)) for row in rows[::2]]
+    assert refit_head(network, head, mislabelled, rows[1::2]) == float("inf")
+    assert torch.equal(head.weight, kept)
