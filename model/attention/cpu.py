@@ -143,6 +143,10 @@ def _decode(
     padded = (len(group.tokens), group.padded_len, num_kv_heads, query.shape[2])
     key = _gather(key_cache, group.blocks).view(padded).transpose(1, 2)  # [B, K, L, D]
     value = _gather(value_cache, group.blocks).view(padded).transpose(1, 2)
+    # A weight of zero does not silence a NaN: what others left in slots past a row's context must not be read.
+    beyond = (torch.arange(group.padded_len) >= group.context_lens[:, None])[:, None, :, None]  # [B, 1, L, 1]
+    key.masked_fill_(beyond, 0.0)
+    value.masked_fill_(beyond, 0.0)
     # The queries that share a key head become the "sequence" of that head: no key is repeated.
     grouped = query.index_select(0, group.tokens).view(len(group.tokens), num_kv_heads, -1, query.shape[2])
     return fused_attention(grouped, key, value, mask, rules).flatten(1, 2)  # [B, K, G, D] to [B, H, D]

@@ -25,6 +25,7 @@ CONTRACT = {
     "decode_seconds": ("model", "version", "task"),
     "request_seconds": ("model", "version", "task"),
     "step_seconds": ("model", "version"),
+    "forward_seconds": ("model", "version"),
     "step_tokens": ("model", "version"),
     "step_sequences": ("model", "version"),
     "requests_waiting": ("model", "version"),

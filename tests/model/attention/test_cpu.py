@@ -70,3 +70,19 @@ def test_groups_hold_every_row_once_and_waste_little():
     lens = np.array([9, 4, 8, 3])
     assert [group.tolist() for group in groups_of_like_length(lens, exact=False, slack=0)] == [[0, 2], [1, 3]]
     assert [group.tolist() for group in groups_of_like_length(lens, exact=True, slack=9)] == [[0], [2], [1], [3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_others_left_in_the_cache_is_not_read(make_paged, dtype):
+    """A NaN in a freed slot, or in a block that only pads a table, once made a clean sequence's output NaN."""
+    query, cache, layout = make_paged([(1, 3), (1, 30), (1, 5), (4, 9)], dtype=dtype)
+    rules = AttentionRules(scale=0.25)
+    clean = CpuAttention().paged(query, cache.keys[0], cache.values[0], layout, rules)
+    held = torch.zeros(cache.keys[0].shape[:2], dtype=torch.bool)
+    for table, length in zip(layout.block_tables.tolist(), layout.context_lens.tolist(), strict=True):
+        for position in range(length):
+            held[table[position // 4], position % 4] = True
+    for tensor in (cache.keys[0], cache.values[0]):
+        tensor[~held] = float("nan")
+    layout.prepared.clear()
+    torch.testing.assert_close(CpuAttention().paged(query, cache.keys[0], cache.values[0], layout, rules), clean)

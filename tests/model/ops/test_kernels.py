@@ -1,0 +1,170 @@
+"""Every compiled operator against float64, and the networks that run on them against the plain ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from model.checkpoint import load_network
+from model.compiled_layers import CompiledLinear, Int8Linear, compile_layers
+from model.errors import CheckpointError
+from model.layers import Linear
+from model.ops import library
+
+pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+
+
+def random_bf16(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+SHAPES = [
+    (1, 16, 32),
+    (1, 576, 576),
+    (3, 100, 64),
+    (5, 17, 30),
+    (7, 50, 66),
+    (13, 130, 96),
+    (25, 70, 128),
+    (70, 96, 64),
+]
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_bfloat16_projection_is_the_product(rows: int, outputs: int, inputs: int, with_bias: bool) -> None:
+    x, weight = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1)
+    bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)) if with_bias else None
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    packed = torch.ops.slimpajama.pack_bf16(weight)
+    wide = torch.ops.slimpajama.linear_bf16(x, packed, bias, outputs, True)
+    assert wide.dtype == torch.float32
+    assert relative_error(wide, expected) < 1e-5
+    narrow = torch.ops.slimpajama.linear_bf16(x, packed, bias, outputs, False)
+    torch.testing.assert_close(narrow, wide.bfloat16())
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
+def test_the_int8_projection_is_the_product_of_the_quantized(rows: int, outputs: int, inputs: int) -> None:
+    x, weight = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1)
+    packed, scales, offsets = torch.ops.slimpajama.pack_int8(weight)
+    found = torch.ops.slimpajama.linear_int8(x, packed, scales, offsets, None, outputs, True)
+
+    def quantized(values: Tensor) -> Tensor:
+        scale = (values.abs().amax(1, keepdim=True) / 127).double()
+        return (values.double() / scale).round().clamp(-127, 127) * scale
+
+    assert relative_error(found, quantized(x.float()) @ quantized(weight.float()).T) < 2e-3
+    assert relative_error(found, x.double() @ weight.double().T) < 0.02
+
+
+def test_a_row_of_a_projection_does_not_depend_on_the_rows_beside_it() -> None:
+    x, weight = random_bf16(64, 576), random_bf16(960, 576, seed=1)
+    packed = torch.ops.slimpajama.pack_bf16(weight)
+    whole = torch.ops.slimpajama.linear_bf16(x, packed, None, 960, True)
+    for count in (1, 2, 4, 6, 7, 33):
+        part = torch.ops.slimpajama.linear_bf16(x[:count].contiguous(), packed, None, 960, True)
+        assert torch.equal(part, whole[:count])
+
+
+def test_rms_norm_adds_the_residual_and_norms() -> None:
+    x, residual, weight = random_bf16(9, 70), random_bf16(9, 70, seed=1), random_bf16(70, seed=2)
+    expected_sum = x + residual
+    found = torch.ops.slimpajama.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(x, expected_sum)
+    wide = expected_sum.double()
+    expected = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert relative_error(found, expected) < 0.005
+
+
+def test_silu_mul_is_the_gated_product() -> None:
+    gate_up = random_bf16(5, 2 * 33)
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    assert relative_error(torch.ops.slimpajama.silu_mul(gate_up), F.silu(gate) * up) < 0.005
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_rotate_turns_pairs_of_halves_in_place(size: int) -> None:
+    fused = random_bf16(6, 5, 64)
+    angles = torch.rand(6, size // 2)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    first, second = fused[:, :3, : size // 2].double(), fused[:, :3, size // 2 : size].double()
+    c, s = cos.double()[:, None], sin.double()[:, None]
+    expected = torch.cat((first * c - second * s, second * c + first * s, fused[:, :3, size:].double()), dim=-1)
+    kept = fused[:, 3:].clone()
+    torch.ops.slimpajama.rotate(fused[:, :3], torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    assert relative_error(fused[:, :3], expected) < 0.005
+    assert torch.equal(fused[:, 3:], kept)
+
+
+def test_store_puts_each_token_into_its_slot() -> None:
+    fused = random_bf16(3, 6, 32)
+    keys, values = torch.zeros(4, 8, 2, 32).bfloat16(), torch.zeros(4, 8, 2, 32).bfloat16()
+    slots = torch.tensor([31, 0, 9])
+    torch.ops.slimpajama.store(fused[:, 2:4], fused[:, 4:], keys, values, slots)
+    assert torch.equal(keys.flatten(0, 1)[slots], fused[:, 2:4])
+    assert torch.equal(values.flatten(0, 1)[slots], fused[:, 4:])
+    assert int((keys.flatten(0, 1).abs().sum((1, 2)) > 0).sum()) == 3
+
+
+@pytest.mark.parametrize(
+    ("head_size", "heads", "groups"), [(64, 9, 3), (32, 4, 4), (128, 8, 2), (16, 6, 2), (256, 2, 1)]
+)
+@pytest.mark.parametrize("window", [0, 7])
+def test_decode_attention_reads_the_paged_cache_as_it_lies(
+    head_size: int, heads: int, groups: int, window: int
+) -> None:
+    lens = torch.tensor([1, 16, 17, 100, 128], dtype=torch.int32)
+    keys, values = random_bf16(45, 16, groups, head_size), random_bf16(45, 16, groups, head_size, seed=1)
+    query = random_bf16(5, heads, head_size, seed=2)
+    tables = torch.randperm(45, generator=torch.Generator().manual_seed(3))[:40].view(5, 8).int()
+    scale = head_size**-0.5
+    found = torch.ops.slimpajama.decode_attention(query, keys, values, tables, lens, scale, window)
+    for row, length in enumerate(lens.tolist()):
+        first = max(0, length - window) if window else 0
+        blocks = tables[row].long()
+        own_keys, own_values = (
+            cache[blocks].flatten(0, 1)[first:length].double().repeat_interleave(heads // groups, 1)
+            for cache in (keys, values)
+        )
+        weights = torch.softmax(torch.einsum("hd,lhd->hl", query[row].double(), own_keys) * scale, -1)
+        expected = torch.einsum("hl,lhd->hd", weights, own_values)
+        assert relative_error(found[row], expected) < 0.006
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=101, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def test_compiling_replaces_every_projection_and_leaves_the_tied_embedding(tiny_llama: Path) -> None:
+    network = load_network(tiny_llama)
+    embedding = network.embedding.weight.clone()
+    compile_layers(network, wide=network.output)
+    assert not [name for name, module in network.named_modules() if isinstance(module, Linear)]
+    assert isinstance(network.output, CompiledLinear)
+    assert network.output.wide
+    assert torch.equal(network.embedding.weight, embedding)
+
+
+def test_int8_is_refused_where_it_cannot_be_had(tiny_llama: Path) -> None:
+    network = load_network(tiny_llama, dtype=torch.float32)
+    with pytest.raises(CheckpointError, match="int8 needs"):
+        compile_layers(network, "int8")
+    compiled = load_network(tiny_llama)
+    compile_layers(compiled, "int8", wide=compiled.output)
+    assert isinstance(compiled.output, Int8Linear)
