@@ -66,6 +66,11 @@ class Chart:
         return found
 
     @staticmethod
+    def only_named(objects: Objects, kind: str, name: str) -> dict[str, Any]:
+        (found,) = (found for found in objects if found["kind"] == kind and found["metadata"]["name"] == name)
+        return found
+
+    @staticmethod
     def pods(objects: Objects) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every pod's spec, whatever makes it."""
         for found in objects:

@@ -20,7 +20,6 @@ HUB = {"models": [{"name": "a", "hub": {"repository": "b/c"}}]}
 COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "neither keys nor none": ({}, "auth.apiKeys.existingSecret is empty"),
     "keys and none": ({"auth": {"enabled": False, "apiKeys": {"existingSecret": "a"}}}, "contradicts"),
-    "a model without a source": (OPEN | {"models": [{"name": "a"}]}, "a has 0 sources ()"),
     "a model with two sources": (
         OPEN | {"models": [{"name": "a", "path": "/a", "pvc": {"claimName": "b"}}]},
         "a has 2 sources (path, pvc); give exactly one",
@@ -42,8 +41,7 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "route without gateway": (OPEN | {"httpRoute": {"enabled": True}}, "name the gateway"),
     "pool without picker": (OPEN | {"inferencePool": {"enabled": True}}, "endpoint picker's Service"),
     "pool with tls": (
-        OPEN
-        | {"inferencePool": {"enabled": True, "endpointPicker": {"name": "a"}}, "tls": {"existingSecret": "a"}},
+        OPEN | {"inferencePool": {"enabled": True, "endpointPicker": {"name": "a"}}, "tls": {"existingSecret": "a"}},
         "end TLS at the gateway",
     ),
     "pool with keys for metrics": (
@@ -140,6 +138,11 @@ def test_a_combination_that_cannot_work_is_refused_with_advice(chart: Any, name:
     with pytest.raises(ValueError) as refusal:
         chart.render(values)
     assert advice in str(refusal.value)
+
+
+def test_a_model_without_a_source_is_refused(chart: Any) -> None:
+    with pytest.raises(ValueError, match=r"a has 0 sources \(\); give exactly one"):
+        chart.render(OPEN | {"models": [{"name": "a"}]})
 
 
 def test_an_image_volume_needs_a_cluster_that_has_them(chart: Any) -> None:
