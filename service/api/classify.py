@@ -101,6 +101,7 @@ async def _create_by_vote(request: Request, body: ClassifyBody, n: int) -> Respo
     if body.labels is None:
         raise InvalidRequest("samples are of labels that the request names: give `labels`", param="labels")
     _refuse(body, ("raw_scores", "multi_label"), "does not go with samples: each of them names one label")
+    _refuse(body, ("truncate",), "does not go with samples: a text must fit whole")
     engine = classify_engine(request)
     labels, texts = _label_set(body, body.labels), _texts_alone(body)
     model = choose_for_labels(engine, body.model, ("self_consistency",)).model

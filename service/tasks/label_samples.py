@@ -123,8 +123,7 @@ async def _prompt_ids(model: LoadedModel, text: str, labels: LabelSet) -> list[i
     if model.chat_template is None:
         lead = f"{text}\n{labels.template.partition(PLACE)[0]}".rstrip(" ")
         return await encode_text(model, lead, param="input")
-    question = (
-        f"Which of these labels fits the text best? Answer with the label alone.\nLabels: {', '.join(labels.labels)}"
-    )
-    messages = [{"role": "user", "content": f"{question}\n\nText: {text}"}]
+    question = f"Which of these labels fits the text best? {', '.join(labels.labels)}. Answer with the label alone."
+    blank = labels.template.replace(PLACE, "___")
+    messages = [{"role": "user", "content": f"{question}\n\nText: {text}\n\n{blank}"}]
     return await chat_prompt(model, Conversation(messages=messages))

@@ -53,6 +53,7 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     (CLASSIFY, {"samples": 3}, "labels"),
     (CLASSIFY, {"samples": 3, "labels": ["a"], "raw_scores": True}, "raw_scores"),
     (CLASSIFY, {"samples": 3, "labels": ["a"], "multi_label": True}, "multi_label"),
+    (CLASSIFY, {"samples": 3, "labels": ["a"], "truncate": True}, "truncate"),
     (CLASSIFY, {"samples": 3, "labels": ["a"], "model": "own"}, "labels"),
     (CLASSIFY, {"labels": ["w" * 90, "b"]}, "input"),
     (CLASSIFY, {"labels": [f"label {n}" for n in range(500)], "input": ["x"] * 100}, "labels"),
