@@ -26,7 +26,7 @@ from service.api.native import (
     usage_of,
 )
 from service.api.schemas_openai import Strict
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceError
 from service.tasks.embeddings import Ranked, embed, prompt_of, rerank, similarities
 from service.tasks.encoding import EncodedText, raise_if_all_failed
 
@@ -109,17 +109,22 @@ async def create_similarity(request: Request, body: SimilarityBody) -> Response:
     distinct = list(dict.fromkeys((*left, *right)))
     encoded = await until_gone(request, embed(engine, model, distinct, options, prompt=prompt))
     found = dict(zip(distinct, encoded, strict=True))
-    raise_if_all_failed(encoded, param="source", single=True)
-    data = []
+    data: list[dict[str, Any]] = []
+    errors: list[ServiceError] = []
     for index, (first, second) in enumerate(zip(left, right, strict=True)):
         error = found[first].error or found[second].error
         if error is not None:
+            errors.append(error)
             data.append({"index": index, "error": error_item(error)})
             continue
         one, other = found[first].values, found[second].values
         assert one is not None
         assert other is not None
         data.append({"index": index, "score": float(similarities(model, one[None], other[None])[0, 0])})
+    if len(errors) == len(data):
+        source_failed = body.source is not None and found[body.source].error is not None
+        errors[0].param = "source" if source_failed else "pairs.0" if body.pairs is not None else "targets.0"
+        raise errors[0]
     return envelope(request, model, data, usage_of(encoded))
 
 

@@ -6,12 +6,14 @@ process.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from model.tokenizer import TokenizerError
 from service.api.classify import classify_engine
 from service.api.event_stream import until_gone
 from service.api.generating import deadline_of
@@ -19,9 +21,9 @@ from service.api.native import MAX_ITEMS, InputText, encode_engine, json_respons
 from service.api.schemas_openai import Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Unavailable
 from service.tasks.classification import choose_own, classify_own
-from service.tasks.confidence import best_first
+from service.tasks.confidence import Scored, best_first
 from service.tasks.embeddings import embed, prompt_of, rerank, similarities
 from service.tasks.encoding import EncodedText, EncodeOptions, Text, max_input_tokens, run_texts, tokenize
 
@@ -33,7 +35,7 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 class TeiBody(Strict):
     truncate: bool = False
-    truncation_direction: Literal["Right"] = "Right"
+    truncation_direction: Literal["Right", "right"] = "Right"
     """Texts are cut at their end; another side is refused by name."""
 
 
@@ -52,7 +54,7 @@ async def tei_embed(request: Request, body: EmbedBody) -> Response:
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, dimensions=body.dimensions)
     encoded = await until_gone(request, work)
-    _raise_first(encoded)
+    _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
     vectors = [_values(text) for text in encoded]
     if body.normalize:
         vectors = [vector / max(float((vector**2).sum()) ** 0.5, 1e-12) for vector in vectors]
@@ -73,7 +75,7 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     encoded = await tokenize(model, texts, truncate=body.truncate, prompt=prompt)
     await until_gone(request, run_texts(engine, model, encoded, "token_embeddings", options))
-    _raise_first(encoded)
+    _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
     return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
 
 
@@ -81,7 +83,10 @@ class PredictBody(TeiBody):
     inputs: (
         InputText
         | Annotated[list[InputText], Field(min_length=2, max_length=2)]
-        | Annotated[list[Annotated[list[InputText], Field(min_length=1, max_length=2)]], Field(max_length=MAX_ITEMS)]
+        | Annotated[
+            list[Annotated[list[InputText], Field(min_length=1, max_length=2)]],
+            Field(min_length=1, max_length=MAX_ITEMS),
+        ]
     )
     """A text, a pair (a list of two texts), or a list of lists of one or two."""
     raw_scores: bool = False
@@ -98,9 +103,8 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     work = classify_own(engine, way, texts, _options(request, body, "classify"))
     found = await until_gone(request, work)
     answers = []
+    _raise_first(found.scored, "inputs" if single else "inputs.{}")
     for entry in found.scored:
-        if entry.error is not None:
-            raise entry.error
         assert entry.logits is not None
         scores = entry.logits if body.raw_scores else found.judge(entry).scores
         answers.append([{"score": float(scores[i]), "label": found.labels[i]} for i in best_first(scores)])
@@ -108,7 +112,8 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     note(request, way.model, {"prompt_tokens": num_tokens})
     response = json_response(answers[0] if single else answers)
     num_characters = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
-    _add_timings(response, way.model, began, num_tokens=num_tokens, num_characters=num_characters)
+    started = found.scored[0].started
+    _add_timings(response, way.model, began, num_tokens=num_tokens, num_characters=num_characters, started=started)
     return response
 
 
@@ -125,7 +130,7 @@ async def tei_rerank(request: Request, body: RerankBody) -> Response:
     model = engine.resolve(None, "rerank")
     work = rerank(engine, model, body.query, body.texts, _options(request, body, "rerank"), raw_scores=body.raw_scores)
     ranked = await until_gone(request, work)
-    _raise_first([entry.encoded for entry in ranked])
+    _raise_first([entry.encoded for entry in ranked], "texts.{}")
     rows = sorted(ranked, key=lambda entry: (-(entry.score or 0.0), entry.index))
     answer = [
         {"index": entry.index, **({"text": body.texts[entry.index]} if body.return_text else {}), "score": entry.score}
@@ -156,7 +161,8 @@ async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
     prompt = prompt_of(model, prompt_name=body.parameters.prompt_name, input_type=None)
     work = embed(engine, model, texts, _options(request, body.parameters, "similarity"), prompt=prompt)
     encoded = await until_gone(request, work)
-    _raise_first(encoded)
+    _raise_first(encoded[:1], "inputs.source_sentence")
+    _raise_first(encoded[1:], "inputs.sentences.{}")
     source = _values(encoded[0])
     scores = [float(similarities(model, source[None], _values(text)[None])[0, 0]) for text in encoded[1:]]
     return _answer(request, model, scores, encoded, texts, began)
@@ -193,6 +199,12 @@ class DecodeBody(Strict):
 async def tei_decode(request: Request, body: DecodeBody) -> Response:
     model = _first(request)
     rows = [row for row in body.ids if isinstance(row, list)] or [[id for id in body.ids if isinstance(id, int)]]
+    vocab_size = max(model.description.vocab_size, model.tokenizer.vocab_size)
+    try:
+        for row in rows:
+            model.tokenizer.check_ids(row, vocab_size=vocab_size)
+    except TokenizerError as error:
+        raise InvalidRequest(str(error), param="ids") from error
     decode = model.tokenizer.decode
     return json_response([decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
 
@@ -246,15 +258,16 @@ def _first(request: Request) -> LoadedModel:
     """The checkpoint that these routes mean where they name no task: the first that is not a language model."""
     models = list(request_state(request).engine.models.values())
     if not models:
-        raise InvalidRequest("no checkpoint is loaded yet")
+        raise Unavailable("no checkpoint is loaded yet")
     return next((model for model in models if model.description.head != "language_model"), models[0])
 
 
-def _raise_first(encoded: list[EncodedText]) -> None:
-    for index, text in enumerate(encoded):
-        if text.error is not None:
-            text.error.param = "inputs" if len(encoded) == 1 else f"inputs.{index}"
-            raise text.error
+def _raise_first(entries: Sequence[EncodedText | Scored], param: str) -> None:
+    """These shapes have no place for one text's error: the first is the request's, under its place in `param`."""
+    for index, entry in enumerate(entries):
+        if entry.error is not None:
+            entry.error.param = param.format(index)
+            raise entry.error
 
 
 def _values(text: EncodedText) -> Any:
@@ -288,15 +301,16 @@ def _add_timings(
     """That server's headers, in whole milliseconds: what is before the first step is queue, what is after inference."""
     now = time.monotonic()
     first = now if started is None else started
+    total, queue = round((now - began) * 1000), round((first - began) * 1000)
     device = model.loaded.device.partition(":")[0] if model.loaded is not None else "cpu"
     values = {
         "x-compute-type": device,
-        "x-compute-time": round((now - first) * 1000),
+        "x-compute-time": total - queue,
         "x-compute-characters": num_characters,
         "x-compute-tokens": num_tokens,
-        "x-total-time": round((now - began) * 1000),
-        "x-queue-time": round((first - began) * 1000),
-        "x-inference-time": round((now - first) * 1000),
+        "x-total-time": total,
+        "x-queue-time": queue,
+        "x-inference-time": total - queue,
     }
     for name, value in values.items():
         response.headers[name] = str(value)

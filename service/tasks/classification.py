@@ -196,6 +196,7 @@ def _scored(text: EncodedText) -> Scored:
         num_tokens=text.num_tokens,
         num_truncated=text.num_truncated,
         kept_tokens=text.num_tokens,
+        started=text.started,
         error=text.error,
     )
 

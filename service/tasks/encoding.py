@@ -93,7 +93,9 @@ def _tokenize(
     prepared = [_prepared(text, prompt, lower) for text in texts]
     skip = 0
     if prompt and embedding is not None and not embedding.include_prompt:
-        skip = len(model.tokenizer.encode(prompt)) - 1  # the prompt's own closing token is not there in a text
+        ids = model.tokenizer.encode(prompt)
+        # The prompt's own closing token, where the tokenizer adds one, is not there in a text that goes on.
+        skip = len(ids) - (bool(ids) and model.tokenizer.is_special(ids[-1]))
     try:
         encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared)]
     except TokenizerError:
