@@ -94,7 +94,8 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
 
     Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
     """
-    usable = all(library.serves(parameter) for parameter in network.parameters())
+    linears = [module for module in network.modules() if isinstance(module, Linear)]
+    usable = any(library.serves(linear.weight) for linear in linears)
     if quantization != "none" and not (usable and quantization == "int8"):
         raise CheckpointError(
             f"quantization {quantization} is not to be had here: int8 needs a CPU, dtype bfloat16 and the compiled "
@@ -102,17 +103,21 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
         )
     if not usable:
         return
+    gated = [
+        (module, name, child)
+        for module in network.modules()
+        for name, child in module.named_children()
+        if isinstance(child, GatedMLP) and child.activation is F.silu and library.serves(child.gate_up.weight)
+    ]
     projection = Int8Linear if quantization == "int8" else CompiledLinear
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear) and child.weight.shape[1] % 2 == 0:
+            if isinstance(child, Linear) and library.serves(child.weight) and child.weight.shape[1] % 2 == 0:
                 module.add_module(name, projection(child, wide=child is wide))
-            elif isinstance(child, RMSNorm) and child.offset == 0.0:
+            elif isinstance(child, RMSNorm) and library.serves(child.weight) and child.offset == 0.0:
                 module.add_module(name, CompiledRMSNorm(child))
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, GatedMLP) and child.activation is F.silu:
-                module.add_module(name, CompiledGatedMLP(child))
+    for module, name, mlp in gated:
+        module.add_module(name, CompiledGatedMLP(mlp))
 
 
 def weight_bytes(network: nn.Module) -> int:

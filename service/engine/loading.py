@@ -23,6 +23,7 @@ from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
+from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
@@ -52,6 +53,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         assert isinstance(network, Decoder | EncoderDecoder)
         compile_layers(network, spec.quantization, wide=network.output)
+        pack(network)
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,
@@ -63,7 +65,10 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         runner = Runner(network, network.config, cache, backend, grammars=grammars)
         lane: Lane = GenerationLane(loaded, _make_scheduler(cache, description, config), runner, grammars)
     else:
-        network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
+        network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len, packed=False)
+        if spec.quantization != "none":
+            compile_layers(network, spec.quantization)
+        pack(network)
         lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
     loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began

@@ -107,7 +107,8 @@ def cases() -> list[dict[str, Any]]:
     if not path.is_file():
         pytest.skip("the reference outputs are not in ../shared/data")
     found: list[dict[str, Any]] = json.loads(path.read_text())["models"]["stories260K-hf"]["cases"]
-    return found
+    # The file's text is the whole text, the prompt's before the continuation.
+    return [{**case, "text": case["new_text"].removeprefix(case["prompt"])} for case in found]
 
 
 async def complete(service: Service, case: dict[str, Any], **more: Any) -> dict[str, Any]:
