@@ -225,6 +225,7 @@ def _check_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
 
 
 def _check_method(function: Any, args: Sequence[Any]) -> None:
+    function = getattr(function, "__wrapped__", function)  # jinja2 wraps `str.format` in its own
     owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
     if not isinstance(owner, str):
         return
@@ -253,6 +254,8 @@ def _length(value: Any) -> int:
 def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        if (left := _budget.get(None)) is not None:  # none while constants are folded
+            left.spend(0)
         _check_arguments(args[1:], kwargs)
         if function.__name__ == "do_format" and WIDE_FORMAT.search(str(args[0])):
             raise SecurityError(TOO_WIDE)

@@ -1,7 +1,7 @@
 """Tool calls in a checkpoint's own words: which format it speaks, and the grammar that makes it call.
 
-Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; Llama 3: `{"name": ..., "parameters": ...}`;
-Mistral: `[TOOL_CALLS] [{"name": ..., "arguments": {...}}]`. Knows nothing of HTTP or tokens. Pure.
+Hermes and Qwen: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`; Llama 3: `{"name": ..., "parameters": ...}`;
+Mistral: `[TOOL_CALLS] [{"name": ..., "arguments": ...}]`. Knows nothing of HTTP or tokens. Pure.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +188,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", list(HOSTILE))
-def test_a_hostile_template_fails_in_time_and_alone(name: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(ChatTemplateError):
-        ChatTemplate(HOSTILE[name]).render([{"role": "user", "content": "x"}], max_seconds=0.3)
-    assert time.monotonic() - began < 5.0  # the law is "it ends", not "it is fast"
+def test_a_hostile_template_ends_and_takes_little_memory(name: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ChatTemplateError):
+            ChatTemplate(HOSTILE[name]).render([{"role": "user", "content": "x"}], max_seconds=0.3)
+        assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_variables_cannot_replace_the_messages() -> None:
