@@ -104,8 +104,14 @@ class Commission:
         """The most that may be written; raises InvalidRequest where the request's choices contradict each other."""
         if self.is_sequence_to_sequence:
             return self._sequence_to_sequence_sampling().max_tokens
-        if self.choices.max_tokens is not None:
-            return self.choices.max_tokens
+        asked = self.choices.max_tokens
+        if asked is not None and asked >= self._context:
+            message = (
+                f"max_tokens is {asked:,}; the context of {self.model.name}, prompt included: {self._context:,}"
+            )
+            raise ContextLengthExceeded(message, param="max_tokens")
+        if asked is not None:
+            return asked
         return max(1, min(self.assignment.max_tokens, self.model.description.context_length // 4))
 
     async def room(self) -> int:
