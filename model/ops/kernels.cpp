@@ -59,6 +59,17 @@ inline bf16 to_bf16(float value) {  // round to nearest, ties to even
 inline const bf16* data(const Tensor& tensor) { return static_cast<const bf16*>(tensor.const_data_ptr()); }
 inline bf16* mutable_data(const Tensor& tensor) { return static_cast<bf16*>(tensor.data_ptr()); }
 
+#if HAS_X86
+AVX512 inline __m512 widen(const bf16* source) {
+  const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+}
+
+AVX512 inline void narrow(bf16* target, __m512 values) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+}
+#endif
+
 void check_rows(const Tensor& x, at::ScalarType type) {
   TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == type && x.dim() == 2 && x.is_contiguous(),
               "expected a contiguous CPU matrix of ", type);
@@ -121,6 +132,7 @@ AVX512 inline void tile_bf16(const bf16* x, int64_t k, const bf16* w, int64_t pa
     __m512bh weights[PANELS];
     for (int j = 0; j < PANELS; ++j)
       weights[j] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + j * panel_size + p * PANEL * 2));
+#pragma GCC unroll 24
     for (int i = 0; i < ROWS; ++i) {
       int32_t pair;
       std::memcpy(&pair, x + i * k + 2 * p, 4);
@@ -229,11 +241,6 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
 }
 
 #if HAS_X86
-AVX512 inline __m512 widen(const bf16* source) {
-  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-}
-
 // One row of k values, k a multiple of 16; returns the scale.
 AVX512 float quantize_row_avx512(const bf16* source, int64_t k, uint8_t* target) {
   __m512 top = _mm512_setzero_ps();
@@ -286,6 +293,12 @@ struct Int8Weights {
 };
 
 #if HAS_X86
+// The compiler's own form of this instruction copies every sum before and after it.
+AVX512 inline __m512i dot_int8(__m512i sum, __m512i x, __m512i weights) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
+  return sum;
+}
+
 template <int ROWS, int PANELS>
 AVX512 inline void tile_int8(const uint8_t* x, const float* x_scales, const Int8Weights& w, const Output& out,
                              int64_t row, int64_t panel) {
@@ -296,11 +309,13 @@ AVX512 inline void tile_int8(const uint8_t* x, const float* x_scales, const Int8
   for (int64_t q = 0; q < w.quads; ++q) {
     __m512i weights[PANELS];
     for (int j = 0; j < PANELS; ++j) weights[j] = _mm512_loadu_si512(first + (j * w.quads + q) * PANEL * 4);
+#pragma GCC unroll 24
     for (int i = 0; i < ROWS; ++i) {
       int32_t quad;
       std::memcpy(&quad, x + i * w.quads * 4 + 4 * q, 4);
       const __m512i values = _mm512_set1_epi32(quad);
-      for (int j = 0; j < PANELS; ++j) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], values, weights[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < PANELS; ++j) sums[i][j] = dot_int8(sums[i][j], values, weights[j]);
     }
   }
   for (int j = 0; j < PANELS; ++j) {
@@ -376,6 +391,31 @@ Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, 
 // ---------------------------------------------------------------------------------------------------------------------
 // Element-wise steps of a decoder layer, one pass each. All arithmetic is float32.
 
+#if HAS_X86
+AVX512 inline __m512 exp_avx512(__m512 x) {  // e^x, relative error below 2e-7 (Cephes' polynomial)
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+AVX512 void silu_mul_avx512(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // f is a multiple of 16
+  for (int64_t i = 0; i < f; i += 16) {
+    const __m512 g = widen(gate + i);
+    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exp_avx512(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+    narrow(out + i, _mm512_mul_ps(_mm512_div_ps(g, below), widen(up + i)));
+  }
+}
+#endif
+
 // Adds `residual` [M, E] to x in place where it is given, then returns rms_norm(x) * weight (arXiv 1910.07467).
 Tensor add_rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double epsilon) {
   check_rows(x, at::kBFloat16);
@@ -409,11 +449,18 @@ Tensor silu_mul(const Tensor& gate_up) {
   const bf16* source = data(gate_up);
   bf16* target = mutable_data(result);
   at::parallel_for(0, m, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
+    for (int64_t row = begin; row < end; ++row) {
+#if HAS_X86
+      if (cpu_is_fast() && f % 16 == 0) {
+        silu_mul_avx512(source + row * 2 * f, source + row * 2 * f + f, f, target + row * f);
+        continue;
+      }
+#endif
       for (int64_t i = 0; i < f; ++i) {
         const float gate = to_float(source[row * 2 * f + i]), up = to_float(source[row * 2 * f + f + i]);
         target[row * f + i] = to_bf16(gate / (1.0f + std::exp(-gate)) * up);
       }
+    }
   });
   return result;
 }
@@ -426,6 +473,8 @@ struct DecodeShape {
   int64_t heads, groups, head_size, block_size, max_blocks;
   float scale;
 };
+
+constexpr int64_t MAX_SHARED = 8;  // query heads that share a key head on the fast path
 
 void attend_plain(const bf16* query, const bf16* keys, const bf16* values, const int32_t* blocks, int64_t first,
                   int64_t length, int64_t group, const DecodeShape& s, bf16* out) {
@@ -450,70 +499,110 @@ void attend_plain(const bf16* query, const bf16* keys, const bf16* values, const
 }
 
 #if HAS_X86
-// Scores of up to 16 positions of one head at once, then one exponential for all; D is a multiple of 32, at most 256.
-AVX512 inline __m512 exp_avx512(__m512 x) {  // e^x for x <= 0, relative error below 2e-7 (Cephes' polynomial)
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+// The 16 sums over lanes of 16 registers, by halving: lane t of the result is the sum of sums[t].
+AVX512 inline __m512 sum_each(__m512 sums[16]) {
+  const __m512i even = _mm512_setr_epi32(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+  const __m512i odd = _mm512_setr_epi32(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#pragma GCC unroll 8
+  for (int t = 0; t < 8; ++t)  // lanes alternate between sums[2 t] and sums[2 t + 1]
+    sums[t] = _mm512_add_ps(_mm512_permutex2var_ps(sums[2 * t], even, sums[2 * t + 1]),
+                            _mm512_permutex2var_ps(sums[2 * t], odd, sums[2 * t + 1]));
+#pragma GCC unroll 4
+  for (int t = 0; t < 4; ++t) {  // pairs of lanes
+    const __m512d first = _mm512_castps_pd(sums[2 * t]), second = _mm512_castps_pd(sums[2 * t + 1]);
+    sums[t] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
+                            _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+  }
+#pragma GCC unroll 2
+  for (int t = 0; t < 2; ++t)  // quarters, first of both registers' even ones, then of their odd ones
+    sums[t] = _mm512_add_ps(_mm512_shuffle_f32x4(sums[2 * t], sums[2 * t + 1], 0x88),
+                            _mm512_shuffle_f32x4(sums[2 * t], sums[2 * t + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(sums[0], sums[1], 0x88), _mm512_shuffle_f32x4(sums[0], sums[1], 0xdd));
 }
 
+// All query heads of one key head, 16 positions at a time: each key and value is read once for all of them. The head
+// size is a multiple of 32, at most 256; at most 8 heads share a key head here.
+template <int CHUNKS>
 AVX512 void attend_avx512(const bf16* query, const bf16* keys, const bf16* values, const int32_t* blocks,
                           int64_t first, int64_t length, int64_t group, const DecodeShape& s, bf16* out) {
-  constexpr int64_t TILE = 16;
-  const int64_t d = s.head_size, per_group = s.heads / s.groups, chunks = d / 32;
-  for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) {
-    const bf16* q = query + h * d;
-    float largest = -INFINITY, total = 0.0f;
-    __m512 sums[16];
-    for (int64_t c = 0; c < 2 * chunks; ++c) sums[c] = _mm512_setzero_ps();
-    for (int64_t start = first; start < length; start += TILE) {
-      const int64_t count = std::min(TILE, length - start);
-      alignas(64) float scores[TILE];
-      const bf16* value_rows[TILE];
-      for (int64_t t = 0; t < count; ++t) {
-        const int64_t position = start + t;
-        const int64_t slot = blocks[position / s.block_size] * s.block_size + position % s.block_size;
-        const int64_t offset = (slot * s.groups + group) * d;
-        value_rows[t] = values + offset;
-        __m512 dot = _mm512_setzero_ps();
-        for (int64_t c = 0; c < chunks; ++c)
-          dot = _mm512_dpbf16_ps(dot, reinterpret_cast<__m512bh>(_mm512_loadu_si512(q + 32 * c)),
-                                 reinterpret_cast<__m512bh>(_mm512_loadu_si512(keys + offset + 32 * c)));
-        scores[t] = _mm512_reduce_add_ps(dot) * s.scale;
+  constexpr int64_t TILE = 16, D = 32 * CHUNKS;
+  const int64_t heads = s.heads / s.groups;
+  float largest[MAX_SHARED], totals[MAX_SHARED];
+  alignas(64) float sums[MAX_SHARED][D], weights[MAX_SHARED][TILE];
+  for (int64_t h = 0; h < heads; ++h) {
+    largest[h] = -INFINITY, totals[h] = 0.0f;
+    std::fill(sums[h], sums[h] + D, 0.0f);
+  }
+  for (int64_t start = first; start < length; start += TILE) {
+    const int64_t count = std::min(TILE, length - start);
+    int64_t offsets[TILE];
+    for (int64_t t = 0; t < TILE; ++t) {
+      const int64_t position = start + std::min(t, count - 1);  // past the end: the last one again, with weight zero
+      offsets[t] = ((blocks[position / s.block_size] * s.block_size + position % s.block_size) * s.groups + group) * D;
+    }
+    for (int64_t t = 0; t < TILE; ++t)  // rows of one head are far apart, which the hardware does not foresee
+      for (int64_t i = 0; i < D; i += 32) _mm_prefetch(reinterpret_cast<const char*>(values + offsets[t] + i), _MM_HINT_T0);
+    const int64_t ahead = std::min(start + TILE, length - 1);
+    const bf16* next = keys + (blocks[ahead / s.block_size] * s.block_size * s.groups + group) * D;
+    for (int64_t t = 0; t < TILE && t < s.block_size; ++t)
+      for (int64_t i = 0; i < D; i += 32)
+        _mm_prefetch(reinterpret_cast<const char*>(next + t * s.groups * D + i), _MM_HINT_T0);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    for (int64_t h = 0; h < heads; ++h) {
+      const bf16* q = query + (group * heads + h) * D;
+      __m512 dots[TILE];
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < TILE; ++t) {
+        dots[t] = _mm512_setzero_ps();
+        for (int c = 0; c < CHUNKS; ++c)
+          dots[t] = _mm512_dpbf16_ps(dots[t], reinterpret_cast<__m512bh>(_mm512_loadu_si512(q + 32 * c)),
+                                     reinterpret_cast<__m512bh>(_mm512_loadu_si512(keys + offsets[t] + 32 * c)));
       }
-      for (int64_t t = count; t < TILE; ++t) scores[t] = -INFINITY;
-      const __m512 tile = _mm512_load_ps(scores);
-      const float now = std::max(largest, _mm512_reduce_max_ps(tile));
-      const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-      const __m512 weights = _mm512_maskz_mov_ps(mask, exp_avx512(_mm512_sub_ps(tile, _mm512_set1_ps(now))));
-      const float shrink = largest == -INFINITY ? 0.0f : std::exp(largest - now);
-      total = total * shrink + _mm512_reduce_add_ps(weights);
-      largest = now;
-      _mm512_store_ps(scores, weights);
-      const __m512 factor = _mm512_set1_ps(shrink);
-      for (int64_t c = 0; c < 2 * chunks; ++c) sums[c] = _mm512_mul_ps(sums[c], factor);
-      for (int64_t t = 0; t < count; ++t) {
-        const __m512 weight = _mm512_set1_ps(scores[t]);
-        for (int64_t c = 0; c < 2 * chunks; ++c) {
-          const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(value_rows[t] + 16 * c));
-          const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-          sums[c] = _mm512_fmadd_ps(weight, wide, sums[c]);
+      const __m512 scores = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask,
+                                               _mm512_mul_ps(sum_each(dots), _mm512_set1_ps(s.scale)));
+      const float now = std::max(largest[h], _mm512_reduce_max_ps(scores));
+      const __m512 tile = _mm512_maskz_mov_ps(mask, exp_avx512(_mm512_sub_ps(scores, _mm512_set1_ps(now))));
+      const float shrink = largest[h] == -INFINITY ? 0.0f : std::exp(largest[h] - now);
+      totals[h] = totals[h] * shrink + _mm512_reduce_add_ps(tile);
+      largest[h] = now;
+      _mm512_store_ps(weights[h], tile);
+      if (shrink != 1.0f)
+        for (int64_t i = 0; i < D; i += 16)
+          _mm512_store_ps(sums[h] + i, _mm512_mul_ps(_mm512_load_ps(sums[h] + i), _mm512_set1_ps(shrink)));
+    }
+    for (int64_t i = 0; i < D; i += 16) {
+      __m512 wide[TILE];
+#pragma GCC unroll 16
+      for (int64_t t = 0; t < TILE; ++t) wide[t] = widen(values + offsets[t] + i);
+      for (int64_t h = 0; h < heads; ++h) {
+        __m512 even = _mm512_load_ps(sums[h] + i), odd = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int64_t t = 0; t < TILE; t += 2) {
+          even = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t]), wide[t], even);
+          odd = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t + 1]), wide[t + 1], odd);
         }
+        _mm512_store_ps(sums[h] + i, _mm512_add_ps(even, odd));
       }
     }
-    const __m512 inverse = _mm512_set1_ps(1.0f / total);
-    for (int64_t c = 0; c < 2 * chunks; ++c)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + h * d + 16 * c),
-                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(sums[c], inverse))));
+  }
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = 0; i < D; i += 16)
+      narrow(out + (group * heads + h) * D + i,
+             _mm512_mul_ps(_mm512_load_ps(sums[h] + i), _mm512_set1_ps(1.0f / totals[h])));
+}
+
+using Attend = void (*)(const bf16*, const bf16*, const bf16*, const int32_t*, int64_t, int64_t, int64_t,
+                        const DecodeShape&, bf16*);
+
+Attend attend_for(const DecodeShape& s) {
+  if (!cpu_is_fast() || s.heads / s.groups > MAX_SHARED) return attend_plain;
+  switch (s.head_size) {
+    case 32: return attend_avx512<1>;
+    case 64: return attend_avx512<2>;
+    case 96: return attend_avx512<3>;
+    case 128: return attend_avx512<4>;
+    case 256: return attend_avx512<8>;
+    default: return attend_plain;
   }
 }
 #endif
@@ -533,20 +622,17 @@ Tensor decode_attention(const Tensor& query, const Tensor& key_cache, const Tens
   bf16* out = mutable_data(result);
   const int32_t *tables = block_tables.const_data_ptr<int32_t>(), *lens = context_lens.const_data_ptr<int32_t>();
   const int64_t row_size = shape.heads * shape.head_size, query_stride = query.stride(0);
-  const bool fast = cpu_is_fast() && shape.head_size % 32 == 0 && shape.head_size <= 256;
+#if HAS_X86
+  const Attend attend = attend_for(shape);
+#else
+  const auto attend = attend_plain;
+#endif
   at::parallel_for(0, batch * shape.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / shape.groups, group = item % shape.groups, length = lens[b];
       const int64_t first = window > 0 ? std::max<int64_t>(0, length - window) : 0;
-#if HAS_X86
-      if (fast) {
-        attend_avx512(queries + b * query_stride, keys, values, tables + b * shape.max_blocks, first, length, group,
-                      shape, out + b * row_size);
-        continue;
-      }
-#endif
-      attend_plain(queries + b * query_stride, keys, values, tables + b * shape.max_blocks, first, length, group,
-                   shape, out + b * row_size);
+      attend(queries + b * query_stride, keys, values, tables + b * shape.max_blocks, first, length, group, shape,
+             out + b * row_size);
     }
   });
   return result;
