@@ -55,8 +55,11 @@ class Prompt:
 class CpuAttention:
     """`AttentionBackend` on PyTorch's fused CPU attention; attention sinks are left to the reference."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deterministic: bool = False) -> None:
+        """`deterministic` reads every query by itself, so that neither the batch nor the chunk it came in matters to a
+        bit; it holds for what the compiled operators serve."""
         self._reference = ReferenceAttention()
+        self._deterministic = deterministic
 
     def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
         if library.serves(key) and library.serves(key_cache) and key.stride(1) == key.shape[2] == value.stride(1):
@@ -74,6 +77,8 @@ class CpuAttention:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
         compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
+        if compiled and self._deterministic:
+            return _query_by_query(query, key_cache, value_cache, layout, rules)
         if compiled and not prompts:
             return _compiled_decode(query, key_cache, value_cache, layout, rules)
         out = torch.empty(query.shape, dtype=query.dtype)
@@ -110,6 +115,22 @@ def _compiled_decode(
         query, key_cache, value_cache, layout.block_tables, layout.context_lens, rules.scale, rules.window or 0
     )
     return out
+
+
+def _query_by_query(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
+) -> Tensor:
+    """Every token of the step as a sequence of its own, that ends where the token can see (all, if not causal)."""
+    plan = ("queries", rules.causal)
+    if plan not in layout.prepared:
+        lens = layout.query_starts.diff().long()
+        rows = torch.repeat_interleave(torch.arange(len(lens)), lens)
+        ends = layout.context_lens[rows]
+        if rules.causal:
+            ends = ends - (layout.query_starts[1:][rows] - 1 - torch.arange(len(rows)))
+        tables = layout.block_tables[rows].contiguous()
+        layout.prepared[plan] = replace(layout, context_lens=ends.int(), block_tables=tables, prepared={})
+    return _compiled_decode(query, key_cache, value_cache, layout.prepared[plan], rules)
 
 
 def _decode_singles(

@@ -21,8 +21,10 @@ from model.description import CheckpointDescription, describe
 from model.encode_network import load_encode_network
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
+from model.errors import CheckpointError
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
+from model.ops import library
 from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
@@ -52,6 +54,8 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     if description.head == "language_model":
         network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
         assert isinstance(network, Decoder | EncoderDecoder)
+        if config.deterministic:
+            _check_deterministic(network, dtype, device)
         compile_layers(network, spec.quantization, wide=network.output)
         pack(network)
         grammars = GrammarCompiler(
@@ -78,6 +82,19 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         | ({"kv_cache": _cache_text(loaded)} if loaded.num_blocks else {}),
     )
     return lane
+
+
+def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises CheckpointError where bitwise the same answer in any batch cannot be promised."""
+    if device.type != "cpu":
+        return
+    config = network.config if isinstance(network, Decoder) else None
+    plain = config is not None and config.positions != "alibi" and config.attention_softcap is None
+    if not (plain and dtype == torch.bfloat16 and library.LOADED):
+        raise CheckpointError(
+            "deterministic is not to be had here: on CPUs it needs dtype bfloat16, the compiled operators and a "
+            "decoder without ALiBi and softcaps"
+        )
 
 
 def _make_cache(

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -29,11 +29,11 @@ KEY = "stories@1"
 MakeEngine = Callable[..., Awaitable[EngineClient]]
 
 
-def load_stories(*, kv_cache_bytes: int = 8 << 20) -> ModelDirectory:
+def load_stories(*, kv_cache_bytes: int = 8 << 20, dtype: Literal["float32", "bfloat16"] = "float32") -> ModelDirectory:
     model = LoadedModel(
         name="stories",
         version="1",
-        spec=ModelSpec(key=KEY, folder=str(STORIES), dtype="float32", kv_cache_bytes=kv_cache_bytes),
+        spec=ModelSpec(key=KEY, folder=str(STORIES), dtype=dtype, kv_cache_bytes=kv_cache_bytes),
         description=describe(STORIES),
         tokenizer=Tokenizer.load(STORIES),
         chat_template=None,
@@ -52,11 +52,12 @@ async def make_engine() -> AsyncIterator[MakeEngine]:
         *, limits: dict[str, Any] | None = None, faulty: bool = False, queue: QueueLimits | None = None, **config: Any
     ) -> EngineClient:
         kv_cache_bytes = config.pop("kv_cache_bytes", 8 << 20)
+        dtype = config.pop("dtype", "float32")
         settings = {"step_timeout_seconds": 20.0} | (limits or {})
         if faulty:
             settings["command"] = (sys.executable, str(FAULTY_WORKER))
         engine = EngineClient(
-            lambda: load_stories(kv_cache_bytes=kv_cache_bytes),
+            lambda: load_stories(kv_cache_bytes=kv_cache_bytes, dtype=dtype),
             WorkerConfig(models=[], num_threads=1, **config),
             SupervisorLimits(**settings),
             accounting=Accounting(Metrics(), queue or QueueLimits(1000, 10_000_000), time.monotonic()),

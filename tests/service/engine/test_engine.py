@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from model.ops import library
 from service.admission import QueueLimits
 from service.engine.client import EngineClient
 from service.errors import DeadlineExceeded, GenerationFailed, Overloaded, Quarantined, Unavailable, WorkerLost
@@ -224,3 +225,23 @@ async def test_the_worker_does_not_outlive_the_engine(make_engine: MakeEngine) -
     await engine.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_deterministic_answers_are_the_same_to_the_bit_alone_in_a_crowd_and_in_any_chunks(
+    make_engine: MakeEngine, reference_cases: list[dict[str, Any]]
+) -> None:
+    """Tokens and log-probabilities; without the option only numerically near ties may differ."""
+
+    async def answer(engine: EngineClient, case: dict[str, Any], seed: int) -> list[tuple[int, float]]:
+        stream = submit(engine, case["prompt_ids"] * 3, max_tokens=40, logprobs=0, temperature=0.8, seed=seed)
+        return [(entry.token_id, entry.logprob) async for output in stream for entry in output.logprobs]
+
+    if not library.LOADED:
+        pytest.skip("the operators were not compiled (no C++ compiler?)")
+    whole = await make_engine(dtype="bfloat16", deterministic=True, prefix_caching=False)
+    alone = [await answer(whole, case, seed) for seed, case in enumerate(reference_cases)]
+    crowd = await asyncio.gather(*(answer(whole, reference_cases[n % 4], n % 4) for n in range(64)))
+    assert crowd == alone * 16
+    chunked = await make_engine(dtype="bfloat16", deterministic=True, max_batch_tokens=7)
+    crowd = await asyncio.gather(*(answer(chunked, reference_cases[n % 4], n % 4) for n in range(16)))
+    assert crowd == alone * 4
