@@ -25,8 +25,9 @@ MAX_SENTENCES = 16_384
 NUM_SENTENCES = 3
 SALIENCE_WEIGHT = 0.7
 """Against likeness to what has been chosen already."""
-LEAD_WEIGHT = 0.1
-"""What the first sentence is given over the last: texts begin with what they are about."""
+LEAD_WEIGHT = 0.05
+"""What the first sentence is given over the last: texts begin with what they are about. (One-sentence summaries of 150
+SciTLDR papers with all-MiniLM-L6-v2: ROUGE-1 0.313 at 0.05, 0.305 without, 0.308 at 0.1; the first sentence: 0.262.)"""
 
 
 @dataclass(slots=True)

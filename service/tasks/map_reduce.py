@@ -4,7 +4,7 @@ Pieces end where sentences do, and only a sentence that is itself too long is cu
 tokens are, not what is done with it. Runs in the API process.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,17 +50,17 @@ def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[str]:
 
     Raises: TokenizerError.
     """
-    starts = [start for start, _ in tokenizer.encode_with_offsets(text, add_special_tokens=False).offsets]
-    if len(starts) <= max_tokens:
+    ends = [end for _, end in tokenizer.encode_with_offsets(text, add_special_tokens=False).offsets]
+    if len(ends) <= max_tokens:
         return [text]
-    parts = [part for span in split_sentences(text) for part in _cut_span(text, span, starts, max_tokens)]
+    parts = [part for span in split_sentences(text) for part in _cut_span(text, span, ends, max_tokens)]
     if not parts:
         return [text]
-    target = -(-len(starts) // -(-len(starts) // max_tokens))
+    target = -(-len(ends) // -(-len(ends) // max_tokens))
     pieces = [[parts[0]]]
-    length = _num_tokens(parts[0], starts)
+    length = _num_tokens(parts[0], ends)
     for part in parts[1:]:
-        more = _num_tokens(part, starts)
+        more = _num_tokens(part, ends)
         if length >= target or length + more > max_tokens:
             pieces.append([])
             length = 0
@@ -69,19 +69,20 @@ def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[str]:
     return [text[piece[0].start : piece[-1].end] for piece in pieces]
 
 
-def _num_tokens(span: Span, starts: Sequence[int]) -> int:
-    return bisect_left(starts, span.end) - bisect_left(starts, span.start)
+def _num_tokens(span: Span, ends: Sequence[int]) -> int:
+    """A token is where it ends: many begin with the space before their word, and so in the sentence before."""
+    return bisect_right(ends, span.end) - bisect_right(ends, span.start)
 
 
-def _cut_span(text: str, span: Span, starts: Sequence[int], max_tokens: int) -> list[Span]:
+def _cut_span(text: str, span: Span, ends: Sequence[int], max_tokens: int) -> list[Span]:
     """The span, or where it has too many tokens, parts of it that end between words if they can."""
     parts: list[Span] = []
     first, end = span.start, span.end
     while True:
-        at = bisect_left(starts, first)
-        if bisect_left(starts, end) - at <= max_tokens:
+        at = bisect_right(ends, first)
+        if bisect_right(ends, end) - at <= max_tokens:
             return [*parts, Span(first, end)] if first < end else parts
-        stop = starts[at + max_tokens]
+        stop = ends[at + max_tokens - 1]
         space = max((text.rfind(blank, first, stop + 1) for blank in " \n\t"), default=-1)
         stop = space if space > first else max(stop, first + 1)
         parts.append(Span(first, stop))

@@ -135,7 +135,8 @@ def add_window(
     inside = slice(window.first, window.first + num_context)
     masked = np.full_like(logits, MASKED)
     masked[inside] = logits[inside]
-    masked[window.cls_places] = logits[window.cls_places]  # some checkpoints say with it that there is no answer
+    cls = list(window.cls_places)
+    masked[cls] = logits[cls]  # some checkpoints say with it that there is no answer
     powers = np.exp(masked - masked.max(axis=0))
     shares = powers / powers.sum(axis=0)
     if options.handle_impossible_answer:
