@@ -15,8 +15,10 @@ from service.api.event_stream import until_gone
 from service.api.generating import new_id
 from service.api.native import (
     MAX_ITEMS,
+    FilledText,
     InputText,
     NativeBody,
+    TextsOrIds,
     encode_engine,
     encode_options,
     envelope,
@@ -32,17 +34,9 @@ from service.tasks.encoding import EncodedText, raise_if_all_failed
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
-NonEmpty = Annotated[str, Field(min_length=1, max_length=2_000_000)]
-TokenIds = Annotated[list[int], Field(min_length=1)]
-
 
 class EmbeddingsBody(NativeBody):
-    input: (
-        NonEmpty
-        | Annotated[list[NonEmpty], Field(min_length=1, max_length=MAX_ITEMS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS)]
-    )
+    input: TextsOrIds
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=65536)
     input_type: Literal["query", "document"] | None = None
@@ -88,14 +82,15 @@ def _vector(text: EncodedText, form: str) -> Any:
     return text.values.tolist()
 
 
-class SimilarityBody(NativeBody):
-    """Either one `source` against all `targets`, or `pairs`, each for itself."""
+TextPair = Annotated[list[FilledText], Field(min_length=2, max_length=2)]
 
-    source: NonEmpty | None = None
-    targets: Annotated[list[NonEmpty], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
-    pairs: Annotated[list[tuple[NonEmpty, NonEmpty]], Field(min_length=1, max_length=MAX_ITEMS // 2)] | None = Field(
-        None, strict=False
-    )
+
+class SimilarityBody(NativeBody):
+    """Either one `source` against all `targets`, or `pairs` (lists of two), each for itself."""
+
+    source: FilledText | None = None
+    targets: Annotated[list[FilledText], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    pairs: Annotated[list[TextPair], Field(min_length=1, max_length=MAX_ITEMS // 2)] | None = None
     prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
@@ -145,7 +140,7 @@ class DocumentObject(Strict):
 
 
 class RerankBody(NativeBody):
-    query: NonEmpty
+    query: FilledText
     documents: Annotated[list[InputText | DocumentObject], Field(min_length=1, max_length=MAX_ITEMS)]
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False

@@ -7,11 +7,11 @@ from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import Request
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from service.api.generating import deadline_of
-from service.api.schemas_openai import Name, Strict
+from service.api.schemas_openai import Name, Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
 from service.errors import ServiceError
@@ -21,6 +21,26 @@ MAX_ITEMS = 2048
 MAX_LABELS = 512
 
 InputText = Annotated[str, Field(max_length=2_000_000)]
+FilledText = Annotated[str, Field(min_length=1, max_length=2_000_000)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _kind_of_input(value: object) -> str:
+    """Which of the input's types is meant, so that a fault is one of that type and not of all four."""
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else ""
+    return "id lists" if isinstance(first, list) else "ids" if isinstance(first, int) else "texts"
+
+
+TextsOrIds = Annotated[
+    Annotated[FilledText, Tag("text")]
+    | Annotated[list[FilledText], Field(min_length=1, max_length=MAX_ITEMS), Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS), Tag("id lists")],
+    Discriminator(_kind_of_input),
+]
+"""What OpenAI's embeddings take. Token ids are read so that they can be refused with a reason."""
 
 
 class NativeBody(Strict):

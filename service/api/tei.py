@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from model.tokenizer import TokenizerError
 from service.api.classify import classify_engine
 from service.api.event_stream import until_gone
 from service.api.generating import deadline_of
-from service.api.native import MAX_ITEMS, InputText, encode_engine, json_response, note, usage_of
-from service.api.schemas_openai import Strict, TokenId
+from service.api.native import MAX_ITEMS, InputText, TextsOrIds, TokenIds, encode_engine, json_response, note, usage_of
+from service.api.schemas_openai import Strict
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, Unavailable
@@ -29,8 +29,11 @@ from service.tasks.encoding import EncodedText, EncodeOptions, Text, max_input_t
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
-Texts = InputText | Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Texts = Annotated[
+    Annotated[InputText, Tag("text")]
+    | Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS), Tag("texts")],
+    Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+]
 
 
 class TeiBody(Strict):
@@ -40,7 +43,7 @@ class TeiBody(Strict):
 
 
 class EmbedBody(TeiBody):
-    inputs: Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS)]
+    inputs: TextsOrIds
     normalize: bool = True
     prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)
@@ -79,16 +82,25 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
     return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
 
 
+TextOrPair = Annotated[list[InputText], Field(min_length=1, max_length=2)]
+
+
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
+
+
+def _kind_of_predict(value: object) -> str:
+    return _one_or_several(value) if isinstance(value, list) else "text"
+
+
 class PredictBody(TeiBody):
-    inputs: (
-        InputText
-        | Annotated[list[InputText], Field(min_length=2, max_length=2)]
-        | Annotated[
-            list[Annotated[list[InputText], Field(min_length=1, max_length=2)]],
-            Field(min_length=1, max_length=MAX_ITEMS),
-        ]
-    )
-    """A text, a pair (a list of two texts), or a list of lists of one or two."""
+    inputs: Annotated[
+        Annotated[InputText, Tag("text")]
+        | Annotated[TextOrPair, Tag("one")]
+        | Annotated[list[TextOrPair], Field(min_length=1, max_length=MAX_ITEMS), Tag("several")],
+        Discriminator(_kind_of_predict),
+    ]
+    """A text, a pair (a list of two texts, not two texts), or a list of lists of one or two."""
     raw_scores: bool = False
 
 
@@ -191,7 +203,11 @@ async def tei_tokenize(request: Request, body: TokenizeBody) -> Response:
 
 
 class DecodeBody(Strict):
-    ids: TokenIds | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS)]
+    ids: Annotated[
+        Annotated[TokenIds, Tag("one")]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS), Tag("several")],
+        Discriminator(_one_or_several),
+    ]
     skip_special_tokens: bool = True
 
 

@@ -7,16 +7,14 @@ queue. Asking for a result makes the lane's steps. Single-pass work alone.
 import itertools
 import time
 from pathlib import Path
-from typing import Any
 
-from service.engine.assembly import load_model
+from model.description import describe
+from model.tokenizer import Tokenizer
 from service.engine.flight import EncodeFlight, EncodeRequest
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
 from service.engine.models import LoadedModel, ModelDirectory
-from service.engine.protocol import Encode, EncodeResult, WorkerConfig
-from service.model_source import ModelSource
-from service.settings import Settings
+from service.engine.protocol import Encode, EncodeResult, ModelSpec, WorkerConfig
 
 
 class LaneEngine:
@@ -32,14 +30,16 @@ class LaneEngine:
         self._lanes: dict[str, Lane] = {}
         self._numbers = itertools.count(1)
 
-    def load(self, folder: Path, name: str | None = None, **settings: Any) -> LoadedModel:
-        source = ModelSource(name=name or folder.name, location=str(folder), version="1")
-        model = load_model(source, Settings(dtype="float32", kv_cache_memory=8 << 20, **settings))
-        model.state = "ready"
+    def load(self, folder: Path, name: str | None = None) -> LoadedModel:
+        name = name or folder.name
+        spec = ModelSpec(key=f"{name}@1", folder=str(folder), dtype="float32", kv_cache_bytes=1 << 20)
         config = WorkerConfig(models=[], block_size=4)
-        self._lanes[model.key] = load_lane(model.spec, config, lambda done, total: None, lambda: None)
-        self.models[model.name] = model
-        return model
+        self._lanes[spec.key] = load_lane(spec, config, lambda done, total: None, lambda: None)
+        self.models[name] = LoadedModel(
+            name=name, version="1", spec=spec, description=describe(folder), tokenizer=Tokenizer.load(folder),
+            chat_template=None, state="ready",
+        )  # fmt: skip
+        return self.models[name]
 
     def resolve(self, name: str | None, task: str) -> LoadedModel:
         return self.models.resolve(name, task)
