@@ -31,10 +31,11 @@ $(INSTALLED): pyproject.toml constraints.txt model/ops/kernels.cpp
 serve: $(INSTALLED)
 	$(BIN)/slimpajama serve $(foreach model,$(MODEL),--model $(model)) $(ARGS)
 
-# Where the chart's tools cannot be had, the tests that need them skip and say so.
+# A process per core with one thread each: the tests are many and small. Where the chart's tools cannot be had, the
+# tests that need them skip and say so.
 test: $(INSTALLED)
 	-$(MAKE) --no-print-directory chart-tools
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
