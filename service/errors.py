@@ -62,6 +62,14 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class SwapFailed(ServiceError):
+    """A version was not put in service; what served before goes on serving."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "swap_failed"
+
+
 class PayloadTooLarge(ServiceError):
     status = 413
     type = "invalid_request_error"

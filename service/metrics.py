@@ -137,6 +137,10 @@ class Metrics:
     def replayed(self, num_requests: int = 1) -> None:
         self._replayed.inc(num_requests)
 
+    def shadowed(self, *, model: str, version: str, outcome: str) -> None:
+        """A request run again by a shadow version: `same`, `different`, `failed`; `skipped` if there was a queue."""
+        self._shadowed.labels(model, version, outcome).inc()
+
     def worker_restarted(self, cause: str) -> None:
         self._restarts.labels(cause).inc()
 
@@ -192,6 +196,9 @@ class Metrics:
             "request_outcomes", "Accepted requests that have ended, by how.", (*_TASK, "outcome")
         )
         self._replayed = self._counter("requests_replayed", "Accepted requests run again after a worker's death.")
+        self._shadowed = self._counter(
+            "shadow_requests", "Requests that a shadow version ran again, by how it compares.", (*_MODEL, "outcome")
+        )
 
     def _make_task_metrics(self) -> None:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.", _TASK)

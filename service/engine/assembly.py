@@ -19,6 +19,7 @@ from service.engine.client import EngineClient
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import ModelSpec, WorkerConfig
 from service.engine.supervisor import SupervisorLimits
+from service.engine.versions import Deployment
 from service.metrics import Metrics
 from service.model_source import ModelSource
 from service.settings import Settings
@@ -33,6 +34,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> EngineClient:
         _worker_config(settings),
         _supervisor_limits(settings),
         accounting=Accounting(metrics, limits, time.monotonic()),
+        prepare=partial(prepare_model, settings),
     )
 
 
@@ -65,6 +67,25 @@ def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
         chat_template=ChatTemplate.load(folder),
         languages=languages_of(description, tokenizer),
     )
+
+
+def prepare_model(settings: Settings, name: str, deployment: Deployment) -> LoadedModel:
+    """A checkpoint that is to be served later; what the deployment leaves open is as configured.
+
+    Raises:
+        CheckpointError, ValueError: it cannot be found, or is not what it should be.
+    """
+    source = ModelSource.parse(f"{deployment.source}={name}" + (f"@{deployment.version}" if deployment.version else ""))
+    if source.name != name:
+        raise ValueError(f"'{name}' is no name to serve under: letters, digits, '.', '_', '/' or '-'")
+    wanted = {
+        "dtype": deployment.dtype,
+        "quantization": deployment.quantization,
+        "kv_cache_memory": deployment.kv_cache_memory,
+        "max_model_len": deployment.max_model_len,
+    }
+    given = {field: value for field, value in wanted.items() if value is not None}
+    return load_model(source, settings.model_copy(update=given))
 
 
 def languages_of(description: CheckpointDescription, tokenizer: Tokenizer) -> Languages | None:

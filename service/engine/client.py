@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -29,9 +30,13 @@ from service.engine.protocol import (
     Loading,
     Step,
     TokenOutput,
+    Unload,
     WorkerConfig,
 )
+from service.engine.self_test import TASK as SELF_TEST
+from service.engine.shadow import SHADOW_CLIENT, SHADOW_PRIORITY, Comparison
 from service.engine.supervisor import Supervisor, SupervisorLimits
+from service.engine.versions import Prepare, Versions
 from service.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -94,8 +99,10 @@ class EngineClient:
         worker_config: WorkerConfig,
         limits: SupervisorLimits,
         accounting: Accounting,
+        prepare: Prepare | None = None,
     ) -> None:
-        """`load_directory` finds the checkpoints and may take its time; it is called on a thread."""
+        """`load_directory` finds the checkpoints and may take its time; it is called on a thread. So is `prepare`, for
+        a checkpoint that is to be served later."""
         self.models = ModelDirectory()
         self._load_directory = load_directory
         self._config = worker_config
@@ -106,6 +113,7 @@ class EngineClient:
         self._flights: dict[int, Flight] = {}
         self._dispatcher = Dispatcher(worker_config)
         self.supervisor = Supervisor(self._worker_config, self, limits)
+        self.versions = Versions(self, prepare)
         self._preparing: asyncio.Task[None] | None = None
         self.on_loading: Callable[[Loading], None] = lambda _message: None
         self._settled = asyncio.Event()
@@ -134,7 +142,7 @@ class EngineClient:
         self.supervisor.start()
 
     def _worker_config(self) -> WorkerConfig:
-        return msgspec.structs.replace(self._config, models=[model.spec for model in self.models.values()])
+        return msgspec.structs.replace(self._config, models=[model.spec for model in self.models.everything()])
 
     async def drain(self, timeout_seconds: float) -> None:
         """Accepts nothing more, lets accepted requests finish, and fails those that have not after the timeout."""
@@ -149,6 +157,7 @@ class EngineClient:
         self._fail_all(Unavailable("the service is shutting down"))
         if self.state != "failed":
             self.state = "stopped"
+        await self.versions.stop("the service is shutting down")
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.gather(self._preparing, return_exceptions=True)
@@ -176,22 +185,16 @@ class EngineClient:
         Raises:
             Overloaded, Unavailable: it was not accepted.
         """
-        num_prompt = len(request.prompt_ids) + len(request.encoder_ids)
-        flight = GenerateFlight(
-            request=request, **self._common(request, cost_tokens=num_prompt + request.sampling.max_tokens)
-        )
-        flight.num_prompt_tokens = num_prompt
+        flight = self._generate_flight(request, self._model_of(request.model))
         self._accept(flight)
+        self._shadow(flight)
         return GenerationStream(flight, self)
 
     async def encode(self, request: EncodeRequest) -> list[EncodeResult]:
         """One pass over each input; an input's own fault is in its result, a fault of the whole request is raised."""
-        num_prompt = sum(len(entry.ids) for entry in request.inputs)
-        flight = EncodeFlight(
-            request=request, results=[None] * len(request.inputs), **self._common(request, cost_tokens=num_prompt)
-        )
-        flight.num_prompt_tokens = num_prompt
+        flight = self._encode_flight(request, self._model_of(request.model))
         self._accept(flight)
+        self._shadow(flight)
         try:
             while flight.outcome is None:
                 await flight.changed()
@@ -206,23 +209,61 @@ class EngineClient:
         if flight.outcome is None:
             if flight.dispatched:
                 self.supervisor.send(Cancel(flight.number))
+            flight.stopped_here = outcome == "stop"
             self._finish(flight, outcome, error)
             self._pump()
 
-    def _common(self, request: GenerateRequest | EncodeRequest, *, cost_tokens: int) -> dict[str, Any]:
-        model = self.models.by_key(request.model)
-        assert model is not None, "tasks resolve names before they ask the engine"
+    def _model_of(self, key: str) -> LoadedModel:
+        """Bound here: whatever is switched later, the request ends with the version that it began with."""
+        model = self.models.by_key(key)
+        assert model is not None, "whoever resolved the name holds the version, and so it is still known"
+        return model
+
+    def _generate_flight(self, request: GenerateRequest, model: LoadedModel) -> GenerateFlight:
+        num_prompt = len(request.prompt_ids) + len(request.encoder_ids)
+        cost = num_prompt + request.sampling.max_tokens
+        return GenerateFlight(request=request, **self._common(request, model, num_prompt_tokens=num_prompt, cost=cost))
+
+    def _encode_flight(self, request: EncodeRequest, model: LoadedModel) -> EncodeFlight:
+        num_prompt = sum(len(entry.ids) for entry in request.inputs)
+        common = self._common(request, model, num_prompt_tokens=num_prompt, cost=num_prompt)
+        return EncodeFlight(request=request, results=[None] * len(request.inputs), **common)
+
+    def _common(
+        self, request: GenerateRequest | EncodeRequest, model: LoadedModel, *, num_prompt_tokens: int, cost: int
+    ) -> dict[str, Any]:
         return {
             "number": next(self._numbers),
             "model": model,
             "task": request.task,
             "client": request.client,
             "priority": request.priority,
-            "cost_tokens": cost_tokens,
-            "num_prompt_tokens": 0,
+            "cost_tokens": cost,
+            "num_prompt_tokens": num_prompt_tokens,
             "accepted": time.monotonic(),
             "deadline": request.deadline,
         }
+
+    def _shadow(self, flight: Flight) -> None:
+        """Runs an accepted request again on the shadow of its version, where it has one and nobody waits."""
+        model = self.models.shadow_of(flight.model)
+        if model is None or flight.task == SELF_TEST:
+            return
+        count = partial(self._books.metrics.shadowed, model=model.name, version=model.version)
+        if self._dispatcher.load("").num_requests:
+            count(outcome="skipped")
+            return
+        twin: Flight
+        if isinstance(flight, GenerateFlight):
+            twin = self._generate_flight(flight.request, model)
+        else:
+            assert isinstance(flight, EncodeFlight)
+            twin = self._encode_flight(flight.request, model)
+        twin.client, twin.priority = SHADOW_CLIENT, SHADOW_PRIORITY
+        Comparison(
+            flight, twin, count=lambda outcome: count(outcome=outcome), cancel=lambda lost: self.end(lost, "cancelled")
+        )
+        self._enter(twin)
 
     def _accept(self, flight: Flight) -> None:
         now = flight.accepted
@@ -234,11 +275,15 @@ class EngineClient:
             raise DeadlineExceeded("the deadline had passed when the request arrived", param="timeout")
         load = self._dispatcher.load(flight.client)
         self._books.admit(load, num_tokens=flight.cost_tokens, client=flight.client, now=now)
+        self._enter(flight)
+
+    def _enter(self, flight: Flight) -> None:
         self._books.accepted(flight)
         self._flights[flight.number] = flight
         self._empty.clear()
         if flight.deadline is not None:
-            flight.deadline_timer = asyncio.get_running_loop().call_later(flight.deadline - now, self._expire, flight)
+            seconds = flight.deadline - flight.accepted
+            flight.deadline_timer = asyncio.get_running_loop().call_later(seconds, self._expire, flight)
         self._dispatcher.enqueue(flight)
         self._pump()
 
@@ -246,12 +291,16 @@ class EngineClient:
         self.end(flight, "deadline", DeadlineExceeded("the request's deadline passed before it was finished"))
 
     def _pump(self) -> None:
-        """Hands the worker what it has room for."""
-        if self.state not in ("ready", "draining"):
+        """Hands the worker what it has room for, of the checkpoints that it holds."""
+        if self.state not in ("ready", "restarting", "draining"):
             return
-        for flight in self._dispatcher.take():
+        for flight in self._dispatcher.take(self._is_loaded):
             flight.dispatched = True
             self.supervisor.send(flight.message())
+
+    def _is_loaded(self, key: str) -> bool:
+        model = self.models.by_key(key)
+        return model is not None and model.loaded is not None
 
     def _finish(self, flight: Flight, outcome: str, error: ServiceError | None = None) -> None:
         del self._flights[flight.number]
@@ -332,23 +381,50 @@ class EngineClient:
                 self._finish(flight, "stop")
 
     def _on_loaded(self, message: Loaded) -> None:
-        for model in self.models.values():
-            if model.key == message.model:
-                model.loaded, model.state = message, "ready"
-                self._books.model_loaded(model)
-        if all(model.state == "ready" for model in self.models.values()):
+        model = self.models.by_key(message.model)
+        if model is None:
+            self.supervisor.send(Unload(message.model))  # given up while it was being loaded
+            return
+        model.loaded = message
+        if model.state == "loading":
+            model.state = "ready"
+        self._books.model_loaded(model)
+        self.versions.loaded(model)
+        self._note_ready()
+        self._pump()
+
+    def _note_ready(self) -> None:
+        """Ready is when all that is served is; what is being loaded beside it changes nothing."""
+        if self.models and all(model.loaded is not None for model in self.models.values()):
             if self.state in ("starting", "restarting"):
                 self.state = "ready"
             self._books.metrics.worker_up(True)
             self._settled.set()
-            self._pump()
 
     def _on_load_failed(self, message: LoadFailed) -> None:
         log.critical("checkpoint does not load", extra={"model": message.model, "reason": message.message})
-        for model in self.models.values():
-            if model.key == message.model:
-                model.state = "failed"
-        self._give_up(f"{message.model}: {message.message}")
+        model = self.models.by_key(message.model)
+        if model is None:
+            return
+        model.state = "failed"
+        if model in self.models.values():
+            self._give_up(f"{message.model}: {message.message}")
+        else:
+            self.versions.load_failed(model, message.message)
+            self.fail_requests_of(model.key, WorkerLost(f"{model.key} was replaced, and could not be loaded again"))
+
+    def fail_requests_of(self, key: str, error: ServiceError) -> None:
+        for flight in self._dispatcher.of(key):
+            self.end(flight, "error", error)
+
+    def num_requests_of(self, key: str) -> int:
+        return self._dispatcher.num_of(key)
+
+    def unload(self, name: str, version: str, key: str) -> None:
+        """Frees a version that nobody uses any more, in the worker and in the books."""
+        self._dispatcher.drop(key)
+        self.supervisor.send(Unload(key))
+        self._books.metrics.forget_model(model=name, version=version)
 
     # -- the worker's life --------------------------------------------------------------------------------------------
 
@@ -361,8 +437,11 @@ class EngineClient:
         self._books.metrics.worker_restarted(cause)
         if self.state == "ready":
             self.state = "restarting"
-        for model in self.models.values():
-            model.state, model.loaded = "loading", None
+        for model in self.models.everything():
+            model.loaded = None
+            if model.state == "ready":
+                model.state = "loading"
+        self.versions.worker_died()
         for flight in self._dispatcher.take_back():
             flight.dispatched = False
             if flight.deaths_without_progress >= GUILTY_DEATHS:
@@ -377,5 +456,6 @@ class EngineClient:
 
     def _give_up(self, reason: str) -> None:
         self.state, self.failure = "failed", reason
+        self.versions.give_up(f"the worker is gone: {reason}")
         self._fail_all(WorkerLost(f"the worker is gone: {reason}", retry_after=5.0))
         self._settled.set()

@@ -7,6 +7,7 @@ requests that have got somewhere in this worker, and nobody after it until it ha
 guilty. Pure data. Runs in the API process.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.admission import QueueLoad
@@ -59,10 +60,26 @@ class Dispatcher:
         lane.flights[flight.number] = flight
         lane.waiting.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
-    def take(self) -> list[Flight]:
+    def num_of(self, key: str) -> int:
+        """The checkpoint's requests, waiting or inside."""
+        lane = self._lanes.get(key)
+        return len(lane.flights) if lane else 0
+
+    def of(self, key: str) -> list[Flight]:
+        lane = self._lanes.get(key)
+        return list(lane.flights.values()) if lane else []
+
+    def drop(self, key: str) -> None:
+        """The checkpoint is served no more, and nothing of it is left."""
+        lane = self._lanes.pop(key, None)
+        assert lane is None or not lane.flights, "a checkpoint is dropped when its requests have ended"
+
+    def take(self, is_loaded: Callable[[str], bool] = lambda _key: True) -> list[Flight]:
         """What the worker has room for now, in order; it counts as inside from here on."""
         taken: list[Flight] = []
-        for lane in self._lanes.values():
+        for key, lane in self._lanes.items():
+            if not is_loaded(key):
+                continue
             while self._suspect is None and (number := lane.waiting.peek()) is not None:
                 flight = lane.flights[number]
                 is_suspect = flight.deaths_without_progress >= SUSPECT_DEATHS

@@ -4,6 +4,7 @@ Knows nothing of processes or sockets: the client moves flights between the queu
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.batch import SamplingParams
@@ -61,6 +62,10 @@ class Flight:
     deaths_without_progress: int = 0
     outcome: str | None = None
     error: ServiceError | None = None
+    stopped_here: bool = False
+    """Ended from this side and not by the worker, with all that the caller wanted (a stop string)."""
+    on_end: "Callable[[Flight], None] | None" = None
+    """Who else wants to know that it has ended (its shadow's comparison)."""
     deadline_timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -74,6 +79,8 @@ class Flight:
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         self.wake()
+        if self.on_end is not None:
+            self.on_end(self)
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

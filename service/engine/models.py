@@ -1,22 +1,27 @@
-"""Which checkpoints are served under which names, and which of them can do a task.
+"""Which checkpoints are served under which names and versions, and which of them can do a task.
 
-Knows folders, descriptions and tokenizers, not weights: those are the worker's. API process only.
+Knows folders, descriptions and tokenizers, not weights: those are the worker's. A version that is being loaded is not
+served yet; one that has been replaced is served no more, but known for as long as somebody still uses it. API process
+only.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription
 from model.languages import Languages
 from model.tokenizer import Tokenizer
+from service.engine.aliases import Alias, sticky_key
 from service.engine.protocol import Loaded, ModelSpec
 from service.errors import ModelNotFound, TaskNotSupported
 
 ModelState = Literal["loading", "ready", "failed", "draining"]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class LoadedModel:
     """A checkpoint as the API process sees it; `loaded` is set once the worker holds its weights."""
 
@@ -41,14 +46,35 @@ class LoadedModel:
 
 
 class ModelDirectory(dict[str, LoadedModel]):
-    """Served name to checkpoint, in the order of loading."""
+    """Served name to checkpoint, in the order of loading; of a name's versions the heaviest has the name itself, the
+    others have `name@version`."""
+
+    def __init__(self, models: Mapping[str, LoadedModel] | None = None) -> None:
+        super().__init__(models or {})
+        self.aliases: dict[str, Alias] = {}
+        self.pending: dict[str, LoadedModel] = {}
+        """Being loaded or tested, by key."""
+        self.retired: WeakValueDictionary[str, LoadedModel] = WeakValueDictionary()
+        """Replaced, by key: here until the last request that was given one has let go of it."""
 
     def by_key(self, key: str) -> LoadedModel | None:
-        """The checkpoint with that `name@version`."""
-        return next((model for model in self.values() if model.key == key), None)
+        """The checkpoint with that `name@version`, served or not."""
+        served = next((model for model in self.values() if model.key == key), None)
+        return served or self.pending.get(key) or self.retired.get(key)
+
+    def everything(self) -> Iterator[LoadedModel]:
+        """All that the worker should hold, those that are served first."""
+        yield from self.values()
+        yield from self.retired.values()
+        yield from self.pending.values()
+
+    def versions_of(self, name: str) -> dict[str, LoadedModel]:
+        return {model.version: model for model in self.values() if model.name == name}
 
     def resolve(self, name: str | None, task: str) -> LoadedModel:
         """The checkpoint of that name (`name` or `name@version`), or the first that can do the task.
+
+        A name that several versions share gives the one that the caller always gets.
 
         Raises:
             ModelNotFound: no checkpoint has that name, or none can do the task.
@@ -58,13 +84,59 @@ class ModelDirectory(dict[str, LoadedModel]):
         if name is None:
             if not able:
                 raise ModelNotFound(f"no loaded checkpoint can do '{task}'", param="model")
-            return able[0]
-        model = self.get(name) or self.by_key(name)
-        if model is None:
-            raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self)}", param="model")
+            return self.share_of(able[0])
+        model = self.named(name)
         if task not in model.tasks:
-            others = f"; '{task}' is done by: {', '.join(m.name for m in able)}" if able else ""
+            names = dict.fromkeys(other.name for other in able)
+            others = f"; '{task}' is done by: {', '.join(names)}" if able else ""
             raise TaskNotSupported(
                 f"model '{model.name}' cannot do '{task}', it can do: {', '.join(model.tasks)}{others}", param="model"
             )
         return model
+
+    def named(self, name: str) -> LoadedModel:
+        """The checkpoint of that name (`name` or `name@version`). Raises ModelNotFound."""
+        if name in self:
+            found = self[name]
+            return self.share_of(found) if name == found.name else found
+        for model in self.values():
+            if model.key == name:
+                return model
+        raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self)}", param="model")
+
+    def share_of(self, model: LoadedModel) -> LoadedModel:
+        """The version of this checkpoint's name that the caller gets."""
+        alias = self.aliases.get(model.name)
+        if alias is None:
+            return model
+        return self.versions_of(model.name).get(alias.pick(model.name, sticky_key()), model)
+
+    def shadow_of(self, model: LoadedModel) -> LoadedModel | None:
+        """The version that runs this one's requests again; None for the shadow itself."""
+        alias = self.aliases.get(model.name)
+        if alias is None or alias.shadow is None or alias.shadow == model.version:
+            return None
+        return self.versions_of(model.name).get(alias.shadow)
+
+    def serve(self, model: LoadedModel) -> None:
+        """Serves a further version beside the others, or a new name."""
+        self[model.key if model.name in self else model.name] = model
+
+    def divide(self, name: str, alias: Alias) -> None:
+        """Gives each version its share of a name; the heaviest gets the name itself, in its place of the order."""
+        former, primary = self[name], self.versions_of(name)[alias.heaviest]
+        if former is not primary:
+            del self[primary.key]
+            self[name] = primary
+            self[former.key] = former
+        if len(alias.weights) > 1 or alias.shadow is not None:
+            self.aliases[name] = alias
+        else:
+            self.aliases.pop(name, None)
+
+    def retire(self, model: LoadedModel) -> None:
+        """Serves a version no more. The name itself must have been given to another one, unless this was the last."""
+        key = model.key if self.get(model.name) is not model else model.name
+        del self[key]
+        model.state = "draining"
+        self.retired[model.key] = model

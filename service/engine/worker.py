@@ -8,6 +8,7 @@ hand over through a queue and a byte in the wake pipe.
 import argparse
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -58,7 +59,6 @@ class Worker:
         self._wake = wake
         self._config: WorkerConfig | None = None
         self._lanes: dict[str, Lane] = {}
-        self._owner: dict[int, Lane] = {}
         self._arrivals: queue.SimpleQueue[Lane | LoadFailed | Loading] = queue.SimpleQueue()
         self._stopping = False
 
@@ -66,13 +66,17 @@ class Worker:
         while not self._stopping:
             self._clock.beat(time.monotonic())
             self._drain_inbox()
-            lane = self._next_lane()
-            if lane is None:
-                continue
-            self._clock.begin_step(time.monotonic(), self._bound.seconds(lane.next_step_tokens))
-            step = lane.step(time.monotonic())
-            self._bound.record(step.stats.step_tokens, step.stats.step_seconds)
-            self._connection.send(step)
+            self._step_next()
+
+    def _step_next(self) -> None:
+        """A step of the checkpoint whose turn it is. Keeps no hold of it: the inbox may take it away between steps."""
+        lane = self._next_lane()
+        if lane is None:
+            return
+        self._clock.begin_step(time.monotonic(), self._bound.seconds(lane.next_step_tokens))
+        step = lane.step(time.monotonic())
+        self._bound.record(step.stats.step_tokens, step.stats.step_seconds)
+        self._connection.send(step)
 
     def _next_lane(self) -> Lane | None:
         """The lane with work that has used the least time: every checkpoint gets its fair turn."""
@@ -100,8 +104,7 @@ class Worker:
             case Generate() | Encode():
                 self._submit(message)
             case Cancel():
-                lane = self._owner.pop(message.request_id, None)
-                if lane is not None:
+                for lane in self._lanes.values():  # all but one have never heard of it
                     lane.cancel(message.request_id)
             case WorkerConfig():
                 self._configure(message)
@@ -121,8 +124,6 @@ class Worker:
             lane.submit(message, time.monotonic())
         except ValueError as error:
             self._refuse(message, str(error))
-        else:
-            self._owner[message.request_id] = lane
 
     def _refuse(self, message: Generate | Encode, reason: str) -> None:
         step = Step(model=message.model)
@@ -183,10 +184,20 @@ class Worker:
     def _unload(self, key: str) -> None:
         lane = self._lanes.pop(key, None)
         if lane is not None:
-            self._owner = {number: owner for number, owner in self._owner.items() if owner is not lane}
-            step = lane.close()
-            self._connection.send(step)
+            self._connection.send(lane.close())
+            del lane
+            free_memory()
+            log.info("checkpoint unloaded", extra={"model": key})
         self._connection.send(Unloaded(key))
+
+
+def free_memory() -> None:
+    """Gives what nobody holds any more back to the device and to the machine: cycles first, then the caches."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA has not been touched
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # only glibc keeps freed pages and has a call for them
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def die_with_parent(parent: int) -> None:

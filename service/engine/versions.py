@@ -1,0 +1,350 @@
+"""Versions come and go under a live service: load beside, test, switch at once, drain, free; or leave all as it was.
+
+A request is bound to a version when it is accepted. A version that has been replaced is freed when the last one who
+was given it, queued, running or still tokenizing, has let go of it: that is what Python's own reference counts say.
+Knows the engine only by `Owner`. Runs in the API process, on its event loop.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import logging
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from model.errors import CheckpointError
+from model.tokenizer import TokenizerError
+from service.engine.aliases import Alias
+from service.engine.models import LoadedModel, ModelDirectory
+from service.engine.protocol import Load, ToWorker
+from service.engine.self_test import SelfTestEngine, check_golden, read_golden, warm_up
+from service.errors import ModelNotFound, ServiceError, SwapFailed, Unavailable
+
+log = logging.getLogger("slimpajama.versions")
+
+T = TypeVar("T")
+
+MAX_LOAD_DEATHS = 2
+"""Worker deaths while a version is loaded or tested after which the version is taken for the cause."""
+POLL_SECONDS = 0.05
+POLLS_PER_COLLECTION = 20
+"""A reference that a raised error keeps in a cycle goes only with a collection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What to load and what to do with it; None: as the service is configured."""
+
+    source: str
+    version: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_memory: int | None = None
+    max_model_len: int | None = None
+    warm_up: bool = True
+    self_test: bool = True
+    switch: bool = True
+    """False: it is served beside the others, under `name@version` alone."""
+    keep_former: bool = False
+    """Leave the replaced version loaded, under its `name@version`."""
+
+
+Prepare = Callable[[str, Deployment], LoadedModel]
+"""Finds, describes and tokenizes a checkpoint for a name; on a thread. Raises CheckpointError or ValueError."""
+
+
+class Sender(Protocol):
+    def send(self, message: ToWorker) -> None: ...
+
+
+class Owner(SelfTestEngine, Protocol):
+    """What the engine client is to its versions."""
+
+    models: ModelDirectory
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def supervisor(self) -> Sender: ...
+
+    def num_requests_of(self, key: str) -> int: ...
+
+    def fail_requests_of(self, key: str, error: ServiceError) -> None: ...
+
+    def unload(self, name: str, version: str, key: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A version on its way into service."""
+
+    loaded: "asyncio.Future[None]"
+    num_deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """What a rollback goes back to; the copies hold no weights and keep nothing loaded."""
+
+    alias: Alias
+    models: dict[str, LoadedModel] = field(default_factory=dict)
+
+
+class Versions:
+    def __init__(self, owner: Owner, prepare: Prepare | None) -> None:
+        self._owner = owner
+        self._prepare = prepare
+        self._trials: dict[str, _Trial] = {}
+        self._busy: set[str] = set()
+        self._former: dict[str, _Former] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.failures: dict[str, str] = {}
+        """Why the last deployment of a name failed, until one succeeds."""
+
+    # -- what an administrator asks for -------------------------------------------------------------------------------
+
+    async def deploy(self, name: str, deployment: Deployment) -> LoadedModel:
+        """Loads a version, tests it and puts it in service. Goes on if the caller leaves.
+
+        Raises SwapFailed: it was not put in service, and nothing has changed.
+        """
+        return await self._alone(name, self._deploy(name, deployment))
+
+    async def rollback(self, name: str) -> dict[str, float]:
+        """Goes back to what the name stood for before its last change; a second rollback goes forward again."""
+        return await self._alone(name, self._rollback(name))
+
+    def divide(self, name: str, weights: Mapping[str, float], shadow: str | None = None) -> None:
+        """Gives each version its share of the name's requests. Raises ModelNotFound, SwapFailed."""
+        versions = self._versions_of(name)
+        unknown = [version for version in (*weights, shadow) if version is not None and version not in versions]
+        if unknown:
+            raise ModelNotFound(f"'{name}@{unknown[0]}' is not loaded; loaded: {', '.join(versions)}", param="weights")
+        if not any(weight > 0 for weight in weights.values()):
+            raise SwapFailed("at least one version needs a weight above 0", param="weights")
+        alias = Alias(dict(weights), shadow)
+        if shadow is not None:
+            _check_same_tokens(versions[alias.heaviest], versions[shadow])
+        self._remember(name)
+        self._owner.models.divide(name, alias)
+
+    def remove(self, name: str) -> None:
+        """Takes a version (`name@version`, or a name's only one) out of service. Raises ModelNotFound, SwapFailed."""
+        models = self._owner.models
+        model = next((entry for key, entry in models.items() if name in (key, entry.key)), None)
+        if model is None:
+            raise ModelNotFound(f"'{name[:160]}' is not loaded; loaded: {', '.join(models)}")
+        others = [entry for entry in models.values() if entry is not model]
+        if not others:
+            raise SwapFailed(f"{model.key} is the last checkpoint of the service")
+        alias = self.alias_of(model.name)
+        same_name = [entry for entry in others if entry.name == model.name]
+        if same_name and (alias.weights.get(model.version, 0) > 0 or alias.shadow == model.version):
+            raise SwapFailed(f"{model.key} has a share of '{model.name}': give it to another version first")
+        self._former.pop(model.name, None)
+        self._retire(model)
+
+    def alias_of(self, name: str) -> Alias:
+        models = self._owner.models
+        return models.aliases.get(name) or Alias({models[name].version: 1.0})
+
+    def can_roll_back(self, name: str) -> bool:
+        return name in self._former
+
+    # -- what the engine tells ----------------------------------------------------------------------------------------
+
+    def loaded(self, model: LoadedModel) -> None:
+        trial = self._trials.get(model.key)
+        if trial is not None and not trial.loaded.done():
+            trial.loaded.set_result(None)
+
+    def load_failed(self, model: LoadedModel, reason: str) -> None:
+        self._fail_trial(model.key, f"it does not load: {reason}")
+
+    def worker_died(self) -> None:
+        """A version under whose trial the worker keeps dying is given up, before the next worker is told to load it."""
+        for key, trial in list(self._trials.items()):
+            trial.num_deaths += 1
+            if trial.num_deaths >= MAX_LOAD_DEATHS:
+                self._fail_trial(key, f"the worker died {trial.num_deaths} times while it was loaded and tested")
+
+    def give_up(self, reason: str) -> None:
+        for key in list(self._trials):
+            self._fail_trial(key, reason)
+
+    async def stop(self, reason: str) -> None:
+        self.give_up(reason)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- the way in ---------------------------------------------------------------------------------------------------
+
+    async def _alone(self, name: str, change: Coroutine[Any, Any, T]) -> T:
+        """One change of a name at a time, as a task of its own."""
+        if name in self._busy:
+            change.close()
+            raise SwapFailed(f"another version of '{name}' is being loaded: wait for it")
+        self._busy.add(name)
+        task = self._spawn(change)
+        task.add_done_callback(lambda _task: self._busy.discard(name))
+        return await asyncio.shield(task)
+
+    async def _deploy(self, name: str, deployment: Deployment) -> LoadedModel:
+        model: LoadedModel | None = None
+        try:
+            model = await self._prepared(name, deployment)
+            await self._bring_up(model, tests=deployment.self_test, warms_up=deployment.warm_up)
+        except ServiceError as error:
+            self.failures[name] = error.message
+            label = model.key if model is not None else f"{name} from {deployment.source}"
+            log.error("version refused", extra={"model": label, "reason": error.message})
+            raise
+        self.failures.pop(name, None)
+        self._put_in_service(model, deployment)
+        log.info("version in service", extra={"model": model.key, "switched": deployment.switch})
+        return model
+
+    async def _prepared(self, name: str, deployment: Deployment) -> LoadedModel:
+        if self._prepare is None or self._owner.state not in ("ready", "restarting"):
+            raise Unavailable(f"the service is {self._owner.state}: no version can be loaded now", retry_after=2.0)
+        try:
+            model = await asyncio.to_thread(self._prepare, name, deployment)
+        except (CheckpointError, TokenizerError, ValueError, OSError) as error:
+            raise SwapFailed(f"'{deployment.source}' cannot be used: {error}", param="source") from error
+        if self._owner.models.by_key(model.key) is not None:
+            raise SwapFailed(f"{model.key} is loaded already: name another version", param="version")
+        return model
+
+    async def _bring_up(self, model: LoadedModel, *, tests: bool, warms_up: bool) -> None:
+        """Loads and tests; on return the version is ready and not yet served."""
+        owner, key = self._owner, model.key
+        trial = self._trials[key] = _Trial(asyncio.get_running_loop().create_future())
+        owner.models.pending[key] = model
+        try:
+            owner.supervisor.send(Load(model.spec))
+            await trial.loaded
+            if warms_up:
+                await warm_up(owner, model)
+            if tests:
+                for golden in await asyncio.to_thread(read_golden, model.description.folder):
+                    await check_golden(owner, model, golden)
+        except BaseException:
+            owner.models.pending.pop(key, None)
+            owner.fail_requests_of(key, SwapFailed("the version was given up"))
+            owner.unload(model.name, model.version, key)
+            raise
+        finally:
+            del self._trials[key]
+
+    def _put_in_service(self, model: LoadedModel, deployment: Deployment) -> None:
+        """Between two turns of the event loop: nobody sees half of it."""
+        models = self._owner.models
+        models.pending.pop(model.key)
+        if model.name not in models or not deployment.switch:
+            models.serve(model)
+            return
+        self._remember(model.name)
+        models.serve(model)
+        self._switch(model.name, Alias({model.version: 1.0}), keeps=deployment.keep_former)
+
+    def _switch(self, name: str, alias: Alias, *, keeps: bool) -> None:
+        versions, weights = self._versions_of(name), self.alias_of(name).weights
+        self._owner.models.divide(name, alias)
+        for version, weight in weights.items():
+            if weight > 0 and version not in alias.weights and version != alias.shadow and not keeps:
+                self._retire(versions[version])
+
+    async def _rollback(self, name: str) -> dict[str, float]:
+        former = self._former.get(name)
+        versions = self._versions_of(name)
+        if former is None:
+            raise SwapFailed(f"'{name}' has stood for nothing else before")
+        models = self._owner.models
+        for version, copy in former.models.items():
+            if version in versions:
+                continue
+            revived = models.retired.pop(copy.key, None)
+            if revived is not None:
+                revived.state = "ready" if revived.loaded is not None else "loading"
+                models.serve(revived)
+            else:
+                model = dataclasses.replace(copy)
+                await self._bring_up(model, tests=True, warms_up=True)
+                models.pending.pop(model.key)
+                models.serve(model)
+        self._remember(name)
+        self._switch(name, former.alias, keeps=False)
+        return dict(former.alias.weights)
+
+    # -- the way out --------------------------------------------------------------------------------------------------
+
+    def _remember(self, name: str) -> None:
+        alias, versions = self.alias_of(name), self._versions_of(name)
+        wanted = [version for version, weight in alias.weights.items() if weight > 0 or version == alias.heaviest]
+        wanted += [alias.shadow] if alias.shadow is not None else []
+        copies = {
+            version: dataclasses.replace(versions[version], state="loading", loaded=None)
+            for version in wanted
+            if version in versions
+        }
+        weights = {version: weight for version, weight in alias.weights.items() if version in copies}
+        self._former[name] = _Former(Alias(weights, alias.shadow), copies)
+
+    def _retire(self, model: LoadedModel) -> None:
+        self._owner.models.retire(model)
+        self._spawn(self._free_when_unused(weakref.ref(model), model.name, model.version, model.key))
+
+    async def _free_when_unused(self, of: "weakref.ref[LoadedModel]", name: str, version: str, key: str) -> None:
+        num_polls = 0
+        while of() is not None:
+            if key not in self._owner.models.retired:
+                return  # a rollback has brought it back
+            num_polls += 1
+            if num_polls % POLLS_PER_COLLECTION == 0 and not self._owner.num_requests_of(key):
+                gc.collect()
+            await asyncio.sleep(POLL_SECONDS)
+        self._owner.unload(name, version, key)
+        log.info("version freed", extra={"model": key})
+
+    def _fail_trial(self, key: str, reason: str) -> None:
+        trial = self._trials.get(key)
+        if trial is None:
+            return
+        self._owner.models.pending.pop(key, None)
+        if trial.loaded.done():
+            self._owner.fail_requests_of(key, SwapFailed(reason))
+        else:
+            trial.loaded.set_exception(SwapFailed(reason))
+
+    def _versions_of(self, name: str) -> dict[str, LoadedModel]:
+        versions = self._owner.models.versions_of(name)
+        if not versions:
+            raise ModelNotFound(f"model '{name[:160]}' is not loaded; loaded: {', '.join(self._owner.models)}")
+        return versions
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_look_at)
+        return task
+
+
+def _look_at(task: "asyncio.Task[Any]") -> None:
+    """A change whose caller has left has told the log already; nothing else waits for its error."""
+    with contextlib.suppress(asyncio.CancelledError):
+        error = task.exception()
+        if error is not None and not isinstance(error, ServiceError):
+            log.error("a change of versions failed", exc_info=error)
+
+
+def _check_same_tokens(served: LoadedModel, shadow: LoadedModel) -> None:
+    """A shadow is given the caller's token ids, and they must mean the same to it."""
+    vocabularies = [model.tokenizer.backend.get_vocab(with_added_tokens=True) for model in (served, shadow)]
+    if vocabularies[0] != vocabularies[1]:
+        raise SwapFailed(f"{shadow.key} cannot shadow {served.key}: their tokenizers differ", param="shadow")
