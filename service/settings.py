@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         "Worker", None, 'KV cache of each model, like "2GiB"; unset: 1GiB on CPU, kv_cache_fraction on a GPU'
     )
     kv_cache_fraction: float = _setting("Worker", 0.9, "share of the GPU's memory that may be used", gt=0, lt=1)
-    max_batch_tokens: int = _setting("Worker", 2048, "tokens computed in one step", ge=1)
+    max_batch_tokens: int = _setting("Worker", 512, "tokens computed in one step; 512 suits CPUs, 8192 GPUs", ge=1)
     max_sequences: int = _setting("Worker", 128, "sequences in one step", ge=1)
     prefix_caching: bool = _setting("Worker", True, "share the KV blocks of equal beginnings")
     deterministic: bool = _setting("Worker", False, "bitwise the same answer alone and in a crowd (slower)")

@@ -25,7 +25,7 @@ def test_flag_beats_environment_beats_yaml_beats_default(monkeypatch, yaml_file)
     monkeypatch.setenv("SLIMPAJAMA_MAX_SEQUENCES", "22")
     settings = load_settings({"port": "3333", "config": str(path)})
     assert (settings.port, settings.max_sequences, settings.block_size) == (3333, 22, 8)
-    assert settings.max_batch_tokens == 2048
+    assert settings.max_batch_tokens == 512
 
 
 def test_yaml_file_may_be_named_by_the_environment(monkeypatch, yaml_file):
