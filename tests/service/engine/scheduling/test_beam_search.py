@@ -35,17 +35,22 @@ class Table(PreTrainedModel, GenerationMixin):
     config_class = PretrainedConfig
     main_input_name = "input_ids"
 
-    def __init__(self, config: PretrainedConfig, seed: int, spread: float) -> None:
+    def __init__(self, config: PretrainedConfig, seed: int, spread: float, favoured: tuple[int, ...]) -> None:
         super().__init__(config)
         self.seed = seed
         self.spread = spread
+        self.favoured = list(favoured)
         self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.num_steps = 0
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, *ids)) % 2**32)
-        return torch.randn(self.config.vocab_size, generator=generator) * self.spread
+        logits = torch.randn(self.config.vocab_size, generator=generator) * self.spread
+        logits[self.favoured] += 2 * self.spread
+        return logits
 
     def forward(self, input_ids: torch.Tensor, **unused: Any) -> CausalLMOutput:
+        self.num_steps += 1
         rows = [self.logits(row) for row in input_ids.tolist()]
         return CausalLMOutput(logits=torch.stack(rows)[:, None, :])
 
@@ -55,18 +60,20 @@ class Table(PreTrainedModel, GenerationMixin):
         return {"input_ids": input_ids}
 
 
-def search(params: BeamParams, *, eos_ids: tuple[int, ...], max_tokens: int, scores: Scores) -> list[int]:
-    """Our search over whole hypotheses, with the rows that it asks for."""
+def search(params: BeamParams, *, eos_ids: tuple[int, ...], max_tokens: int, scores: Scores) -> tuple[list[int], int]:
+    """Our search over whole hypotheses, with the rows that it asks for: its answer and its number of steps."""
     beams = BeamSearch(params, eos_ids=eos_ids, max_tokens=max_tokens)
     hypotheses: list[list[int]] = [[]]
+    num_steps = 0
     while not beams.is_done:
+        num_steps += 1
         candidates = []
         for hypothesis in hypotheses:
             row = scores(hypothesis)
             top = torch.topk(row, min(num_beam_candidates(params.num_beams, len(eos_ids)), len(row)))
             candidates.append(list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
         hypotheses = [[*hypotheses[row], token] for row, token in beams.advance(candidates)]
-    return beams.best
+    return beams.best, num_steps
 
 
 def ruled(row: torch.Tensor, num_generated: int, rules: dict[str, Any], eos_ids: tuple[int, ...]) -> torch.Tensor:
@@ -99,6 +106,7 @@ beam_params = st.builds(
     vocab_size=st.sampled_from([16, 24, 40]),
     spread=st.sampled_from([0.3, 1.0, 4.0]),
     eos_ids=st.sampled_from([(2,), (2, 3)]),
+    favours_eos=st.booleans(),
     max_tokens=st.integers(1, 10),
     min_tokens=st.sampled_from([None, 3]),
     forced_bos=st.sampled_from([None, None, 5]),
@@ -110,12 +118,13 @@ def test_search_on_random_tables_equals_transformers(
     vocab_size: int,
     spread: float,
     eos_ids: tuple[int, ...],
+    favours_eos: bool,
     max_tokens: int,
     min_tokens: int | None,
     forced_bos: int | None,
     forced_eos: int | None,
 ) -> None:
-    table = Table(PretrainedConfig(vocab_size=vocab_size), seed, spread)
+    table = Table(PretrainedConfig(vocab_size=vocab_size), seed, spread, eos_ids if favours_eos else ())
     rules = {
         "max_new_tokens": max_tokens,
         "min_new_tokens": min_tokens and min(min_tokens, max_tokens),
@@ -140,7 +149,7 @@ def test_search_on_random_tables_equals_transformers(
         return ruled(row, len(hypothesis), rules, eos_ids)
 
     found = search(params, eos_ids=eos_ids, max_tokens=max_tokens, scores=scores)
-    assert found == expected[0, 1:].tolist()
+    assert found == (expected[0, 1:].tolist(), table.num_steps)
 
 
 def tiny_t5() -> PreTrainedModel:
@@ -197,5 +206,5 @@ def test_search_over_a_tiny_network_equals_transformers(
                 logits = network(input_ids=ids, decoder_input_ids=decoder_ids).logits[0, -1]
             return ruled(torch.log_softmax(logits, dim=-1), len(hypothesis), rules, (eos,))
 
-        found = search(params, eos_ids=(eos,), max_tokens=9, scores=scores)
+        found, _ = search(params, eos_ids=(eos,), max_tokens=9, scores=scores)
         assert found == expected[0, 1:].tolist()
