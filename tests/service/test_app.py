@@ -270,6 +270,11 @@ async def test_probes_tell_the_engines_state(client, engine, state, live, starte
         assert ("retry-after" in response.headers) is (status == 503)
 
 
+async def test_the_service_is_not_live_once_nobody_would_start_a_worker_any_more(client, engine):
+    engine.state, engine.alive = "ready", False
+    assert (await client.get("/livez")).status_code == 503
+
+
 async def test_from_the_moment_of_draining_new_work_is_refused_and_reading_goes_on(make_client, make_app_with_routes):
     app = make_app_with_routes()
     client = await make_client(app)
