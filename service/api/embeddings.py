@@ -29,7 +29,7 @@ from service.api.native import (
 )
 from service.api.schemas_openai import Strict
 from service.errors import InvalidRequest, ServiceError
-from service.tasks.embeddings import Ranked, embed, prompt_of, rerank, similarities
+from service.tasks.embeddings import Ranked, embed, pair_similarities, prompt_of, rerank
 from service.tasks.encoding import EncodedText, raise_if_all_failed
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
@@ -101,26 +101,20 @@ async def create_similarity(request: Request, body: SimilarityBody) -> Response:
     model = engine.resolve(body.model, "similarity")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     options = encode_options(request, body, "similarity")
-    distinct = list(dict.fromkeys((*left, *right)))
-    encoded = await until_gone(request, embed(engine, model, distinct, options, prompt=prompt))
-    found = dict(zip(distinct, encoded, strict=True))
-    data: list[dict[str, Any]] = []
-    errors: list[ServiceError] = []
-    for index, (first, second) in enumerate(zip(left, right, strict=True)):
-        error = found[first].error or found[second].error
-        if error is not None:
-            errors.append(error)
-            data.append({"index": index, "error": error_item(error)})
-            continue
-        one, other = found[first].values, found[second].values
-        assert one is not None
-        assert other is not None
-        data.append({"index": index, "score": float(similarities(model, one[None], other[None])[0, 0])})
-    if len(errors) == len(data):
-        source_failed = body.source is not None and found[body.source].error is not None
-        errors[0].param = "source" if source_failed else "pairs.0" if body.pairs is not None else "targets.0"
+    pairs = list(zip(left, right, strict=True))
+    outcomes, read = await until_gone(request, pair_similarities(engine, model, pairs, options, prompt=prompt))
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
+    if len(errors) == len(outcomes):
+        alone = model.description.head == "embedding" and read[0].error is not None
+        errors[0].param = "pairs.0" if body.pairs is not None else "source" if alone else "targets.0"
         raise errors[0]
-    return envelope(request, model, data, usage_of(encoded))
+    data = [
+        {"index": index, "error": error_item(outcome)}
+        if isinstance(outcome, ServiceError)
+        else {"index": index, "score": outcome}
+        for index, outcome in enumerate(outcomes)
+    ]
+    return envelope(request, model, data, usage_of(read))
 
 
 def _sides(body: SimilarityBody) -> tuple[list[str], list[str]]:

@@ -169,7 +169,7 @@ class SimilarityBody(Strict):
 async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(None, "similarity")
+    model = engine.resolve(None, "embed")
     prompt = prompt_of(model, prompt_name=body.parameters.prompt_name, input_type=None)
     work = embed(engine, model, texts, _options(request, body.parameters, "similarity"), prompt=prompt)
     encoded = await until_gone(request, work)

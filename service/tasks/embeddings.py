@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from model.embedding_config import ActivationName
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest
-from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, run_texts, tokenize
+from service.errors import InvalidRequest, ServiceError
+from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, Side, run_texts, tokenize
 
 InputType = Literal["query", "document"]
 PROMPT_NAMES: dict[InputType, tuple[str, ...]] = {
@@ -109,6 +109,42 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
+async def pair_similarities(
+    engine: EncodeEngine,
+    model: LoadedModel,
+    pairs: Sequence[tuple[str, str]],
+    options: EncodeOptions,
+    *,
+    prompt: str = "",
+) -> tuple[list[float | ServiceError], list[EncodedText]]:
+    """Each pair's score or its fault, and all that was read for them, the first pair's first text first.
+
+    An embedding checkpoint reads every distinct text once; a cross-encoder reads each pair together.
+    """
+    if model.description.head == "cross_encoder":
+        read = await _score_together(engine, model, pairs, options, side="longest")
+        return [entry.encoded.error or _known(entry.score) for entry in read], [entry.encoded for entry in read]
+    distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
+    encoded = await embed(engine, model, distinct, options, prompt=prompt)
+    found = dict(zip(distinct, encoded, strict=True))
+    outcomes: list[float | ServiceError] = []
+    for first, second in pairs:
+        one, other = found[first], found[second]
+        error = one.error or other.error
+        if error is not None:
+            outcomes.append(error)
+            continue
+        assert one.values is not None
+        assert other.values is not None
+        outcomes.append(float(similarities(model, one.values[None], other.values[None])[0, 0]))
+    return outcomes, encoded
+
+
+def _known(score: float | None) -> float:
+    assert score is not None
+    return score
+
+
 @dataclass(slots=True, kw_only=True)
 class Ranked:
     """One document's relevance to the query, or what is wrong with it. `encoded` counts its tokens."""
@@ -134,11 +170,23 @@ async def rerank(
     """
     if model.description.head == "cross_encoder":
         pairs = [(query, document) for document in documents]
-        encoded = await tokenize(model, pairs, truncate=options.truncate, side="second")
-        await run_texts(engine, model, encoded, "logits", options)
-        activation = None if raw_scores else model.description.score_activation
-        return [Ranked(index=index, encoded=text, score=_score(text, activation)) for index, text in enumerate(encoded)]
+        return await _score_together(engine, model, pairs, options, side="second", raw_scores=raw_scores)
     return await _rerank_by_embedding(engine, model, query, documents, options)
+
+
+async def _score_together(
+    engine: EncodeEngine,
+    model: LoadedModel,
+    pairs: Sequence[tuple[str, str]],
+    options: EncodeOptions,
+    *,
+    side: Side,
+    raw_scores: bool = False,
+) -> list[Ranked]:
+    encoded = await tokenize(model, pairs, truncate=options.truncate, side=side)
+    await run_texts(engine, model, encoded, "logits", options)
+    activation = None if raw_scores else model.description.score_activation
+    return [Ranked(index=index, encoded=text, score=_score(text, activation)) for index, text in enumerate(encoded)]
 
 
 async def _rerank_by_embedding(

@@ -55,6 +55,16 @@ async def test_a_target_that_cannot_be_read_leaves_the_others_their_scores(make_
     assert whole["usage"]["truncated_tokens"] == 58
 
 
+async def test_a_cross_encoder_reads_each_pair_together(make_reranker: Any, post: Any) -> None:
+    """It says that it can do similarity, and every request for it failed."""
+    reference = CrossEncoder(str(make_reranker()), device="cpu")
+    expected = reference.predict([(TEXTS[0], text) for text in TEXTS[1:]]).tolist()
+    answer = await post("/v1/similarity", source=TEXTS[0], targets=TEXTS[1:])
+    assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected, **CLOSE)
+    partly = await post("/v1/similarity", pairs=[["a", LONG], ["a", "b"]])
+    assert [set(entry) for entry in partly["data"]] == [{"index", "error"}, {"index", "score"}]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

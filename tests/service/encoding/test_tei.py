@@ -158,7 +158,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, int]] = {
     "/embed": ({"inputs": ["the cat", "good"]}, 4 + 3, 7 + 4),
     "/embed_all": ({"inputs": ["the cat", "good"]}, 4 + 3, 7 + 4),
     "/predict": ({"inputs": [["the cat", "good"], ["good"]]}, 6 + 3, 7 + 4 + 4),
-    "/rerank": ({"query": "the cat", "texts": ["good", "a dog"]}, 6 + 7, 7 + 4 + 5),
+    "/rerank": ({"query": "the cat", "texts": ["good", "a dog"]}, 6 + 7, 4 + 5),
     "/similarity": ({"inputs": {"source_sentence": "the cat", "sentences": ["good"]}}, 4 + 3, 7 + 4),
 }
 
