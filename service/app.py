@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import RateLimiter
 from service.api import (
+    admin,
     answer,
     chat,
     classify,
@@ -53,6 +54,7 @@ ROUTERS = (
     summarize.router,
     translate.router,
     answer.router,
+    admin.router,
 )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.state import scope_record
+from service.engine.aliases import sticky_key_context
 from service.errors import ClientGone, InvalidRequest, PayloadTooLarge, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, UnsupportedMediaType, UrlTooLong, send_error
 from service.http.strict_json import check_json
@@ -67,7 +68,7 @@ class BodyReader:
             raise BodyTimeout(message) from error
         if body:
             _check_media_type(headers)
-            check_json(bytes(body), self._limits.max_json_depth)
+            _note_user(scope, check_json(bytes(body), self._limits.max_json_depth))
 
     async def _receive_all(self, receive: Receive, body: bytearray) -> None:
         more = True
@@ -86,6 +87,13 @@ class BodyReader:
 
     def _too_large(self, size: str) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body has {size} bytes; the limit is {self._limits.max_bytes:,}")
+
+
+def _note_user(scope: Scope, body: object) -> None:
+    """A caller who says for whom it asks gets the same version of a model for the same user."""
+    user = body.get("user") if isinstance(body, dict) else None
+    if isinstance(user, str) and user:
+        sticky_key_context.set(f"{scope_record(scope).client}/{user}")
 
 
 def _check_url(scope: Scope) -> None:

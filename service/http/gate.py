@@ -10,6 +10,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.state import AppState, scope_record
+from service.engine.aliases import sticky_key_context
 from service.errors import Forbidden, RateLimited, ServiceError, Unauthorized, Unavailable
 from service.http.envelope import Headers, send_error
 from service.logs import RequestRecord
@@ -37,6 +38,7 @@ class Gate:
         try:
             self._refuse_while_draining(scope)
             record.client = self._authenticate(scope, now)
+            sticky_key_context.set(record.client)
         except ServiceError as error:
             await self._refuse(send, record, error)
             return

@@ -13,14 +13,14 @@ class InvalidJson(InvalidRequest):
     code = "invalid_json"
 
 
-def check_json(body: bytes, max_depth: int) -> None:
-    """Raises InvalidJson, whose message says what is wrong and where."""
+def check_json(body: bytes, max_depth: int) -> object:
+    """What the body says. Raises InvalidJson, whose message says what is wrong and where."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidJson(f"the body is not UTF-8: byte {error.start} is {body[error.start]:#04x}") from error
     try:
-        value = json.loads(
+        value: object = json.loads(
             text, object_pairs_hook=_unique_names, parse_float=_finite, parse_constant=_refuse, parse_int=_integer
         )
     except json.JSONDecodeError as error:
@@ -31,6 +31,7 @@ def check_json(body: bytes, max_depth: int) -> None:
     _check_depth(value, max_depth)
     if "\\ud" in text.lower():
         _check_surrogates(value)
+    return value
 
 
 def _unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -140,7 +140,7 @@ def named(engine: ClassifyEngine, name: str) -> LoadedModel:
     found = next((model for model in engine.models.values() if name in (model.name, model.key)), None)
     if found is None:
         raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(engine.models)}", param="model")
-    return found
+    return engine.resolve(name, found.tasks[0])  # of a name's versions the caller's own
 
 
 def head_names(description: CheckpointDescription) -> list[str]:

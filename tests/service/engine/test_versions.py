@@ -1,102 +1,45 @@
 """Versions come and go under load: no request fails, none is answered by two versions, a bad one changes nothing."""
 
 import asyncio
+import functools
 import json
 import os
 import signal
-import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from model.batch import SamplingParams
-from service.admission import QueueLimits
-from service.engine.accounting import Accounting
 from service.engine.aliases import Alias, sticky_key_context
 from service.engine.client import EngineClient
 from service.engine.flight import EncodeRequest, GenerateRequest
-from service.engine.models import LoadedModel, ModelDirectory
-from service.engine.protocol import EncodeInput, ModelSpec, WorkerConfig
-from service.engine.supervisor import SupervisorLimits
+from service.engine.protocol import EncodeInput
 from service.engine.versions import Deployment
 from service.errors import ModelNotFound, SwapFailed
-from service.metrics import Metrics
 from tests.service.engine.conftest import sample
-
-SCRIPTED_WORKER = Path(__file__).parent / "faults/scripted_worker.py"
-NAME = "m"
+from tests.service.engine.faults.scripted import NAME, journal, scripted_engine, write_checkpoint
 
 MakeFolder = Callable[..., Path]
 MakeScripted = Callable[..., Awaitable[EngineClient]]
 
 
-class StubTokenizer:
-    """What a self-test and a shadow ask of a tokenizer."""
-
-    backend = SimpleNamespace(get_vocab=lambda with_added_tokens: {"a": 1})
-
-    def encode_batch(self, texts: list[str]) -> list[Any]:
-        return [SimpleNamespace(ids=[1, 2]) for _ in texts]
-
-
-def stub_model(name: str, folder: Path, version: str, *, head: str = "language_model") -> LoadedModel:
-    description = SimpleNamespace(
-        folder=folder, head=head, network="decoder", architecture="Scripted", decoder_start_id=None,
-        tasks=("generate",) if head == "language_model" else ("embed",),
-    )  # fmt: skip
-    return LoadedModel(
-        name=name,
-        version=version,
-        spec=ModelSpec(key=f"{name}@{version}", folder=str(folder)),
-        description=cast(Any, description),
-        tokenizer=cast(Any, StubTokenizer()),
-        chat_template=None,
-    )
-
-
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    def make(token: int, **files: str) -> Path:
-        folder = tmp_path / f"checkpoint-{token}"
-        folder.mkdir()
-        for name, text in ({"token": str(token), "journal": ""} | files).items():
-            (folder / (name if name != "golden" else "golden.json")).write_text(text)
-        return folder
-
-    return make
+    return functools.partial(write_checkpoint, tmp_path)
 
 
 @pytest.fixture
 async def make_scripted() -> AsyncIterator[MakeScripted]:
     """Engines over a worker that does what the checkpoints' folders say; the first version is `m@1`."""
-    engines: list[EngineClient] = []
+    async with AsyncExitStack() as stack:
 
-    async def make(first: Path, *, head: str = "language_model") -> EngineClient:
-        def prepare(name: str, deployment: Deployment) -> LoadedModel:
-            return stub_model(name, Path(deployment.source), deployment.version or "x", head=head)
+        async def make(first: Path, *, head: str = "language_model") -> EngineClient:
+            return await stack.enter_async_context(scripted_engine(first, head=head))
 
-        engine = EngineClient(
-            lambda: ModelDirectory({NAME: stub_model(NAME, first, "1", head=head)}),
-            WorkerConfig(models=[]),
-            SupervisorLimits(
-                restart_budget=20, max_backoff_seconds=0.05, command=(sys.executable, str(SCRIPTED_WORKER))
-            ),
-            accounting=Accounting(Metrics(), QueueLimits(1000, 10_000_000), time.monotonic()),
-            prepare=prepare,
-        )
-        engines.append(engine)
-        await engine.start()
-        await engine.wait_ready()
-        return engine
-
-    yield make
-    for engine in engines:
-        await engine.stop()
+        yield make
 
 
 def deployment(folder: Path, version: str, **more: Any) -> Deployment:
@@ -120,10 +63,6 @@ async def until(condition: Callable[[], bool]) -> None:
     """Polls; the test's own time limit bounds it."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
-
-
-def journal(folder: Path) -> list[str]:
-    return (folder / "journal").read_text().split()
 
 
 class Load:
