@@ -14,7 +14,7 @@ HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
-.PHONY: install serve test lint bench chart chart-tools chart-files image
+.PHONY: install serve test lint bench chaos chart chart-tools chart-files image
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -78,3 +78,7 @@ chart-files: $(INSTALLED) chart-tools
 # Builds the CPU image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc).
 image:
 	tests/deploy/image.sh $(ARGS)
+
+# Faults injected for real under load (takes a while): make chaos ARGS="--write", ARGS="--only kills --kills 5"
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos.run $(ARGS)
