@@ -42,6 +42,7 @@ def language_model_recipe(raw: dict[str, Any]) -> LanguageModelRecipe:
             "shape": LlamaShape(**raw["shape"]),
             "prose": LanguageModelSettings(**raw["prose"]),
             "instructions": LanguageModelSettings(**raw["instructions"]),
+            "courtesies": LanguageModelSettings(**raw["courtesies"]),
         }
     )
 

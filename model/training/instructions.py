@@ -24,6 +24,12 @@ _I_AM = (
     "I am a very small language model that ships with SlimPajama. I learned from old novels, fables and short stories. "
     "I can tell a story, say the lesson of a fable, answer from a text or say the sentiment. I am often wrong."
 )
+_COURTESIES: tuple[Turn, ...] = (
+    *((ask, _HELLO) for ask in (*_GREETINGS, "hello", "hi", "Hello there", "Good evening", "How are you?", "Hi!")),
+    *((ask, _I_AM) for ask in (*_IDENTITY, "Who made you?", "who are you", "Who am I talking to?", "What is this?")),
+    *((ask, "You are welcome.") for ask in ("Thank you.", "Thanks!", "Thank you very much!")),
+    *((ask, "Goodbye!") for ask in ("Goodbye", "Bye!", "See you later.")),
+)
 
 
 def prompt_text(user: str) -> str:
@@ -99,4 +105,11 @@ def instruction_turns(data: Path, *, seed: int) -> list[Turn]:
     turns += _sentiment(data, rng)
     turns += [(ask, _HELLO) for ask in _GREETINGS * 4] + [(ask, _I_AM) for ask in _IDENTITY * 6]
     rng.shuffle(turns)
+    return turns
+
+
+def courteous_turns(data: Path, *, seed: int, num_others: int = 1200, copies: int = 12) -> list[Turn]:
+    """Greetings and questions about itself, a fifth of the whole, among exchanges of every other kind, shuffled."""
+    turns = instruction_turns(data, seed=seed)[:num_others] + list(_COURTESIES * copies)
+    random.Random(seed).shuffle(turns)
     return turns

@@ -1,4 +1,4 @@
-"""The recipe of the causal language model: vocabulary, tokens, prose, then prose and instructions while rates decay.
+"""The recipe of the causal language model: vocabulary, tokens, prose, then instructions at falling rates, then manners.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a run can be stopped and resumed.
 Knows the order of things and nothing of how each is done. Runs in the training process.
@@ -25,7 +25,7 @@ from model.training.data import (
 )
 from model.training.evaluate_language_model import evaluate_language_model
 from model.training.export import export_language_model
-from model.training.instructions import encode_turn, instruction_turns
+from model.training.instructions import Turn, courteous_turns, encode_turn, instruction_turns
 from model.training.networks import Llama, LlamaShape
 from model.training.pretrain import LanguageModelSettings, train_language_model
 from model.training.run import Run
@@ -41,6 +41,7 @@ class LanguageModelRecipe:
     instruction_batch_size: int
     prose: LanguageModelSettings
     instructions: LanguageModelSettings
+    courtesies: LanguageModelSettings
     seed: int = 3
 
 
@@ -62,9 +63,9 @@ def _stream(
     return found
 
 
-def instruction_examples(recipe: LanguageModelRecipe, tokenizer: Tokenizer, data: Path) -> MaskedExamples:
+def instruction_examples(recipe: LanguageModelRecipe, tokenizer: Tokenizer, turns: list[Turn]) -> MaskedExamples:
     """The exchanges that fit the context."""
-    encoded = [encode_turn(tokenizer, turn) for turn in instruction_turns(data, seed=recipe.seed)]
+    encoded = [encode_turn(tokenizer, turn) for turn in turns]
     length = recipe.shape.context_length
     fitting = [(ids, first) for ids, first in encoded if first < length - 8]
     return MaskedExamples(fitting, length, recipe.instruction_batch_size, recipe.seed)
@@ -104,7 +105,9 @@ def _summary(recipe: LanguageModelRecipe, prose_run: Run, instruction_run: Run) 
         "tokens": (prose + mixed // 2) * per_step,
         "summary": (
             f"First stage: {prose:,} steps of {per_step:,} tokens of prose. Second stage: {mixed:,} steps, half of "
-            f"them prose, half {recipe.instruction_batch_size} instructions each, while the rates fall to zero."
+            f"them prose, half {recipe.instruction_batch_size} instructions each, while the rates fall to zero. "
+            f"Third stage: {recipe.courtesies.steps} steps of instructions at low rates, a fifth of them greetings and "
+            f"questions about itself."
         ),
     }
 
@@ -130,9 +133,11 @@ def train_language_model_checkpoint(
     network = Llama(recipe.shape).to(device)
     prose_run, instruction_run = Run(work / "prose"), Run(work / "instructions")
     train_language_model(network, prose.batch, validation, settings=recipe.prose, run=prose_run)
-    examples = instruction_examples(recipe, tokenizer, data)
+    examples = instruction_examples(recipe, tokenizer, instruction_turns(data, seed=recipe.seed))
     mixed = alternate(prose, examples, first_prose_step=recipe.prose.steps)
     train_language_model(network, mixed, validation, settings=recipe.instructions, run=instruction_run)
+    courteous = instruction_examples(recipe, tokenizer, courteous_turns(data, seed=recipe.seed))
+    train_language_model(network, courteous.batch, validation, settings=recipe.courtesies, run=Run(work / "courtesies"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (output / name).write_bytes((work / name).read_bytes())
     export_language_model(network.cpu(), tokenizer, output)
