@@ -4,7 +4,8 @@
 # worker is replaced. Root, with Debian's buildah, podman, runc, conmon (and debootstrap where no registry is reached).
 #
 #   PYTHON_IMAGE=...   another base; "debootstrap": one made here from Debian's packages
-#   PIP_ARGUMENTS=...  passed to the builder's pip by its environment, like PIP_INDEX_URL=https://...
+#   BUILD_VOLUMES=...  mounted while building and never part of the image: a /etc/pip.conf, certificates, wheels
+#   TORCH_CPU_INDEX=   empty where pip finds torch's CPU wheel by its own configuration
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -34,8 +35,8 @@ build() {
     local options=(--isolation chroot --format docker --layers --build-arg TORCH_VARIANT=cpu)
     options+=(--build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)")
     [ -z "${TORCH_CPU_INDEX+set}" ] || options+=(--build-arg "TORCH_CPU_INDEX=$TORCH_CPU_INDEX")
-    local variable
-    for variable in ${PIP_ARGUMENTS:-}; do options+=(--env "$variable"); done
+    local volume
+    for volume in ${BUILD_VOLUMES:-}; do options+=(--volume "$volume"); done
     buildah build "${options[@]}" --tag "$IMAGE" .
 }
 

@@ -12,7 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT.parent / "shared/data/stories260K-hf"
 PODS = ("slimpajama-7d4b9c6f5d-aaaaa", "slimpajama-7d4b9c6f5d-bbbbb")
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
 
 
 def tool(name: str) -> str:
@@ -51,15 +52,17 @@ class Replica:
         command += ["--max-queue-requests", "4"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    async def until_ready(self, client: httpx.AsyncClient) -> None:
-        while True:
+    def until_ready(self) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
             assert self.process.poll() is None
             try:
-                if (await client.get(self.url + "/readyz")).status_code == 200:
+                if httpx.get(self.url + "/readyz", timeout=10).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
-            await asyncio.sleep(0.1)
+            time.sleep(0.2)
+        raise TimeoutError(self.url)
 
     def kill_worker(self) -> None:
         for child in psutil.Process(self.process.pid).children():
@@ -141,25 +144,25 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield opened
 
 
-@pytest.fixture
-async def replicas(client: httpx.AsyncClient) -> AsyncIterator[list[Replica]]:
+@pytest.fixture(scope="module")
+def replicas() -> Iterator[list[Replica]]:
     tool("prometheus")
     if not STORIES.is_dir():
         pytest.skip("the stories260K checkpoint is not in ../shared/data")
     started = [Replica(), Replica()]
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            for replica in started:
-                await replica.until_ready(client)
+        for replica in started:
+            replica.until_ready()
         yield started
     finally:
         for replica in started:
             replica.process.terminate()
         for replica in started:
-            await asyncio.to_thread(replica.process.wait, 60)
+            replica.process.wait(60)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_every_expression_finds_something_in_two_replicas_under_load(
     chart: Any, client: httpx.AsyncClient, replicas: list[Replica], tmp_path: Path
 ) -> None:
@@ -209,6 +212,7 @@ async def check_metrics(client: httpx.AsyncClient, replica: Replica) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_helm_test_is_content_with_a_replica(replicas: list[Replica]) -> None:
     command = [sys.executable, str(ROOT / "helm" / "files" / "smoke.py")]
     environment = os.environ | {"SMOKE_URL": replicas[0].url}
