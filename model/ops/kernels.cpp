@@ -474,13 +474,20 @@ struct DecodeShape {
   float scale;
 };
 
-constexpr int64_t MAX_SHARED = 8;  // query heads that share a key head on the fast path
+constexpr int64_t MAX_SHARED = 8;     // query heads that share a key head on the fast path
+constexpr int64_t MAX_HEADS = 64;     // query heads, and
+constexpr int64_t MAX_SUMS = 1 << 14;  // their sums, that one pass over a sequence keeps
+
+struct Groups {  // key heads that are read in one pass
+  int64_t begin, end;
+};
 
 void attend_plain(const bf16* query, const bf16* keys, const bf16* values, const int32_t* blocks, int64_t first,
-                  int64_t length, int64_t group, const DecodeShape& s, bf16* out) {
+                  int64_t length, Groups groups, const DecodeShape& s, bf16* out) {
   const int64_t d = s.head_size, per_group = s.heads / s.groups;
   std::vector<float> sum(d);
-  for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) {
+  for (int64_t h = groups.begin * per_group; h < groups.end * per_group; ++h) {
+    const int64_t group = h / per_group;
     float largest = -INFINITY, total = 0.0f;
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (int64_t position = first; position < length; ++position) {
@@ -520,78 +527,79 @@ AVX512 inline __m512 sum_each(__m512 sums[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(sums[0], sums[1], 0x88), _mm512_shuffle_f32x4(sums[0], sums[1], 0xdd));
 }
 
-// All query heads of one key head, 16 positions at a time: each key and value is read once for all of them. The head
-// size is a multiple of 32, at most 256; at most 8 heads share a key head here.
+// 16 positions at a time, for all query heads of the key heads asked for: each key and value is read once. The head
+// size is a multiple of 32, at most 256; at most MAX_SHARED heads share a key head here.
 template <int CHUNKS>
 AVX512 void attend_avx512(const bf16* query, const bf16* keys, const bf16* values, const int32_t* blocks,
-                          int64_t first, int64_t length, int64_t group, const DecodeShape& s, bf16* out) {
+                          int64_t first, int64_t length, Groups groups, const DecodeShape& s, bf16* out) {
   constexpr int64_t TILE = 16, D = 32 * CHUNKS;
-  const int64_t heads = s.heads / s.groups;
-  float largest[MAX_SHARED], totals[MAX_SHARED];
-  alignas(64) float sums[MAX_SHARED][D], weights[MAX_SHARED][TILE];
-  for (int64_t h = 0; h < heads; ++h) {
-    largest[h] = -INFINITY, totals[h] = 0.0f;
-    std::fill(sums[h], sums[h] + D, 0.0f);
-  }
+  const int64_t shared = s.heads / s.groups, first_head = groups.begin * shared;
+  const int64_t heads = (groups.end - groups.begin) * shared;
+  float largest[MAX_HEADS], totals[MAX_HEADS];
+  alignas(64) float sums[MAX_SUMS], weights[MAX_SHARED][TILE];
+  for (int64_t h = 0; h < heads; ++h) largest[h] = -INFINITY, totals[h] = 0.0f;
+  std::fill(sums, sums + heads * D, 0.0f);
   for (int64_t start = first; start < length; start += TILE) {
     const int64_t count = std::min(TILE, length - start);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
     int64_t offsets[TILE];
     for (int64_t t = 0; t < TILE; ++t) {
       const int64_t position = start + std::min(t, count - 1);  // past the end: the last one again, with weight zero
-      offsets[t] = ((blocks[position / s.block_size] * s.block_size + position % s.block_size) * s.groups + group) * D;
+      offsets[t] = (blocks[position / s.block_size] * s.block_size + position % s.block_size) * s.groups * D;
     }
-    for (int64_t t = 0; t < TILE; ++t)  // rows of one head are far apart, which the hardware does not foresee
-      for (int64_t i = 0; i < D; i += 32) _mm_prefetch(reinterpret_cast<const char*>(values + offsets[t] + i), _MM_HINT_T0);
-    const int64_t ahead = std::min(start + TILE, length - 1);
-    const bf16* next = keys + (blocks[ahead / s.block_size] * s.block_size * s.groups + group) * D;
-    for (int64_t t = 0; t < TILE && t < s.block_size; ++t)
-      for (int64_t i = 0; i < D; i += 32)
-        _mm_prefetch(reinterpret_cast<const char*>(next + t * s.groups * D + i), _MM_HINT_T0);
-    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    for (int64_t h = 0; h < heads; ++h) {
-      const bf16* q = query + (group * heads + h) * D;
-      __m512 dots[TILE];
+    for (int64_t group = groups.begin; group < groups.end; ++group) {
+      const bf16 *group_keys = keys + group * D, *group_values = values + group * D;
+      const int64_t h0 = (group - groups.begin) * shared;
+      for (int64_t t = 0; t < TILE; ++t)  // one head's rows are far apart, which the hardware does not foresee
+        for (int64_t i = 0; i < D; i += 32)
+          _mm_prefetch(reinterpret_cast<const char*>(group_values + offsets[t] + i), _MM_HINT_T0);
+      for (int64_t h = 0; h < shared; ++h) {
+        const bf16* q = query + (first_head + h0 + h) * D;
+        __m512 dots[TILE];
 #pragma GCC unroll 16
-      for (int64_t t = 0; t < TILE; ++t) {
-        dots[t] = _mm512_setzero_ps();
-        for (int c = 0; c < CHUNKS; ++c)
-          dots[t] = _mm512_dpbf16_ps(dots[t], reinterpret_cast<__m512bh>(_mm512_loadu_si512(q + 32 * c)),
-                                     reinterpret_cast<__m512bh>(_mm512_loadu_si512(keys + offsets[t] + 32 * c)));
-      }
-      const __m512 scores = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask,
-                                               _mm512_mul_ps(sum_each(dots), _mm512_set1_ps(s.scale)));
-      const float now = std::max(largest[h], _mm512_reduce_max_ps(scores));
-      const __m512 tile = _mm512_maskz_mov_ps(mask, exp_avx512(_mm512_sub_ps(scores, _mm512_set1_ps(now))));
-      const float shrink = largest[h] == -INFINITY ? 0.0f : std::exp(largest[h] - now);
-      totals[h] = totals[h] * shrink + _mm512_reduce_add_ps(tile);
-      largest[h] = now;
-      _mm512_store_ps(weights[h], tile);
-      if (shrink != 1.0f)
-        for (int64_t i = 0; i < D; i += 16)
-          _mm512_store_ps(sums[h] + i, _mm512_mul_ps(_mm512_load_ps(sums[h] + i), _mm512_set1_ps(shrink)));
-    }
-    for (int64_t i = 0; i < D; i += 16) {
-      __m512 wide[TILE];
-#pragma GCC unroll 16
-      for (int64_t t = 0; t < TILE; ++t) wide[t] = widen(values + offsets[t] + i);
-      for (int64_t h = 0; h < heads; ++h) {
-        __m512 even = _mm512_load_ps(sums[h] + i), odd = _mm512_setzero_ps();
-#pragma GCC unroll 8
-        for (int64_t t = 0; t < TILE; t += 2) {
-          even = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t]), wide[t], even);
-          odd = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t + 1]), wide[t + 1], odd);
+        for (int64_t t = 0; t < TILE; ++t) {
+          dots[t] = _mm512_setzero_ps();
+          for (int c = 0; c < CHUNKS; ++c)
+            dots[t] = _mm512_dpbf16_ps(dots[t], reinterpret_cast<__m512bh>(_mm512_loadu_si512(q + 32 * c)),
+                                       reinterpret_cast<__m512bh>(_mm512_loadu_si512(group_keys + offsets[t] + 32 * c)));
         }
-        _mm512_store_ps(sums[h] + i, _mm512_add_ps(even, odd));
+        const __m512 scores = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask,
+                                                 _mm512_mul_ps(sum_each(dots), _mm512_set1_ps(s.scale)));
+        float &top = largest[h0 + h], *sum = sums + (h0 + h) * D;
+        const float now = std::max(top, _mm512_reduce_max_ps(scores));
+        const __m512 tile = _mm512_maskz_mov_ps(mask, exp_avx512(_mm512_sub_ps(scores, _mm512_set1_ps(now))));
+        const float shrink = top == -INFINITY ? 0.0f : std::exp(top - now);
+        totals[h0 + h] = totals[h0 + h] * shrink + _mm512_reduce_add_ps(tile);
+        top = now;
+        _mm512_store_ps(weights[h], tile);
+        if (shrink != 1.0f)
+          for (int64_t i = 0; i < D; i += 16)
+            _mm512_store_ps(sum + i, _mm512_mul_ps(_mm512_load_ps(sum + i), _mm512_set1_ps(shrink)));
+      }
+      for (int64_t i = 0; i < D; i += 16) {
+        __m512 wide[TILE];
+#pragma GCC unroll 16
+        for (int64_t t = 0; t < TILE; ++t) wide[t] = widen(group_values + offsets[t] + i);
+        for (int64_t h = 0; h < shared; ++h) {
+          float* sum = sums + (h0 + h) * D + i;
+          __m512 even = _mm512_load_ps(sum), odd = _mm512_setzero_ps();
+#pragma GCC unroll 8
+          for (int64_t t = 0; t < TILE; t += 2) {
+            even = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t]), wide[t], even);
+            odd = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][t + 1]), wide[t + 1], odd);
+          }
+          _mm512_store_ps(sum, _mm512_add_ps(even, odd));
+        }
       }
     }
   }
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t i = 0; i < D; i += 16)
-      narrow(out + (group * heads + h) * D + i,
-             _mm512_mul_ps(_mm512_load_ps(sums[h] + i), _mm512_set1_ps(1.0f / totals[h])));
+      narrow(out + (first_head + h) * D + i,
+             _mm512_mul_ps(_mm512_load_ps(sums + h * D + i), _mm512_set1_ps(1.0f / totals[h])));
 }
 
-using Attend = void (*)(const bf16*, const bf16*, const bf16*, const int32_t*, int64_t, int64_t, int64_t,
+using Attend = void (*)(const bf16*, const bf16*, const bf16*, const int32_t*, int64_t, int64_t, Groups,
                         const DecodeShape&, bf16*);
 
 Attend attend_for(const DecodeShape& s) {
@@ -627,12 +635,15 @@ Tensor decode_attention(const Tensor& query, const Tensor& key_cache, const Tens
 #else
   const auto attend = attend_plain;
 #endif
-  at::parallel_for(0, batch * shape.groups, 1, [&](int64_t begin, int64_t end) {
+  // Many sequences: a thread takes a whole one, and reads its cache from end to end. Few: they are split by key head.
+  const bool whole = batch >= 2 * at::get_num_threads() && shape.heads <= MAX_HEADS && row_size <= MAX_SUMS;
+  const int64_t parts = whole ? 1 : shape.groups, width = shape.groups / parts;
+  at::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / shape.groups, group = item % shape.groups, length = lens[b];
+      const int64_t b = item / parts, group = item % parts * width, length = lens[b];
       const int64_t first = window > 0 ? std::max<int64_t>(0, length - window) : 0;
-      attend(queries + b * query_stride, keys, values, tables + b * shape.max_blocks, first, length, group, shape,
-             out + b * row_size);
+      attend(queries + b * query_stride, keys, values, tables + b * shape.max_blocks, first, length,
+             {group, group + width}, shape, out + b * row_size);
     }
   });
   return result;
