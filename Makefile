@@ -1,4 +1,5 @@
-# make install | serve | test | lint | bench | chart | image; each makes the virtual environment when it is missing or out of date.
+# make install | serve | test | lint | bench | chaos | chart | image; each makes the virtual environment when it is
+# missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv

@@ -33,9 +33,6 @@ PROMPTS = (
     "One day, a girl named Mia",
     "Tim had",
 )
-NUM_STREAMS = 64
-MAX_TOKENS = 300
-TIRELESS = ("--restart-budget", "1000", "--step-timeout", "1")
 
 
 @dataclass(slots=True)
@@ -55,15 +52,15 @@ class Row:
         return f"| {self.what} | {'; '.join(self.found)} | {verdict} |"
 
 
-def body_of(number: int, max_tokens: int = MAX_TOKENS) -> dict[str, Any]:
+def body_of(number: int, max_tokens: int) -> dict[str, Any]:
     """Every second stream is greedy, the others are sampled with a seed of their own; none ends early."""
     sampled = {"temperature": 0.9, "top_p": 0.95, "seed": number} if number % 2 else {}
     prompt = f"{PROMPTS[number % len(PROMPTS)]}{' and' * (number % 7)}"
     return {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, **sampled}
 
 
-async def stream_all(service: Service, max_tokens: int = MAX_TOKENS) -> list[Stream]:
-    return await asyncio.gather(*(service.stream(**body_of(number, max_tokens)) for number in range(NUM_STREAMS)))
+async def stream_all(service: Service, options: argparse.Namespace, max_tokens: int) -> list[Stream]:
+    return await asyncio.gather(*(service.stream(**body_of(number, max_tokens)) for number in range(options.streams)))
 
 
 async def check_books(service: Service, row: Row) -> None:
@@ -80,17 +77,21 @@ async def check_books(service: Service, row: Row) -> None:
 
 async def kills(options: argparse.Namespace, log: Path) -> Row:
     """The worker is killed and stopped at random moments under streams; the texts are those of an undisturbed run."""
-    row = Row(f"{NUM_STREAMS} streams, worker SIGKILLed {options.kills} times and SIGSTOPped {options.stops} times")
+    row = Row(
+        f"{options.streams} streams at a time, worker killed {options.kills} times and stopped {options.stops} times"
+    )
     chance = random.Random(options.seed)
     faults = [signal.SIGKILL] * options.kills + [signal.SIGSTOP] * options.stops
     chance.shuffle(faults)
-    async with running(log, *TIRELESS, models=MODEL) as service:
-        undisturbed = [stream.text for stream in await stream_all(service)]
+    async with running(
+        log, "--restart-budget", "1000", "--step-timeout", str(options.step_timeout), models=MODEL
+    ) as service:
+        undisturbed = [stream.text for stream in await stream_all(service, options, options.tokens)]
         recoveries: list[float] = []
         gaps: list[float] = []
         num_streams = 0
         while faults:
-            task = asyncio.ensure_future(stream_all(service))
+            task = asyncio.ensure_future(stream_all(service, options, options.tokens))
             while faults and not task.done():
                 await asyncio.sleep(chance.uniform(0.05, options.pause))
                 if task.done() or (worker := service.worker) is None:
@@ -124,13 +125,13 @@ async def _strike(service: Service, worker: psutil.Process, number: signal.Signa
 
 async def drains(options: argparse.Namespace, log: Path) -> Row:
     """SIGTERM under load: what was accepted ends whole, what comes later is sent elsewhere, the exit code is 0."""
-    row = Row(f"SIGTERM under {NUM_STREAMS} streams, {options.drains} times")
+    row = Row(f"SIGTERM under {options.streams} streams, {options.drains} times")
     unready: list[float] = []
     num_complete = num_refused = 0
     for _ in range(options.drains):
         async with running(log, "--drain-timeout", "300", models=MODEL) as service:
-            task = asyncio.ensure_future(stream_all(service, 100))
-            while (await service.metrics()).get("generated_tokens_total", 0) < NUM_STREAMS:  # noqa: ASYNC110
+            task = asyncio.ensure_future(stream_all(service, options, options.tokens // 3))
+            while (await service.metrics()).get("generated_tokens_total", 0) < options.streams:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             began = time.perf_counter()
             service.process.send_signal(signal.SIGTERM)
@@ -156,9 +157,9 @@ async def overload(options: argparse.Namespace, log: Path) -> Row:
     row = Row(f"open loop at 10 times capacity for {options.seconds:g} s")
     async with running(log, "--max-queue-requests", "64", models=MODEL) as service:
         began = time.perf_counter()
-        await stream_all(service, 50)
-        await stream_all(service, 50)
-        capacity = 2 * NUM_STREAMS / (time.perf_counter() - began)
+        await stream_all(service, options, 50)
+        await stream_all(service, options, 50)
+        capacity = 2 * options.streams / (time.perf_counter() - began)
         before = await service.rss_bytes()
         refusals: list[float] = []
         waits: list[str] = []
@@ -249,6 +250,9 @@ RUNS: dict[str, Callable[[argparse.Namespace, Path], Awaitable[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=RUNS, action="append", help="may be repeated; default: all")
+    parser.add_argument("--streams", type=int, default=64, help="at a time")
+    parser.add_argument("--tokens", type=int, default=300, help="length of each stream")
+    parser.add_argument("--step-timeout", type=float, default=1.0, help="seconds; on a crowded machine more")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stops", type=int, default=5)
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between two faults, at most")

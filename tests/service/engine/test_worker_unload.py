@@ -1,0 +1,65 @@
+"""What the worker holds of a checkpoint that it was told to unload: nothing."""
+
+import time
+import weakref
+from typing import Any, cast
+
+import pytest
+
+from model.batch import SamplingParams
+from service.engine.loading import load_lane
+from service.engine.progress import ProgressClock, StepBound
+from service.engine.protocol import (
+    Cancel,
+    FromWorker,
+    Generate,
+    ModelSpec,
+    Step,
+    ToWorker,
+    Unload,
+    Unloaded,
+    WorkerConfig,
+)
+from service.engine.worker import Worker
+from tests.service.engine.conftest import KEY, STORIES
+
+
+class Connection:
+    """Both ends at once: what the worker is told next, and what it has said."""
+
+    def __init__(self) -> None:
+        self.inbox: list[ToWorker] = []
+        self.said: list[FromWorker] = []
+
+    def receive(self, wait_seconds: float) -> list[ToWorker]:
+        taken, self.inbox = self.inbox, []
+        return taken
+
+    def send(self, message: FromWorker) -> None:
+        self.said.append(message)
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
+def test_an_unloaded_checkpoint_leaves_no_weights_no_blocks_and_a_word_to_each_request() -> None:
+    connection = Connection()
+    worker = Worker(cast(Any, connection), ProgressClock.create(), StepBound(60.0), lambda: None)
+    spec = ModelSpec(key=KEY, folder=str(STORIES), dtype="float32", kv_cache_bytes=8 << 20)
+    lane = load_lane(spec, WorkerConfig(models=[]), lambda *_: None, lambda: None)
+    lane_ref, cache_ref = weakref.ref(lane), weakref.ref(cast(Any, lane)._runner)
+    worker._handle_arrival(lane)
+    del lane
+    sampling = SamplingParams(max_tokens=50, temperature=0.0)
+    request = Generate(request_id=7, model=KEY, prompt_ids=[1, 403], sampling=sampling, arrival=time.monotonic())
+    connection.inbox = [request, Cancel(1234)]
+    for _ in range(3):
+        worker._drain_inbox()
+        worker._step_next()
+    assert lane_ref() is not None
+    connection.inbox = [Unload(KEY)]
+    worker._drain_inbox()
+    assert lane_ref() is None
+    assert cache_ref() is None
+    *_, last, unloaded = connection.said
+    assert isinstance(last, Step)
+    assert [(output.request_id, output.finish_reason) for output in last.tokens] == [(7, "error")]
+    assert isinstance(unloaded, Unloaded)
