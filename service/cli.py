@@ -24,7 +24,7 @@ COMMANDS = {
     "serve": Command("service.serve", "load checkpoints and serve them over HTTP"),
     "models": Command("service.list_models", "say what checkpoint folders hold and which tasks they can do"),
     "bench": Command("service.bench.command", "measure a running service: throughput, latency, goodput"),
-    "evaluate": Command("service.evaluate", "score a checkpoint on a data set"),
+    "evaluate": Command("service.evaluate.command", "score a running service on labelled data"),
     "calibrate": Command("service.calibrate", "fit a classifier's confidence on labelled data"),
 }
 
