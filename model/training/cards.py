@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "cards"
-_PLACE = re.compile(r"\{([a-z_0-9.]+)(?::([^}]*))?\}")
+_PLACE = re.compile(r"\{([A-Za-z_0-9.]+)(?::([^}]*))?\}")
 
 
 def fill(template: str, report: dict[str, Any]) -> str:
