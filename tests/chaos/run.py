@@ -115,9 +115,11 @@ async def kills(options: argparse.Namespace, log: Path) -> Row:
 
 async def _strike(service: Service, worker: psutil.Process, number: signal.Signals) -> float:
     """Seconds from the signal until another worker is ready."""
+    count = "worker_restarts_total"
+    before = (await service.metrics()).get(count, 0)
     began = time.perf_counter()
     worker.send_signal(number)
-    while (now := service.worker) is not None and now.pid == worker.pid:  # noqa: ASYNC110
+    while (await service.metrics()).get(count, 0) == before:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     await service.until_ready()
     return time.perf_counter() - began
