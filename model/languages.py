@@ -24,7 +24,8 @@ CODES = (
     "mk:mkd ml:mal mn:khk,mon mr:mar ms:zsm,msa mt:mlt my:mya ne:npi,nep nl:nld nn:nno no:nob,nor,nb ns:nso "
     "nv:nav ny:nya oc:oci oj:oji om:gaz,orm or:ory,ori os:oss pa:pan pl:pol ps:pbt,pus pt:por qu:quy,que rm:roh rn:run "
     "ro:ron ru:rus rw:kin sa:san sc:srd sd:snd se:sme sg:sag si:sin sk:slk sl:slv sm:smo sn:sna so:som sq:als,sqi "
-    "sr:srp ss:ssw st:sot su:sun sv:swe sw:swh,swa ta:tam te:tel tg:tgk th:tha ti:tir tk:tuk tl:tgl,fil tn:tsn to:ton ts:tso "
+    "sr:srp ss:ssw st:sot su:sun sv:swe sw:swh,swa ta:tam te:tel tg:tgk th:tha ti:tir tk:tuk tl:tgl,fil "
+    "tn:tsn to:ton ts:tso "
     "tr:tur tt:tat tw:twi ty:tah ug:uig uk:ukr ur:urd uz:uzn,uzb ve:ven vi:vie vo:vol wa:wln wo:wol xh:xho yi:ydd,yid "
     "yo:yor za:zha zh:zho,cmn zu:zul"
 )

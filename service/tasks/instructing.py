@@ -106,9 +106,7 @@ class Commission:
             return self._sequence_to_sequence_sampling().max_tokens
         asked = self.choices.max_tokens
         if asked is not None and asked >= self._context:
-            message = (
-                f"max_tokens is {asked:,}; the context of {self.model.name}, prompt included: {self._context:,}"
-            )
+            message = f"max_tokens is {asked:,}; the context of {self.model.name}, prompt included: {self._context:,}"
             raise ContextLengthExceeded(message, param="max_tokens")
         if asked is not None:
             return asked
