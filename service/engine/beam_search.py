@@ -66,7 +66,6 @@ class BeamSearch:
         starts = [0.0] + [ABSENT] * (self.num_beams - 1)
         self._running = [_Running(row=0, token_ids=[], score=score) for score in starts]
         self._finished = [_Finished([], ABSENT, False) for _ in starts]
-        self._improvable = True
         self.is_done = False
 
     @property
@@ -88,9 +87,8 @@ class BeamSearch:
         self._finish(candidates)
         next_rows = self._continue(candidates)
         self._num_generated += 1
-        self._improvable = self._improvable and self._may_improve()
         full = self._early_stopping is True and all(entry.is_real for entry in self._finished)
-        self.is_done = not self._improvable or full or all(candidate.ends for candidate in candidates)
+        self.is_done = full or not self._may_improve() or all(candidate.ends for candidate in candidates)
         return [] if self.is_done else next_rows
 
     def _best_candidates(self, rows: Sequence[Sequence[tuple[int, float]]]) -> list[_Candidate]:
@@ -120,15 +118,11 @@ class BeamSearch:
 
     def _finish(self, candidates: list[_Candidate]) -> None:
         """Lets the candidates that end, of the first `num_beams`, compete with the finished hypotheses."""
-        full = self._early_stopping is True and all(entry.is_real for entry in self._finished)
         scores = self._normalised([candidate.score for candidate in candidates], self._num_generated + 1)
         merged = list(self._finished)
         for index, candidate in enumerate(candidates):
             ends = candidate.ends and index < self.num_beams
-            score = scores[index]
-            for hopeless in (full, not self._improvable, not ends):
-                if hopeless:
-                    score = _float32([score + ABSENT])[0]
+            score = scores[index] if ends else _float32([scores[index] + ABSENT])[0]
             merged.append(_Finished([*candidate.parent.token_ids, candidate.token_id], score, ends))
         self._finished = sorted(merged, key=lambda entry: -entry.score)[: self.num_beams]
 

@@ -126,6 +126,18 @@ def test_an_outlier_waits_no_longer_than_its_turn(make_encode: Any) -> None:
         assert waited < 3
 
 
+def test_arrivals_without_end_do_not_starve_who_is_here(make_encode: Any) -> None:
+    batcher = Batcher(256)
+    patient = make_encode([16] * 100)
+    batcher.add(patient)
+    num_batches = 0
+    while patient.request_id in batcher.request_ids:
+        batcher.add(make_encode([16] * 16))
+        batcher.next_batch()
+        num_batches += 1
+        assert num_batches < 2 * 7 + 2
+
+
 def test_higher_priority_goes_first_and_leftover_budget_is_used(make_encode: Any) -> None:
     batcher = Batcher(100)
     batcher.add(make_encode([40, 40]))
