@@ -1,0 +1,205 @@
+"""`/hf/{task}`: the shapes that `huggingface_hub.InferenceClient` sends and reads, with a route's address as its model.
+
+Thin: each request becomes one of /v1 (or of text-embeddings-inference) and its answer is written down as that client
+parses it, which is not always as its schemas say. HTTP only; runs in the API process, on the event loop.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Discriminator, Field, Tag, ValidationError
+from starlette.responses import Response
+
+from service.api.answer import AnswerBody, create_answer
+from service.api.classify import ClassifyBody, create_classification
+from service.api.native import MAX_ITEMS, InputText, NativeBody, json_response
+from service.api.schemas_openai import Strict
+from service.api.summarize import SummarizeBody, create_summary
+from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
+from service.api.translate import TranslateBody, create_translation
+from service.errors import InvalidRequest, ServiceError
+from service.http.envelope import validation_error
+from service.tasks.confidence import activated, best_first
+
+router = APIRouter(prefix="/hf", tags=["huggingface_hub"])
+
+B = TypeVar("B", bound=NativeBody)
+
+Texts = Annotated[
+    Annotated[InputText, Tag("text")]
+    | Annotated[list[InputText], Field(min_length=1, max_length=MAX_ITEMS), Tag("texts")],
+    Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+]
+Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
+RENAMED = {"max_new_tokens": "max_tokens", "max_length": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+class TextClassificationParameters(Strict):
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+
+
+class TextClassificationBody(Strict):
+    inputs: Texts
+    parameters: TextClassificationParameters = TextClassificationParameters()
+
+
+@router.post("/text-classification", summary="As InferenceClient.text_classification reads it")
+async def text_classification(request: Request, body: TextClassificationBody) -> Response:
+    """Rows of labels, also for one text: the client takes the first."""
+    wanted = body.parameters.function_to_apply
+    asked = _made(ClassifyBody, {"input": body.inputs, "raw_scores": wanted is not None})
+    found = await _answered(create_classification(request, asked))
+    rows = [entry["labels"] for entry in found["data"]]
+    if wanted is not None:
+        rows = [_reactivated(row, wanted) for row in rows]
+    return json_response([row[: body.parameters.top_k] for row in rows])
+
+
+def _reactivated(row: list[dict[str, Any]], wanted: Literal["sigmoid", "softmax", "none"]) -> list[dict[str, Any]]:
+    scores = activated(np.array([entry["score"] for entry in row]), wanted)
+    return [{"label": row[place]["label"], "score": float(scores[place])} for place in best_first(scores)]
+
+
+class ZeroShotParameters(Strict):
+    candidate_labels: list[str] = Field(min_length=1)
+    hypothesis_template: str | None = None
+    multi_label: bool = False
+
+
+class ZeroShotBody(Strict):
+    inputs: InputText
+    parameters: ZeroShotParameters
+
+
+@router.post("/zero-shot-classification", summary="As InferenceClient.zero_shot_classification reads it")
+async def zero_shot_classification(request: Request, body: ZeroShotBody) -> Response:
+    """One flat list of labels, not the pipeline's `{sequence, labels, scores}`."""
+    parameters = body.parameters
+    fields = {
+        "input": body.inputs, "labels": parameters.candidate_labels, "multi_label": parameters.multi_label,
+        "hypothesis_template": parameters.hypothesis_template,
+    }  # fmt: skip
+    found = await _answered(create_classification(request, _made(ClassifyBody, fields)))
+    return json_response(found["data"][0]["labels"])
+
+
+class FeatureExtractionBody(EmbedBody):
+    encoding_format: Literal["float"] = "float"
+
+
+@router.post("/feature-extraction", summary="As InferenceClient.feature_extraction reads it")
+async def feature_extraction(request: Request, body: FeatureExtractionBody) -> Response:
+    return await tei_embed(request, body)
+
+
+@router.post("/sentence-similarity", summary="As InferenceClient.sentence_similarity reads it")
+async def sentence_similarity(request: Request, body: SimilarityBody) -> Response:
+    return await tei_similarity(request, body)
+
+
+class WritingParameters(Strict):
+    """`clean_up_tokenization_spaces` is of no effect: texts come as the tokenizer decodes them."""
+
+    clean_up_tokenization_spaces: bool | None = None
+    truncation: Truncation = "do_not_truncate"
+    generate_parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        given = {RENAMED.get(name, name): value for name, value in self.generate_parameters.items()}
+        if "do_sample" in given and not given.pop("do_sample"):
+            given["temperature"] = 0.0
+        return {**given, "truncate": self.truncation != "do_not_truncate"}
+
+
+class SummarizationBody(Strict):
+    inputs: Texts
+    parameters: WritingParameters = WritingParameters()
+
+
+@router.post("/summarization", summary="As InferenceClient.summarization reads it")
+async def summarization(request: Request, body: SummarizationBody) -> Response:
+    asked = _made(SummarizeBody, {**body.parameters.fields(), "input": body.inputs})
+    found = await _answered(create_summary(request, asked))
+    return json_response([{"summary_text": entry["summary"]} for entry in found["data"]])
+
+
+class TranslationParameters(WritingParameters):
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+
+class TranslationBody(Strict):
+    inputs: Texts
+    parameters: TranslationParameters = TranslationParameters()
+
+
+@router.post("/translation", summary="As InferenceClient.translation reads it")
+async def translation(request: Request, body: TranslationBody) -> Response:
+    languages = {"source": body.parameters.src_lang, "target": body.parameters.tgt_lang}
+    asked = _made(TranslateBody, {**body.parameters.fields(), **languages, "input": body.inputs})
+    found = await _answered(create_translation(request, asked))
+    return json_response([{"translation_text": entry["translation"]} for entry in found["data"]])
+
+
+class QuestionInputs(Strict):
+    question: InputText
+    context: InputText
+
+
+class QuestionParameters(Strict):
+    top_k: int | None = None
+    doc_stride: int | None = None
+    max_answer_len: int | None = None
+    max_seq_len: int | None = None
+    handle_impossible_answer: bool | None = None
+    align_to_words: bool | None = None
+
+
+class QuestionBody(Strict):
+    inputs: QuestionInputs
+    parameters: QuestionParameters = QuestionParameters()
+
+
+@router.post("/question-answering", summary="As InferenceClient.question_answering reads it")
+async def question_answering(request: Request, body: QuestionBody) -> Response:
+    """An object for one answer, a list where several are asked for."""
+    fields = {**body.parameters.model_dump(exclude_none=True), **body.inputs.model_dump(), "method": "extractive"}
+    found = await _answered(create_answer(request, _made(AnswerBody, fields)))
+    answers = [
+        {name: entry[name] for name in ("answer", "score", "start", "end")} for entry in found["data"][0]["answers"]
+    ]
+    return json_response(answers if (body.parameters.top_k or 1) > 1 else answers[0])
+
+
+def _made(kind: type[B], fields: Mapping[str, Any]) -> B:
+    """The request of /v1 that is meant. Raises: InvalidRequest as its own endpoint would."""
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+        raise _renamed(validation_error(faults, dict(fields))) from error
+
+
+async def _answered(work: Any) -> Any:
+    """The endpoint's answer as data; these shapes have no place for one text's error, so the first is the request's."""
+    try:
+        response: Response = await work
+    except ServiceError as error:
+        raise _renamed(error) from error
+    found = msgspec.json.decode(response.body)
+    for entry in found["data"]:
+        if "error" in entry:
+            raise InvalidRequest(entry["error"]["message"], param=f"inputs.{entry['index']}")
+    return found
+
+
+def _renamed(error: ServiceError) -> ServiceError:
+    """The field at fault by the name that it has here."""
+    if error.param is not None:
+        first, dot, rest = error.param.partition(".")
+        error.param = {"input": "inputs", "labels": "parameters.candidate_labels"}.get(first, first) + dot + rest
+    return error

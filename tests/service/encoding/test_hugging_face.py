@@ -1,0 +1,127 @@
+"""`/hf/{task}` as the real `huggingface_hub.InferenceClient` sends and parses it, over a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from huggingface_hub import AsyncInferenceClient
+from transformers import pipeline
+
+TEXTS = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill"]
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+@pytest.fixture
+async def base_url(app: FastAPI) -> AsyncIterator[str]:
+    server = Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server.serve())
+    await server.listening.wait()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
+@pytest.fixture
+async def make_hub_client(base_url: str) -> AsyncIterator[Any]:
+    """make_hub_client(task): a client whose model is that route's address."""
+    async with AsyncExitStack() as stack:
+
+        def make(task: str) -> AsyncInferenceClient:
+            client = AsyncInferenceClient(model=f"{base_url}/hf/{task}")
+            stack.push_async_callback(client.close)
+            return client
+
+        yield make
+
+
+async def test_text_classification(make_classifier: Any, tokenizer: Any, make_hub_client: Any) -> None:
+    model = make_classifier(["joy", "anger", "fear"])
+    client = make_hub_client("text-classification")
+    for function in (None, "sigmoid", "softmax", "none"):
+        reference = pipeline(
+            "text-classification", model=model, tokenizer=tokenizer, function_to_apply=function or "softmax"
+        )
+        expected = reference(TEXTS[0], top_k=2)
+        found = await client.text_classification(TEXTS[0], top_k=2, function_to_apply=function)
+        assert [entry.label for entry in found] == [entry["label"] for entry in expected]
+        assert [entry.score for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+async def test_zero_shot_classification(
+    make_classifier: Any, tokenizer: Any, make_hub_client: Any, multi_label: bool
+) -> None:
+    model = make_classifier(["contradiction", "neutral", "entailment"])
+    labels, template = ["cat", "dog", "film"], "this is {}"
+    reference = pipeline("zero-shot-classification", model=model, tokenizer=tokenizer)
+    expected = reference(TEXTS[0], labels, hypothesis_template=template, multi_label=multi_label)
+    found = await make_hub_client("zero-shot-classification").zero_shot_classification(
+        TEXTS[0], labels, hypothesis_template=template, multi_label=multi_label
+    )
+    assert [entry.label for entry in found] == expected["labels"]
+    assert [entry.score for entry in found] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+async def test_feature_extraction_and_sentence_similarity(make_embedder: Any, make_hub_client: Any) -> None:
+    reference = make_embedder(prompts={"query": "query : "})
+    client = make_hub_client("feature-extraction")
+    found = await client.feature_extraction(
+        TEXTS[0], normalize=True, prompt_name="query", truncate=True, truncation_direction="right", dimensions=8
+    )
+    expected = reference.encode(TEXTS[:1], prompt_name="query", truncate_dim=8, normalize_embeddings=True)
+    assert found == pytest.approx(expected, abs=1e-5)
+    vectors = reference.encode(TEXTS)
+    scores = await make_hub_client("sentence-similarity").sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
+    assert scores == pytest.approx(reference.similarity(vectors[:1], vectors[1:])[0].tolist(), abs=1e-5)
+
+
+async def test_question_answering(make_model: Any, engine: Any, make_hub_client: Any, post: Any) -> None:
+    engine.load(make_model("BertForQuestionAnswering", "reader")[0])
+    question, context = "what sat", TEXTS[0]
+    own = await post("/v1/answer", question=question, context=context, top_k=3)
+    client = make_hub_client("question-answering")
+    best = await client.question_answering(question=question, context=context)
+    assert (best.answer, best.score) == (own["data"][0]["answer"], own["data"][0]["score"])
+    assert context[best.start : best.end] == best.answer
+    several = await client.question_answering(question=question, context=context, top_k=3)
+    assert [entry.answer for entry in several] == [entry["answer"] for entry in own["data"][0]["answers"]]
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "param"),
+    [
+        ("text-classification", {"inputs": "cat " * 100}, "inputs"),
+        ("text-classification", {"inputs": ["good", "cat " * 100]}, "inputs.1"),
+        ("text-classification", {"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+        ("zero-shot-classification", {"inputs": "a", "parameters": {}}, "parameters.candidate_labels"),
+        (
+            "zero-shot-classification",
+            {"inputs": "a", "parameters": {"candidate_labels": ["a", "a"]}},
+            "parameters.candidate_labels.1",
+        ),
+        ("summarization", {"inputs": "a", "parameters": {"generate_parameters": {"num_beams": 0}}}, "num_beams"),
+        ("summarization", {"inputs": ""}, "inputs"),
+        ("translation", {"inputs": "a"}, "model"),
+    ],
+)
+async def test_faults_are_named_as_they_were_sent(
+    task: str, body: dict[str, Any], param: str, make_classifier: Any, client: httpx.AsyncClient
+) -> None:
+    make_classifier(["contradiction", "neutral", "entailment"])
+    response = await client.post(f"/hf/{task}", json=body)
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["error"]["param"] == param
