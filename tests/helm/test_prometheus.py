@@ -48,8 +48,8 @@ class Replica:
     def __init__(self) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "service", "serve", "--port", self.url.rpartition(":")[2]]
-        command += ["--model", f"{STORIES}=stories", "--worker-threads", "1", "--max-sequences", "4"]
-        command += ["--max-queue-requests", "4"]
+        command += ["--model", f"{STORIES}=stories", "--worker-threads", "1", "--max-sequences", "2"]
+        command += ["--max-queue-requests", "1"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def until_ready(self) -> None:
@@ -71,7 +71,7 @@ class Replica:
 
 
 async def load(client: httpx.AsyncClient, replica: Replica, *, until: asyncio.Event) -> None:
-    """Twelve callers for eight places: some are refused. Streams, so that there are times between tokens."""
+    """Twenty callers for three places: most are refused. Streams, so that there are times between tokens."""
 
     async def call(number: int) -> None:
         while not until.is_set():
@@ -81,7 +81,7 @@ async def load(client: httpx.AsyncClient, replica: Replica, *, until: asyncio.Ev
                     pass
             await asyncio.sleep(0.05)
 
-    await asyncio.gather(*(call(number) for number in range(12)))
+    await asyncio.gather(*(call(number) for number in range(20)))
 
 
 class Prometheus:
