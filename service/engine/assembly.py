@@ -103,7 +103,7 @@ def _spec(source: ModelSource, version: str, folder: Path, settings: Settings) -
         folder=str(folder),
         dtype=settings.dtype,
         quantization=settings.quantization,
-        kv_cache_bytes=settings.kv_cache_memory,
+        kv_cache_bytes=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
         max_model_len=settings.max_model_len,
     )
 

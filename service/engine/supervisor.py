@@ -146,6 +146,16 @@ class Supervisor:
             await self._runner
 
     async def _run(self) -> None:
+        """A fault of our own must not leave the service waiting for a worker that nobody starts."""
+        try:
+            await self._keep_alive()
+        except Exception:
+            log.exception("the supervisor failed")
+            if self._worker is not None:
+                self._worker.kill()
+            self._events.on_budget_spent()
+
+    async def _keep_alive(self) -> None:
         attempt = 0
         while not self._stop.is_set():
             started = self._now()
