@@ -205,7 +205,7 @@ class Supervisor:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Passes messages on until the worker's end of the socket closes, which a death of any kind does."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 header = await reader.readexactly(HEADER_BYTES)
                 body = await reader.readexactly(int.from_bytes(header, "little"))

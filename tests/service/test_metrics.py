@@ -14,6 +14,7 @@ CONTRACT = {
     "requests_rejected": ("cause",),
     "requests_replayed": (),
     "worker_restarts": ("cause",),
+    "shadow_requests": ("model", "version", "outcome"),
     "preemptions": ("model", "version"),
     "prompt_tokens": ("model", "version", "task"),
     "cached_tokens": ("model", "version", "task"),
