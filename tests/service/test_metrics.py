@@ -52,6 +52,7 @@ def full(metrics):
     metrics.replayed()
     metrics.worker_restarted("killed")
     metrics.worker_up(True)
+    metrics.shadowed(model="tiny", version="1", outcome="same")
     metrics.model_loaded(model="tiny", version="1", architecture="Llama", dtype="float32", device="cpu")
     series = metrics.request_metrics(**LABELS)
     series.accepted()
