@@ -138,6 +138,20 @@ def test_arrivals_without_end_do_not_starve_who_is_here(make_encode: Any) -> Non
         assert num_batches < 2 * 7 + 2
 
 
+def test_a_newcomer_does_not_catch_up_on_what_others_had_before_it_came(make_encode: Any) -> None:
+    batcher = Batcher(64)
+    batcher.add(make_encode([16] * 200))
+    for _ in range(20):
+        batcher.next_batch()
+    batcher.add(make_encode([16] * 200))
+    served = [0, 0]
+    for _ in range(24):
+        for number in requests_of(batcher.next_batch()):
+            served[number] += 1
+    assert sum(served) == 96
+    assert abs(served[0] - served[1]) <= 8
+
+
 def test_higher_priority_goes_first_and_leftover_budget_is_used(make_encode: Any) -> None:
     batcher = Batcher(100)
     batcher.add(make_encode([40, 40]))
