@@ -21,7 +21,7 @@ ARGS ?=
 install: $(INSTALLED)
 
 # torch by itself first: it is the largest, and a failure to find it should be the first thing seen.
-$(INSTALLED): pyproject.toml constraints.txt model/ops/kernels.cpp
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard model/ops/*.cpp model/ops/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable ".[test,evaluate]"

@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import Tensor
 
-from model.ops.files import LIBRARY, SOURCE
+from model.ops.files import LIBRARY, is_current
 
 log = logging.getLogger("slimpajama.worker")
 
@@ -16,7 +16,7 @@ log = logging.getLogger("slimpajama.worker")
 def _load() -> bool:
     if not LIBRARY.exists():
         return False
-    if LIBRARY.stat().st_mtime < SOURCE.stat().st_mtime:
+    if not is_current():
         log.warning("the compiled operators are older than their source; run `make install`")
         return False
     try:

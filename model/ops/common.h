@@ -1,0 +1,62 @@
+// What every file of the CPU operators shares: bfloat16, what the processor can do, and checks of arguments.
+//
+// The operators are bound as torch operators `slimpajama::*`, each file its own; `model.ops.library` builds and loads
+// them, and the tests hold every one against float64. Threads are torch's own (at::parallel_for). Fast code is chosen
+// when the processor has it; the plain loops beside it are the fallback and say what is computed.
+//
+// Legend: M rows (tokens), N outputs, K inputs, H query heads, G key/value heads, D head size.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")))
+#define HAS_X86 1
+#else
+#define HAS_X86 0
+#endif
+
+namespace slimpajama {
+
+using at::Tensor;
+using bf16 = uint16_t;
+
+inline bool cpu_is_fast() {
+#if HAS_X86
+  static const bool fast = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return fast;
+#else
+  return false;
+#endif
+}
+
+inline float to_float(bf16 value) {
+  uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+inline bf16 to_bf16(float value) {  // round to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<bf16>((bits >> 16) | 0x40);
+  return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline const bf16* data(const Tensor& tensor) { return static_cast<const bf16*>(tensor.const_data_ptr()); }
+inline bf16* mutable_data(const Tensor& tensor) { return static_cast<bf16*>(tensor.data_ptr()); }
+
+inline void check_rows(const Tensor& x, at::ScalarType type) {
+  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == type && x.dim() == 2 && x.is_contiguous(),
+              "expected a contiguous CPU matrix of ", type);
+}
+
+}  // namespace slimpajama
