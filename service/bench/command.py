@@ -5,6 +5,7 @@ Parses, runs the load and prints a table; `--json` and `--page` keep the figures
 
 import argparse
 import asyncio
+import math
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from service.bench.load import Record, closed_loop, open_loop
 from service.bench.report import Figures, Limits, figures, table, write_json, write_page
 from service.bench.workload import Workload, poisson_jobs, read_prompts, trace_jobs
 
-ENDPOINTS = ("completions", "chat/completions", "embeddings", "rerank", "classify", "sentiment")
+ENDPOINTS = ("completions", "chat/completions", "embeddings", "similarity", "rerank", "classify", "sentiment")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,6 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-key", help="sent as a bearer token")
     parser.add_argument("--model", help="the model field of each request (default: left out)")
     parser.add_argument("--endpoint", choices=ENDPOINTS, default="completions")
+    parser.add_argument("--path", help="ask this path of the server (default: /v1/ENDPOINT)")
     parser.add_argument("--label", default="", help="put before each row's name")
     work = parser.add_argument_group("work")
     work.add_argument("--prompt-tokens", type=int, default=128, help="length of each prompt (default: %(default)s)")
@@ -30,6 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--token-ids", metavar="LOW:HIGH", help="send prompts as random token ids of this range, for exact lengths"
     )
     work.add_argument("--prompts", type=Path, help="draw prompts from this file: a line each, or JSONL")
+    work.add_argument("--encoding-format", choices=("float", "base64"), help="of embeddings (default: the server's)")
+    work.add_argument("--labels", help="for classify: labels that the texts are judged by, separated by commas")
     work.add_argument("--no-stream", action="store_true", help="ask for whole answers")
     work.add_argument("--seed", type=int, default=0)
     load = parser.add_argument_group("load")
@@ -37,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--concurrency", default="1,4,16,64", help="closed loop: clients, a run each (default: %(default)s)"
     )
     load.add_argument("--requests", type=int, help="requests in a run (default: 4 for each client, at least 8)")
+    load.add_argument("--seconds", type=float, help="closed loop by time instead: begin no request after this long")
     load.add_argument("--rate", type=float, help="open loop instead: requests per second, at Poisson times")
     load.add_argument(
         "--trace", type=Path, help="open loop as in this CSV of TIMESTAMP, ContextTokens, GeneratedTokens"
@@ -85,8 +90,10 @@ async def measure(options: argparse.Namespace) -> list[Figures]:
         return [figures(f"{options.label}open loop", records, limits)]
     runs, jobs = [], workload.jobs()
     for concurrency in [int(part) for part in options.concurrency.split(",")]:
-        count = options.requests or max(4 * concurrency, 8)
-        records = await closed_loop(options.url, headers, jobs, concurrency=concurrency, count=count)
+        count = options.requests or (sys.maxsize if options.seconds else max(4 * concurrency, 8))
+        records = await closed_loop(
+            options.url, headers, jobs, concurrency=concurrency, count=count, seconds=options.seconds or math.inf
+        )
         runs.append(figures(f"{options.label}c={concurrency}", records, limits))
     return runs
 
@@ -116,6 +123,9 @@ def _workload(options: argparse.Namespace) -> Workload:
         token_ids=token_ids,
         prompts=read_prompts(options.prompts) if options.prompts else (),
         stream=not options.no_stream,
+        encoding_format=options.encoding_format,
+        labels=tuple(options.labels.split(",")) if options.labels else (),
+        path=options.path,
         seed=options.seed,
     )
 

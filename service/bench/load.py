@@ -6,6 +6,7 @@ its own time, however many are under way. Knows OpenAI's stream format, not what
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class _StreamReader:
         record = self._record
         if b'"error"' in data and "error" in json.loads(data):
             record.error = data.decode(errors="replace").strip()[:300]
-        elif b'"usage"' in data and (usage := json.loads(data).get("usage")):
+        elif b'"usage":{' in data.replace(b'"usage": {', b'"usage":{') and (usage := json.loads(data).get("usage")):
             record.num_output_tokens = usage.get("completion_tokens", record.num_output_tokens)
             record.num_prompt_tokens = usage.get("prompt_tokens", 0)
             if b'"choices":[]' not in data.replace(b" ", b""):
@@ -62,11 +63,21 @@ class _StreamReader:
     def close(self) -> None:
         record = self._record
         if self._plain:
-            usage = json.loads(b"".join(self._plain)).get("usage") or {}
+            usage = _usage(b"".join(self._plain))
             record.num_output_tokens = usage.get("completion_tokens", 0)
             record.num_prompt_tokens = usage.get("prompt_tokens", 0)
         elif not record.num_output_tokens:
             record.num_output_tokens = len(record.chunk_times)
+
+
+def _usage(answer: bytes) -> dict[str, int]:
+    """The `usage` object of a JSON answer; the vectors before it are not parsed, which would cost too much."""
+    start = answer.rfind(b'"usage"')
+    if start < 0:
+        return {}
+    rest = answer[start + len(b'"usage"') :].decode(errors="replace").lstrip(" :")
+    found, _ = json.JSONDecoder().raw_decode(rest)
+    return found if isinstance(found, dict) else {}
 
 
 async def send(connection: Connection, job: Job) -> Record:
@@ -84,15 +95,19 @@ async def send(connection: Connection, job: Job) -> Record:
 
 
 async def closed_loop(
-    url: str, headers: dict[str, str], jobs: Iterator[Job], *, concurrency: int, count: int
+    url: str, headers: dict[str, str], jobs: Iterator[Job], *, concurrency: int, count: int, seconds: float = math.inf
 ) -> list[Record]:
-    """`count` requests from `concurrency` clients."""
+    """`count` requests from `concurrency` clients; after `seconds` no further ones are begun."""
     records: list[Record] = []
     remaining = iter(range(count))
+    until = time.perf_counter() + seconds
 
     async def client() -> None:
         connection = Connection(url, headers)
-        records.extend([await send(connection, next(jobs)) for _ in remaining])
+        for _ in remaining:
+            records.append(await send(connection, next(jobs)))
+            if time.perf_counter() > until:
+                break
         await connection.aclose()
 
     await asyncio.gather(*(client() for _ in range(concurrency)))

@@ -33,7 +33,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """`token_ids` is a range to draw prompt ids from (exact lengths); without it prompts are about as many words."""
+    """`token_ids` is a range to draw prompt ids from (exact lengths); without it prompts are about as many words.
+    `path` is asked instead of /v1/`endpoint`, for servers that put an endpoint elsewhere."""
 
     endpoint: str = "completions"
     model: str | None = None
@@ -43,6 +44,9 @@ class Workload:
     token_ids: tuple[int, int] | None = None
     prompts: tuple[str, ...] = ()
     stream: bool = True
+    encoding_format: str | None = None
+    labels: tuple[str, ...] = ()
+    path: str | None = None
     seed: int = 0
 
     def jobs(self) -> Iterator[Job]:
@@ -61,16 +65,20 @@ class Workload:
                 body |= {"messages": [{"role": "user", "content": texts[0]}], **self._generation(output_tokens)}
             case "embeddings":
                 body |= {"input": texts if self.items > 1 else texts[0]}
+                body |= {"encoding_format": self.encoding_format} if self.encoding_format else {}
+            case "similarity":
+                body |= {"source": self._prompt(draw, prompt_tokens), "targets": texts}
             case "rerank":
                 body |= {"query": self._prompt(draw, 8), "documents": texts}
             case "classify" | "sentiment":
-                body |= {"input": texts}
+                body |= {"input": texts} | ({"labels": self.labels} if self.labels else {})
             case _:
                 raise ValueError(f"no workload for endpoint '{self.endpoint}'")
-        return Job(f"/v1/{self.endpoint}", json.dumps(body).encode(), self.items, at_seconds)
+        return Job(self.path or f"/v1/{self.endpoint}", json.dumps(body).encode(), self.items, at_seconds)
 
     def _generation(self, output_tokens: int) -> dict[str, Any]:
-        return {"max_tokens": output_tokens, "stream": self.stream, "temperature": 0.0, "ignore_eos": True}
+        body = {"max_tokens": output_tokens, "stream": self.stream, "temperature": 0.0, "ignore_eos": True}
+        return body | ({"stream_options": {"include_usage": True}} if self.stream else {})
 
     def _prompt(self, draw: random.Random, num_tokens: int) -> str | list[int]:
         if self.prompts:

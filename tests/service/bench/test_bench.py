@@ -103,3 +103,37 @@ async def test_the_command_measures_a_server_and_says_what_failed(
     if not failed:
         assert all(run["output_tokens_per_second"] * run["seconds"] == pytest.approx(16) for run in runs)
     assert "<svg" in page.read_text()
+
+
+VECTORS = b'{"data":[{"embedding":"AACAPw==","index":0}],"usage": {"prompt_tokens":5,"total_tokens":5},"model":"m"}'
+
+
+async def test_embeddings_of_any_server_are_measured_for_a_time(tmp_path: Path) -> None:
+    """A server with another path, an answer that is no stream, and a run that ends by the clock."""
+    server, url = await _serve(VECTORS)
+    data = tmp_path / "figures.json"
+    work = ["--endpoint", "embeddings", "--path", "/embeddings", "--items", "3", "--encoding-format", "base64"]
+    load = ["--concurrency", "2", "--seconds", "0.2", "--warm-up", "0", "--json", str(data)]
+    assert await asyncio.to_thread(main, ["--url", url, *work, *load]) == 0
+    server.close()
+    await server.wait_closed()
+    (run,) = json.loads(data.read_text())["runs"]
+    assert run["items_per_second"] == pytest.approx(3 * run["requests_per_second"])
+    assert run["prompt_tokens_per_second"] == pytest.approx(5 * run["requests_per_second"])
+    assert 0.2 <= run["seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("embeddings", {"input"}),
+        ("similarity", {"source", "targets"}),
+        ("rerank", {"query", "documents"}),
+        ("classify", {"input"}),
+        ("sentiment", {"input"}),
+    ],
+)
+def test_each_endpoint_is_sent_its_own_fields(endpoint: str, fields: set[str]) -> None:
+    job = next(Workload(endpoint=endpoint, items=4).jobs())
+    assert set(json.loads(job.body)) == fields
+    assert (job.path, job.num_items) == (f"/v1/{endpoint}", 4)
