@@ -4,6 +4,7 @@ From the outside in: `Entry` (id, access line), CORS where asked for, `Gate` (dr
 (limits, JSON), then the routes. Knows the engine only by what `service.api.state.Engine` says. Runs in the API process.
 """
 
+import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator
@@ -40,6 +41,9 @@ from service.http.faults import install_fault_handlers
 from service.http.gate import Gate
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import Tracer
+
+TRACER_CLOSE_SECONDS = 3.0
 
 ROUTERS = (
     health.router,
@@ -67,7 +71,9 @@ def package_version() -> str:
         return "unknown"
 
 
-def create_app(settings: Settings, engine: Engine, *, registry: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, engine: Engine, *, registry: Metrics | None = None, tracer: Tracer | None = None
+) -> FastAPI:
     """The application around an engine that has not been started. `registry` is the one that the engine records in.
 
     Raises KeyFileError if a key file cannot be read.
@@ -80,6 +86,7 @@ def create_app(settings: Settings, engine: Engine, *, registry: Metrics | None =
         rate_limiter=RateLimiter(
             requests_per_minute=settings.rate_limit_requests, tokens_per_minute=settings.rate_limit_tokens
         ),
+        tracer=tracer,
         version=package_version(),
         started_at=int(time.time()),
     )
@@ -112,6 +119,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             state.draining = True
             await state.engine.drain(state.settings.drain_timeout)
         await state.engine.stop()
+        if state.tracer is not None:
+            await asyncio.to_thread(state.tracer.close, TRACER_CLOSE_SECONDS)
 
 
 def _add_layers(app: FastAPI, state: AppState) -> None:

@@ -31,6 +31,8 @@ class RequestRecord:
     method: str
     path: str
     received: float
+    trace_id: str = ""
+    """Where the request is traced."""
     client: str = ""
     """The name of the API key; "" without keys."""
     endpoint: str = ""
@@ -57,6 +59,7 @@ class RequestRecord:
         """The access line: what is known, in reading order, times in milliseconds."""
         known: dict[str, object] = {
             "request_id": self.request_id,
+            "trace_id": self.trace_id,
             "method": self.method,
             "path": self.path,
             "status": self.status,

@@ -3,6 +3,7 @@
 Everything that can be refused before listening is refused here, with exit code 2 and a line that says what to change.
 """
 
+import importlib
 import sys
 from collections.abc import Mapping
 
@@ -16,6 +17,7 @@ from service.metrics import Metrics
 from service.server import refuse_open_doors, serve
 from service.settings import Settings, load_settings
 from service.settings_sources import SettingsError
+from service.tracing import Tracer
 
 
 def run(flags: Mapping[str, object]) -> int:
@@ -28,7 +30,7 @@ def run(flags: Mapping[str, object]) -> int:
         metrics = Metrics(build_version=package_version())
         engine = make_engine(settings, metrics)
         engine.on_loading = LoadProgress()
-        app = create_app(settings, engine, registry=metrics)
+        app = create_app(settings, engine, registry=metrics, tracer=_make_tracer(settings))
     except (SettingsError, KeyFileError) as error:
         sys.stderr.write(f"slimpajama serve: error: {error}\n")
         return EXIT_USAGE
@@ -38,3 +40,17 @@ def run(flags: Mapping[str, object]) -> int:
 def _refuse_nothing_to_serve(settings: Settings) -> None:
     if not settings.model:
         raise SettingsError("nothing to serve: give --model FOLDER_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
+
+
+def _make_tracer(settings: Settings) -> Tracer | None:
+    """Imports OpenTelemetry only where it is used. Raises SettingsError where it is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        otel = importlib.import_module("service.otel")
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"otlp_endpoint: {error.name} is missing: pip install 'slimpajama[otel]'") from error
+    tracer: Tracer = otel.OtelTracer(
+        otel.exporter_to(settings.otlp_endpoint), version=package_version(), sample_ratio=settings.trace_ratio
+    )
+    return tracer

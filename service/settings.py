@@ -41,9 +41,16 @@ def _setting(group: str, default: object, text: str, **bounds: Any) -> Any:
     return Field(default, description=text, json_schema_extra={"group": group}, **bounds)
 
 
+def _check_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", value):
+        raise ValueError('must be like "http://host:4318"')
+    return value
+
+
 Models = Annotated[tuple[ModelSource, ...], BeforeValidator(_parse_models)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Device = Annotated[str, AfterValidator(_check_device)]
+HttpAddress = Annotated[str, AfterValidator(_check_address)]
 
 
 class Settings(BaseSettings):
@@ -112,6 +119,12 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = _setting("Logging", "text", "text or json")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("Logging", "info", "least severe level logged")
     log_prompts: bool = _setting("Logging", False, "write prompts into the access line")
+    otlp_endpoint: HttpAddress | None = _setting(
+        "Logging", None, 'trace to this OpenTelemetry collector, like "http://collector:4318"; needs slimpajama[otel]'
+    )
+    trace_ratio: float = _setting(
+        "Logging", 1.0, "share traced of the requests that bring no traceparent with a decision", ge=0, le=1
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -16,6 +16,7 @@ from service.engine.models import LoadedModel
 from service.logs import RequestRecord
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import Tracer
 
 RECORD_KEY = "request_record"
 
@@ -54,6 +55,7 @@ class AppState:
     metrics: Metrics
     authenticator: Authenticator
     rate_limiter: RateLimiter
+    tracer: Tracer | None = None
     version: str
     started_at: int
     """Unix time in seconds."""

@@ -4,6 +4,7 @@ HTTP only. Runs in the API process; long texts are tokenized in a thread.
 """
 
 import asyncio
+from typing import cast
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ from model.tokenizer import TokenizerError
 from service.api.generating import note_task
 from service.api.schemas_openai import DetokenizeBody, TokenizeBody
 from service.api.state import request_state
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.chat import Conversation, chat_prompt
 from service.tasks.prompts import INLINE_CHARS
@@ -102,12 +103,9 @@ def _conversation(body: TokenizeBody) -> Conversation:
 
 def _resolve(request: Request, name: str | None) -> LoadedModel:
     """Any checkpoint has a tokenizer, whatever its tasks; without a name it is the first loaded."""
-    models = request_state(request).engine.models
-    if name is None:
-        if not models:
-            raise ModelNotFound("no checkpoint is loaded", param="model")
-        return next(iter(models.values()))
-    for model in models.values():
-        if name in (model.name, model.key):
-            return model
-    raise ModelNotFound(f"model '{name[:128]}' is not loaded; loaded: {', '.join(models)}", param="model")
+    models = cast(ModelDirectory, request_state(request).engine.models)
+    if name is not None:
+        return models.named(name)
+    if not models:
+        raise ModelNotFound("no checkpoint is loaded", param="model")
+    return models.offered()[0]

@@ -1,6 +1,7 @@
 """The engine's books: who may join the queue, and what each request and each step is counted as.
 
-Translates flights and steps into `service.metrics` and `service.admission`; decides nothing else. API process only.
+Translates flights and steps into `service.metrics`, `service.admission` and spans; decides nothing else. API process
+only.
 """
 
 from service.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
@@ -53,6 +54,12 @@ class Accounting:
         if flight.first_output is not None:
             series.decoded(now - flight.first_output)
         self._drain_rate.record(flight.cost_tokens, now)
+        if flight.trace is not None:
+            flight.trace.add_flight(flight, now)
+
+    def replayed(self, flight: Flight) -> None:
+        flight.num_replays += 1
+        self.metrics.replayed()
 
     def step(self, model: LoadedModel, step: Step, num_waiting_here: int) -> None:
         stats = step.stats

@@ -18,7 +18,7 @@ import msgspec
 from model.errors import CheckpointError
 from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
-from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
+from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest, trace_context
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import (
     GRAMMAR_ERROR,
@@ -242,6 +242,7 @@ class EngineClient:
             "num_prompt_tokens": num_prompt_tokens,
             "accepted": time.monotonic(),
             "deadline": request.deadline,
+            "trace": trace_context.get(),
         }
 
     def _shadow(self, flight: Flight) -> None:
@@ -259,7 +260,7 @@ class EngineClient:
         else:
             assert isinstance(flight, EncodeFlight)
             twin = self._encode_flight(flight.request, model)
-        twin.client, twin.priority = SHADOW_CLIENT, SHADOW_PRIORITY
+        twin.client, twin.priority, twin.trace = SHADOW_CLIENT, SHADOW_PRIORITY, None
         Comparison(
             flight, twin, count=lambda outcome: count(outcome=outcome), cancel=lambda lost: self.end(lost, "cancelled")
         )
@@ -448,7 +449,7 @@ class EngineClient:
                 error = Quarantined("the worker died each time it ran this request; it will not be tried again")
                 self._finish(flight, "error", error)
                 continue
-            self._books.metrics.replayed()
+            self._books.replayed(flight)
             self._dispatcher.enqueue(flight)
 
     def on_budget_spent(self) -> None:

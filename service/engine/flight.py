@@ -5,7 +5,9 @@ Knows nothing of processes or sockets: the client moves flights between the queu
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from model.batch import SamplingParams
 from service.engine.models import LoadedModel
@@ -40,6 +42,18 @@ class EncodeRequest:
     task: str = "embed"
 
 
+class Trace(Protocol):
+    """Whoever traces the HTTP request that a flight belongs to."""
+
+    def add_flight(self, flight: "Flight", ended: float) -> None:
+        """It has ended, at `ended` in `time.monotonic()` seconds."""
+        ...
+
+
+trace_context: ContextVar[Trace | None] = ContextVar("trace", default=None)
+"""Set for the length of an HTTP request that is traced."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Flight:
     """One accepted request. It ends exactly once: `outcome` is set then and never again."""
@@ -60,12 +74,14 @@ class Flight:
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     deaths_without_progress: int = 0
+    num_replays: int = 0
     outcome: str | None = None
     error: ServiceError | None = None
     stopped_here: bool = False
     """Ended from this side and not by the worker, with all that the caller wanted (a stop string)."""
     on_end: "Callable[[Flight], None] | None" = None
     """Who else wants to know that it has ended (its shadow's comparison)."""
+    trace: Trace | None = None
     deadline_timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
 

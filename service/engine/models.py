@@ -80,15 +80,14 @@ class ModelDirectory(dict[str, LoadedModel]):
             ModelNotFound: no checkpoint has that name, or none can do the task.
             TaskNotSupported: the named checkpoint cannot do the task; the message says which could.
         """
-        able = [model for model in self.values() if task in model.tasks]
+        able = [model for model in self.offered() if task in model.tasks]
         if name is None:
             if not able:
                 raise ModelNotFound(f"no loaded checkpoint can do '{task}'", param="model")
-            return self.share_of(able[0])
+            return able[0]
         model = self.named(name)
         if task not in model.tasks:
-            names = dict.fromkeys(other.name for other in able)
-            others = f"; '{task}' is done by: {', '.join(names)}" if able else ""
+            others = f"; '{task}' is done by: {', '.join(other.name for other in able)}" if able else ""
             raise TaskNotSupported(
                 f"model '{model.name}' cannot do '{task}', it can do: {', '.join(model.tasks)}{others}", param="model"
             )
@@ -103,6 +102,11 @@ class ModelDirectory(dict[str, LoadedModel]):
             if model.key == name:
                 return model
         raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self)}", param="model")
+
+    def offered(self) -> list[LoadedModel]:
+        """What a caller who names no checkpoint may get, in the order of loading: of each name the version that this
+        caller always gets, never one that is served under `name@version` alone."""
+        return [self.share_of(model) for key, model in self.items() if key == model.name]
 
     def share_of(self, model: LoadedModel) -> LoadedModel:
         """The version of this checkpoint's name that the caller gets."""

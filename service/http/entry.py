@@ -14,9 +14,11 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.state import RECORD_KEY, AppState
+from service.engine.flight import trace_context
 from service.errors import ServiceError
 from service.http.envelope import send_error
 from service.logs import RequestRecord, request_id_context, write_access_line
+from service.tracing import RequestSpan
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,22 @@ class Entry:
         record = RequestRecord(_request_id(scope), scope["method"], scope["path"][:256], time.monotonic())
         scope.setdefault("state", {})[RECORD_KEY] = record
         token = request_id_context.set(record.request_id)
+        span = self._begin_span(record, scope)
         try:
             await self._run(record, scope, receive, send)
         finally:
             self._close(record, scope)
+            if span is not None:
+                span.end(record)
             request_id_context.reset(token)
+
+    def _begin_span(self, record: RequestRecord, scope: Scope) -> RequestSpan | None:
+        """None where nobody traces, or not this request."""
+        tracer = self._state.tracer
+        span = tracer.begin(record, scope["headers"]) if tracer is not None else None
+        trace_context.set(span)
+        record.trace_id = span.trace_id if span is not None else ""
+        return span
 
     async def _run(self, record: RequestRecord, scope: Scope, receive: Receive, send: Send) -> None:
         def send_with_id(message: Message) -> Awaitable[None]:

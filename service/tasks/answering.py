@@ -6,12 +6,12 @@ Runs in the API process.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from model.description import CheckpointDescription
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import ModelNotFound, ServiceError, TaskNotSupported
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, max_input_tokens, run_texts
 from service.tasks.generation import GenerationEngine, Prompt
@@ -40,7 +40,7 @@ SAMPLED_TEMPERATURE = 0.7
 
 class AnswerEngine(EncodeEngine, GenerationEngine, Protocol):
     @property
-    def models(self) -> Mapping[str, LoadedModel]: ...
+    def models(self) -> ModelDirectory: ...
 
     def resolve(self, name: str | None, task: str) -> LoadedModel: ...
 
@@ -98,7 +98,7 @@ def choose(
 
 def _able(engine: AnswerEngine, method: Method) -> list[LoadedModel]:
     """A checkpoint made for questions before a head of many, one with a chat template before one without."""
-    able = [model for model in engine.models.values() if TASK in model.tasks and _method(model.description) == method]
+    able = [model for model in engine.models.offered() if TASK in model.tasks and _method(model.description) == method]
     able.sort(key=lambda model: (model.description.head != "question_answering", model.chat_template is None))
     return able
 

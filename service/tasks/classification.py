@@ -5,14 +5,14 @@ embedding checkpoint. What each way costs and means is in `zero_shot` and `label
 logits, in `confidence`. Knows neither HTTP nor torch. Runs in the API process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 
 from model.description import CheckpointDescription
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import InvalidRequest, ModelNotFound, TaskNotSupported
 from service.tasks.confidence import Activation, Judgement, Scored, judge
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, Text, run_texts, tokenize
@@ -30,7 +30,7 @@ MAX_PAIRS = 16_384
 
 class ClassifyEngine(EncodeEngine, GenerationEngine, Protocol):
     @property
-    def models(self) -> Mapping[str, LoadedModel]: ...
+    def models(self) -> ModelDirectory: ...
 
     def resolve(self, name: str | None, task: str) -> LoadedModel: ...
 
@@ -96,22 +96,22 @@ def choose_own(engine: ClassifyEngine, name: str | None) -> Way:
     Raises: ModelNotFound, TaskNotSupported; InvalidRequest where there are checkpoints that only need labels.
     """
     if name is not None:
-        model = named(engine, name)
+        model = engine.models.named(name)
         if not can(model.description, "classifier"):
             raise _without_labels(engine, model)
         return Way(model=model, method="classifier")
-    able = [model for model in engine.models.values() if can(model.description, "classifier")]
+    able = [model for model in engine.models.offered() if can(model.description, "classifier")]
     able.sort(key=lambda model: model.description.head != "sequence_classification")
     if able:
         return Way(model=able[0], method="classifier")
-    if any(can(model.description, method) for model in engine.models.values() for method in LABEL_METHODS):
+    if any(can(model.description, method) for model in engine.models.offered() for method in LABEL_METHODS):
         raise InvalidRequest("no loaded checkpoint has labels of its own: give `labels`", param="labels")
     raise ModelNotFound("no loaded checkpoint can do 'classify'", param="model")
 
 
 def choose_head(engine: ClassifyEngine, name: str | None, head: str) -> Way:
     """The checkpoint that has a task head of that name."""
-    models = [named(engine, name)] if name is not None else list(engine.models.values())
+    models = [engine.models.named(name)] if name is not None else engine.models.offered()
     for model in models:
         config = model.description.heads.get(head)
         if config is not None and config.kind == "classification":
@@ -124,23 +124,16 @@ def choose_head(engine: ClassifyEngine, name: str | None, head: str) -> Way:
 def choose_for_labels(engine: ClassifyEngine, name: str | None, methods: Sequence[Method] = LABEL_METHODS) -> Way:
     """The first way in which the named checkpoint, or any, can tell labels apart that it has not been trained on."""
     if name is not None:
-        model = named(engine, name)
+        model = engine.models.named(name)
         for method in methods:
             if can(model.description, method):
                 return Way(model=model, method=method)
         raise _not_for_labels(engine, model, methods)
     for method in methods:
-        for model in engine.models.values():
+        for model in engine.models.offered():
             if can(model.description, method):
                 return Way(model=model, method=method)
     raise ModelNotFound("no loaded checkpoint can classify by labels of the caller's", param="model")
-
-
-def named(engine: ClassifyEngine, name: str) -> LoadedModel:
-    found = next((model for model in engine.models.values() if name in (model.name, model.key)), None)
-    if found is None:
-        raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(engine.models)}", param="model")
-    return engine.resolve(name, found.tasks[0])  # of a name's versions the caller's own
 
 
 def head_names(description: CheckpointDescription) -> list[str]:
@@ -219,7 +212,9 @@ def _not_for_labels(engine: ClassifyEngine, model: LoadedModel, methods: Sequenc
 
 
 def _unable(engine: ClassifyEngine, model: LoadedModel, what: str, methods: Sequence[Method]) -> TaskNotSupported:
-    able = [other.name for other in engine.models.values() if any(can(other.description, method) for method in methods)]
+    able = [
+        other.name for other in engine.models.offered() if any(can(other.description, method) for method in methods)
+    ]
     others = f"; that is done by: {', '.join(able)}" if able else ""
     message = f"model '{model.name}' cannot {what}, it can do: {', '.join(model.tasks)}{others}"
     if model.description.head == "token_classification":

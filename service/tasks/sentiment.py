@@ -22,7 +22,6 @@ from service.tasks.classification import (
     can,
     classify_by_labels,
     classify_own,
-    named,
     own_labels,
 )
 from service.tasks.confidence import Judgement, Numbers, Scored, activated, best_first, entropy
@@ -55,13 +54,13 @@ def choose(engine: ClassifyEngine, name: str | None) -> SentimentWay:
 
     Raises: ModelNotFound, TaskNotSupported.
     """
-    models = [named(engine, name)] if name is not None else list(engine.models.values())
+    models = [engine.models.named(name)] if name is not None else engine.models.offered()
     found = _trained(models) or _by_words(models) or _unnamed(models)
     if found is not None:
         return found
     if name is None:
         raise ModelNotFound("no loaded checkpoint can do 'sentiment'", param="model")
-    others = [model.name for model in engine.models.values() if _trained([model]) or _by_words([model])]
+    others = [model.name for model in engine.models.offered() if _trained([model]) or _by_words([model])]
     advice = f"; 'sentiment' is done by: {', '.join(others)}" if others else ""
     tasks = ", ".join(models[0].tasks)
     raise TaskNotSupported(f"model '{name}' cannot do 'sentiment', it can do: {tasks}{advice}", param="model")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from model.description import CheckpointDescription
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import ContextLengthExceeded, ModelNotFound, TaskNotSupported
 from service.tasks.encoding import EncodeEngine
 from service.tasks.generation import Generation, GenerationEngine, Prompt
@@ -32,7 +32,7 @@ SHAPES: Mapping[Style, str] = {
 
 class SummaryEngine(EncodeEngine, GenerationEngine, Protocol):
     @property
-    def models(self) -> Mapping[str, LoadedModel]: ...
+    def models(self) -> ModelDirectory: ...
 
     def resolve(self, name: str | None, task: str) -> LoadedModel: ...
 
@@ -65,7 +65,7 @@ def choose(engine: SummaryEngine, name: str | None, method: Literal["auto"] | Me
 
 
 def _able(engine: SummaryEngine, method: Method) -> list[LoadedModel]:
-    able = [model for model in engine.models.values() if TASK in model.tasks and _method(model.description) == method]
+    able = [model for model in engine.models.offered() if TASK in model.tasks and _method(model.description) == method]
     able.sort(key=lambda model: (model.description.network != "encoder_decoder", model.chat_template is None))
     return able
 

@@ -5,12 +5,12 @@ Knows neither HTTP nor torch. Runs in the API process.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from model.languages import Languages, UnknownLanguage, match
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.generation import GenerationEngine
 from service.tasks.instructing import TEXT, Assignment
@@ -39,7 +39,7 @@ SCRIPT_NAMES = {"hans": "simplified", "hant": "traditional", "latn": "in Latin s
 
 class TranslationEngine(GenerationEngine, Protocol):
     @property
-    def models(self) -> Mapping[str, LoadedModel]: ...
+    def models(self) -> ModelDirectory: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def choose(engine: TranslationEngine, name: str | None, source: str | None, targ
     """
     if name is not None:
         return translation(engine.resolve(name, TASK), source, target)
-    able = [model for model in engine.models.values() if TASK in model.tasks]
+    able = [model for model in engine.models.offered() if TASK in model.tasks]
     if not able:
         raise ModelNotFound("no loaded checkpoint can do 'translate'", param="model")
     able.sort(key=lambda model: (model.description.network != "encoder_decoder", model.chat_template is None))
