@@ -7,11 +7,12 @@
 # to a digest (`docker buildx imagetools inspect python:3.11-slim-bookworm`), so that a build can be repeated.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS builder
+# What the service stands on: torch and the other dependencies, and the compiler that the next stage needs.
+FROM ${PYTHON_IMAGE} AS dependencies
 ARG TORCH_VARIANT=cpu
 # Where torch's CPU wheels are; empty: the package index that is configured has them.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-# The compiler is for the CPU operators; it stays in this stage, so its exact version matters to nobody.
+# The compiler is for the CPU operators; it never leaves these stages, so its exact version matters to nobody.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -21,8 +22,6 @@ ENV PATH=/opt/slimpajama/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 WORKDIR /build
-
-# From what changes least to what changes most: torch, the other dependencies, the operators and the source.
 COPY constraints.txt .
 RUN case "${TORCH_VARIANT}" in \
         cpu) if [ -n "${TORCH_CPU_INDEX}" ]; then \
@@ -37,18 +36,27 @@ COPY pyproject.toml .
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt "setuptools>=77"
+
+# The service itself, apart from what it stands on: a new version is a layer of a few megabytes, the large one stays.
+FROM dependencies AS application
 COPY LICENSE README.md ./
 COPY model model
 COPY service service
-# The operators are compiled against the installed torch, then torch loses what only compiling and its own tests need.
-# The source beside us goes first, so that `model` is the installed package.
+# The operators are compiled against the installed torch. The source beside us goes first, so that `model` is what was
+# installed.
 # hadolint ignore=DL3003
-RUN pip install --no-deps --no-build-isolation . \
+RUN pip install --no-deps --no-build-isolation --target /opt/application . \
     && rm -rf model service \
+    && cd /opt/application \
     && python -m model.ops.build \
-    && site_packages="$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
-    && test -s "${site_packages}/model/ops/kernels.so" \
+    && python -c "from model.ops.files import LIBRARY; assert LIBRARY.stat().st_size"
+
+# Without what only building needs: headers, torch's own tests, the installer.
+FROM dependencies AS runtime
+# hadolint ignore=DL3003
+RUN site_packages="$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
     && cd "${site_packages}" \
+    && echo /opt/application > slimpajama.pth \
     && rm -rf torch/include torch/test torch/share torch/bin/test_* torch/bin/protoc* \
               torch/lib/*test*.so torch/lib/libbackend_with_compiler.so \
               pip pip-* setuptools setuptools-* wheel wheel-* _distutils_hack pkg_resources distutils-precedence.pth \
@@ -56,6 +64,26 @@ RUN pip install --no-deps --no-build-isolation . \
     && rm -rf /opt/slimpajama/bin/pip* /opt/slimpajama/bin/wheel*
 
 FROM ${PYTHON_IMAGE} AS service
+# A name for the number, as some libraries ask for it; no installer, and nothing that could raise privileges.
+RUN echo "slimpajama:x:10001:10001:SlimPajama:/tmp:/usr/sbin/nologin" >> /etc/passwd \
+    && echo "slimpajama:x:10001:" >> /etc/group \
+    && rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/lib/python3.*/site-packages/* \
+              /usr/local/lib/python3.*/ensurepip /usr/lib/python3.*/ensurepip /usr/share/python-wheels \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+# From what changes least to what changes most.
+COPY --from=runtime /opt/slimpajama /opt/slimpajama
+COPY checkpoints /models
+COPY --from=application /opt/application /opt/application
+# The root is read-only in a cluster: everything that anything may want to write goes to /tmp. The number is not always
+# ours either (some clusters choose it), so nothing depends on a home folder.
+ENV PATH=/opt/application/bin:/opt/slimpajama/bin:$PATH \
+    HOME=/tmp \
+    XDG_CACHE_HOME=/tmp/cache \
+    HF_HOME=/tmp/cache/huggingface \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor \
+    TRITON_CACHE_DIR=/tmp/cache/triton \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
 ARG TORCH_VARIANT=cpu
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -64,24 +92,6 @@ LABEL org.opencontainers.image.title="slimpajama" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}-${TORCH_VARIANT}" \
       org.opencontainers.image.revision="${REVISION}"
-# A name for the number, as some libraries ask for it; no installer, and nothing that could raise privileges.
-RUN echo "slimpajama:x:10001:10001:SlimPajama:/tmp:/usr/sbin/nologin" >> /etc/passwd \
-    && echo "slimpajama:x:10001:" >> /etc/group \
-    && rm -rf /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/lib/python3.*/ensurepip \
-              /usr/local/lib/python3.*/site-packages/* \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
-COPY --from=builder /opt/slimpajama /opt/slimpajama
-COPY checkpoints /models
-# The root is read-only in a cluster: everything that anything may want to write goes to /tmp. The number is not always
-# ours either (some clusters choose it), so nothing depends on a home folder.
-ENV PATH=/opt/slimpajama/bin:$PATH \
-    HOME=/tmp \
-    XDG_CACHE_HOME=/tmp/cache \
-    HF_HOME=/tmp/cache/huggingface \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor \
-    TRITON_CACHE_DIR=/tmp/cache/triton \
-    PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
 # By number: only so can a cluster see that it is not root.
 USER 10001:10001
 WORKDIR /tmp

