@@ -112,7 +112,7 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
     projection = Int8Linear if quantization == "int8" else CompiledLinear
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear) and library.serves(child.weight) and child.weight.shape[1] % 2 == 0:
+            if isinstance(child, Linear) and library.serves(child.weight):
                 module.add_module(name, projection(child, wide=child is wide))
             elif isinstance(child, RMSNorm) and library.serves(child.weight) and child.offset == 0.0:
                 module.add_module(name, CompiledRMSNorm(child))

@@ -27,15 +27,12 @@ namespace slimpajama {
 using at::Tensor;
 using bf16 = uint16_t;
 
-inline bool cpu_is_fast() {
-#if HAS_X86
-  static const bool fast = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  return fast;
-#else
-  return false;
-#endif
-}
+enum class Instructions { plain, avx512, amx };
+
+// The best that the processor and the operating system let this process use, or less where it was limited.
+Instructions instructions();
+
+inline bool has_avx512() { return instructions() >= Instructions::avx512; }
 
 inline float to_float(bf16 value) {
   uint32_t bits = static_cast<uint32_t>(value) << 16;

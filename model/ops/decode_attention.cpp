@@ -147,7 +147,7 @@ using Attend = void (*)(const bf16*, const bf16*, const bf16*, const int32_t*, i
                         const DecodeShape&, bf16*);
 
 Attend attend_for(const DecodeShape& s) {
-  if (!cpu_is_fast() || s.heads / s.groups > MAX_SHARED) return attend_plain;
+  if (!has_avx512() || s.heads / s.groups > MAX_SHARED) return attend_plain;
   switch (s.head_size) {
     case 32: return attend_avx512<1>;
     case 64: return attend_avx512<2>;

@@ -56,7 +56,7 @@ Tensor silu_mul(const Tensor& gate_up) {
   at::parallel_for(0, m, 8, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
 #if HAS_X86
-      if (cpu_is_fast() && f % 16 == 0) {
+      if (has_avx512() && f % 16 == 0) {
         silu_mul_avx512(source + row * 2 * f, source + row * 2 * f + f, f, target + row * f);
         continue;
       }

@@ -1,7 +1,9 @@
-// What the projections share: panels of packed weights, and where their results go.
+// What the projections share: the layout of packed weights, and where results go.
+//
+// Packed weights are [N / 16][K / g][16][g], g = 2 bfloat16 or 4 int8 inputs: 32 bits of each of 16 outputs side by
+// side, which one instruction multiplies by the 32 bits of x they all meet. 16 such lines, one below the other, are
+// also what AMX takes for a tile. N is padded to 32 (a pair of panels), K to 64 bytes (a tile's width), with zeros.
 #pragma once
-
-#include <ATen/Parallel.h>
 
 #include <optional>
 
@@ -9,44 +11,69 @@
 
 namespace slimpajama {
 
-constexpr int64_t PANEL = 16;  // outputs of a packed panel: one per 32-bit lane of a 512-bit register
+constexpr int64_t PANEL = 16;        // outputs of a panel: one per 32-bit lane of a 512-bit register
+constexpr int64_t LINE = 64;         // bytes of a panel for one group of inputs
+constexpr int64_t TILE_GROUPS = 16;  // groups of inputs that a tile multiplies
 
-struct Output {  // where a projection's results go: bfloat16 or float32 [M, N], with an optional float32 bias [N]
+constexpr int64_t padded(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+struct Weights {
+  const uint8_t* values;
+  int64_t groups;                    // of inputs, padded to TILE_GROUPS
+  const float* scales = nullptr;     // int8: [N padded]
+  const int32_t* offsets = nullptr;  // int8: [N padded], what the 128 added to every input adds to the sums
+
+  const uint8_t* panel(int64_t index) const { return values + index * groups * LINE; }
+};
+
+struct Rows {
+  const uint8_t* values;  // [M][4 * groups]
+  int64_t m, groups;
+  const float* scales = nullptr;  // int8: [M]
+
+  const uint8_t* row(int64_t index) const { return values + index * groups * 4; }
+};
+
+struct Output {  // bfloat16 or float32 [M, N], with an optional float32 bias [N]
   float* wide;
   bf16* narrow;
   const float* bias;
   int64_t n;
 
-  void store(int64_t row, int64_t first, const float* values, int64_t count) const {
-    for (int64_t j = 0; j < count; ++j) {
-      const float value = values[j] + (bias ? bias[first + j] : 0.0f);
+  // One row's results for the 32 outputs of a pair of panels.
+  void store(int64_t row, int64_t pair, const float* sums) const {
+    const int64_t first = pair * 2 * PANEL;
+    for (int64_t j = 0; j < std::min(2 * PANEL, n - first); ++j) {
+      const float value = sums[j] + (bias ? bias[first + j] : 0.0f);
       if (wide) wide[row * n + first + j] = value;
       else narrow[row * n + first + j] = to_bf16(value);
     }
   }
-};
 
 #if HAS_X86
-AVX512 inline void store_avx512(const Output& out, int64_t row, int64_t first, __m512 sum) {
-  const int64_t count = std::min<int64_t>(PANEL, out.n - first);
-  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-  if (out.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out.bias + first));
-  if (out.wide) _mm512_mask_storeu_ps(out.wide + row * out.n + first, mask, sum);
-  else
-    _mm256_mask_storeu_epi16(out.narrow + row * out.n + first, mask,
-                             reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
-}
+  AVX512 void store(int64_t row, int64_t pair, __m512 left, __m512 right) const {
+    store_panel(row, pair * 2 * PANEL, left);
+    store_panel(row, pair * 2 * PANEL + PANEL, right);
+  }
+
+  AVX512 void store_panel(int64_t row, int64_t first, __m512 sum) const {
+    const int64_t count = std::clamp<int64_t>(n - first, 0, PANEL);
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    if (bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias + first));
+    if (wide) _mm512_mask_storeu_ps(wide + row * n + first, mask, sum);
+    else
+      _mm256_mask_storeu_epi16(narrow + row * n + first, mask,
+                               reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
+  }
 #endif
+};
 
-// Splits panels among threads in multiples of 4, so that all but the last thread run the wide tile only.
-template <typename Work>
-void for_panels(int64_t panels, const Work& work) {
-  at::parallel_for(0, (panels + 3) / 4, 1, [&](int64_t begin, int64_t end) {
-    work(begin * 4, std::min(end * 4, panels));
-  });
-}
+// Results for the pairs of panels from `begin` to `end`; called from as many threads as there are ranges. A row's
+// results do not depend, to a bit, on the rows beside it.
+void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
+void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 
-inline Output output_for(Tensor& result, const std::optional<Tensor>& bias) {
+inline Output output_for(const Tensor& result, const std::optional<Tensor>& bias) {
   const bool wide = result.scalar_type() == at::kFloat;
   return {wide ? result.data_ptr<float>() : nullptr, wide ? nullptr : mutable_data(result),
           bias ? bias->const_data_ptr<float>() : nullptr, result.size(1)};

@@ -1,20 +1,48 @@
-// Projections. Packed bfloat16 weights are [N / 16][K / 2][16][2]: for a pair of inputs, the pair of each of 16 outputs,
-// which is what one dpbf16 instruction multiplies by a broadcast pair of x. N is padded to 16, K to 2, with zeros.
+// Projections with weights in bfloat16, sums in float32.
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "projection.h"
+#include "multiply.h"
+
+namespace slimpajama {
 
 namespace {
 
-using namespace slimpajama;
+struct Bf16 {
+  using Number = float;
 
+  static void add(float& sum, const uint8_t* x, const uint8_t* weight) {
+    bf16 values[2], weights[2];
+    std::memcpy(values, x, 4);
+    std::memcpy(weights, weight, 4);
+    for (int i = 0; i < 2; ++i) sum += to_float(values[i]) * to_float(weights[i]);
+  }
+  static float worth(float sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+
+#if HAS_X86
+  using Vector = __m512;
+
+  AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weights));
+  }
+  AVX512 static __m512 worth(__m512 sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+  AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
+  template <int SUMS, int X, int WEIGHTS>
+  AMX static void tiles() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));
+  }
+#endif
+};
+
+// weight [N, K]; returns the packed weights, [N / 16, K / 2, 16, 2] with N and K padded.
 Tensor pack_bf16(const Tensor& weight) {
   TORCH_CHECK(weight.scalar_type() == at::kBFloat16 && weight.dim() == 2, "weight is a bfloat16 matrix [N, K]");
-  auto w = weight.contiguous();
-  const int64_t n = w.size(0), k = w.size(1), panels = (n + PANEL - 1) / PANEL, pairs = (k + 1) / 2;
+  const auto w = weight.contiguous();
+  const int64_t n = w.size(0), k = w.size(1);
+  const int64_t panels = padded(n, 2 * PANEL) / PANEL, pairs = padded(k, 2 * TILE_GROUPS) / 2;
   auto packed = at::zeros({panels, pairs, PANEL, 2}, w.options());
   const bf16* source = data(w);
   bf16* target = mutable_data(packed);
@@ -27,81 +55,32 @@ Tensor pack_bf16(const Tensor& weight) {
   return packed;
 }
 
-#if HAS_X86
-template <int ROWS, int PANELS>
-AVX512 inline void tile_bf16(const bf16* x, int64_t k, const bf16* w, int64_t pairs, const Output& out, int64_t row,
-                             int64_t panel) {
-  __m512 sums[ROWS][PANELS];
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < PANELS; ++j) sums[i][j] = _mm512_setzero_ps();
-  const int64_t panel_size = pairs * PANEL * 2;
-  for (int64_t p = 0; p < pairs; ++p) {
-    __m512bh weights[PANELS];
-    for (int j = 0; j < PANELS; ++j)
-      weights[j] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + j * panel_size + p * PANEL * 2));
-#pragma GCC unroll 24
-    for (int i = 0; i < ROWS; ++i) {
-      int32_t pair;
-      std::memcpy(&pair, x + i * k + 2 * p, 4);
-      const __m512bh values = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-      for (int j = 0; j < PANELS; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], weights[j], values);
-    }
-  }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < PANELS; ++j) store_avx512(out, row + i, (panel + j) * PANEL, sums[i][j]);
-}
-
-template <int PANELS>
-AVX512 void rows_bf16(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t pairs, const Output& out,
-                      int64_t panel) {
-  constexpr int TALL = PANELS == 4 ? 6 : PANELS == 2 ? 12 : 24;  // 24 of the 32 registers hold sums
-  int64_t row = 0;
-  for (; row + TALL <= m; row += TALL) tile_bf16<TALL, PANELS>(x + row * k, k, w, pairs, out, row, panel);
-  for (; row + 4 <= m; row += 4) tile_bf16<4, PANELS>(x + row * k, k, w, pairs, out, row, panel);
-  for (; row < m; ++row) tile_bf16<1, PANELS>(x + row * k, k, w, pairs, out, row, panel);
-}
-
-AVX512 void panels_bf16(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t pairs, const Output& out,
-                        int64_t begin, int64_t end) {
-  const int64_t size = pairs * PANEL * 2;
-  int64_t panel = begin;
-  for (; panel + 4 <= end; panel += 4) rows_bf16<4>(x, m, k, w + panel * size, pairs, out, panel);
-  for (; panel < end; ++panel) rows_bf16<1>(x, m, k, w + panel * size, pairs, out, panel);
-}
-#endif
-
-void panels_bf16_plain(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t pairs, const Output& out,
-                       int64_t begin, int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t row = 0; row < m; ++row) {
-      float sums[PANEL] = {};
-      for (int64_t i = 0; i < k; ++i) {
-        const float value = to_float(x[row * k + i]);
-        const bf16* weights = w + ((panel * pairs + i / 2) * PANEL) * 2 + i % 2;
-        for (int64_t lane = 0; lane < PANEL; ++lane) sums[lane] += value * to_float(weights[2 * lane]);
-      }
-      out.store(row, panel * PANEL, sums, std::min(PANEL, out.n - panel * PANEL));
-    }
-}
-
 // x [M, K] bfloat16, packed weights, bias float32 [N] or none; returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_bf16(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t n, bool wide) {
   check_rows(x, at::kBFloat16);
-  const int64_t m = x.size(0), k = x.size(1), panels = packed.size(0), pairs = packed.size(1);
-  TORCH_CHECK(k == pairs * 2 && (n + PANEL - 1) / PANEL == panels, "x and the packed weights do not fit");
+  const int64_t m = x.size(0), k = x.size(1), panels = packed.size(0), groups = packed.size(1);
+  TORCH_CHECK(padded(k, 2 * TILE_GROUPS) == groups * 2 && padded(n, 2 * PANEL) == panels * PANEL,
+              "x and the packed weights do not fit");
+  Tensor values = x;
+  if (k != groups * 2) {
+    values = at::zeros({m, groups * 2}, x.options());
+    values.narrow(1, 0, k).copy_(x);
+  }
   auto result = at::empty({m, n}, x.options().dtype(wide ? at::kFloat : at::kBFloat16));
   const Output out = output_for(result, bias);
-  const bf16 *rows = data(x), *weights = data(packed);
-  for_panels(panels, [&](int64_t begin, int64_t end) {
-#if HAS_X86
-    if (cpu_is_fast()) return panels_bf16(rows, m, k, weights, pairs, out, begin, end);
-#endif
-    panels_bf16_plain(rows, m, k, weights, pairs, out, begin, end);
-  });
+  const Rows rows{static_cast<const uint8_t*>(values.const_data_ptr()), m, groups};
+  const Weights weights{static_cast<const uint8_t*>(packed.const_data_ptr()), groups};
+  at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_bf16(rows, weights, out, begin, end); });
   return result;
 }
 
 }  // namespace
+
+void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
+  multiply<Bf16>(x, weights, out, begin, end);
+}
+
+}  // namespace slimpajama
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("pack_bf16(Tensor weight) -> Tensor");
@@ -109,6 +88,6 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
 }
 
 TORCH_LIBRARY_IMPL(slimpajama, CPU, library) {
-  library.impl("pack_bf16", pack_bf16);
-  library.impl("linear_bf16", linear_bf16);
+  library.impl("pack_bf16", slimpajama::pack_bf16);
+  library.impl("linear_bf16", slimpajama::linear_bf16);
 }

@@ -1,23 +1,56 @@
-// int8 projections. Weights are symmetric per output: w ~ scale[n] * q. Activations are quantized on the way in,
-// symmetric per row, and stored with 128 added, because the instruction multiplies unsigned by signed; what the 128
-// adds, 128 * sum(q[n]), is subtracted again. Packed weights are [N / 16][K / 4][16][4].
+// Projections with weights in int8, symmetric per output: w ~ scale[n] * q.
+//
+// Inputs are quantized on the way in, symmetric per row, and stored with 128 added, because the instructions multiply
+// unsigned by signed; what the 128 adds, 128 * sum(q[n]), is subtracted again. Sums are exact (int32), so every path
+// gives the same.
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <vector>
+#include "multiply.h"
 
-#include "projection.h"
+namespace slimpajama {
 
 namespace {
 
-using namespace slimpajama;
+struct Int8 {
+  using Number = int32_t;
 
+  static void add(int32_t& sum, const uint8_t* x, const uint8_t* weight) {
+    for (int i = 0; i < 4; ++i) sum += x[i] * static_cast<int8_t>(weight[i]);
+  }
+  static float worth(int32_t sum, const Rows& x, const Weights& w, int64_t row, int64_t output) {
+    return static_cast<float>(sum - w.offsets[output]) * w.scales[output] * x.scales[row];
+  }
+
+#if HAS_X86
+  using Vector = __m512i;
+
+  // The compiler's own form of this instruction copies every sum before and after it.
+  AVX512 static __m512i add(__m512i sum, __m512i x, __m512i weights) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
+    return sum;
+  }
+  AVX512 static __m512 worth(__m512i sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
+    const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_loadu_si512(w.offsets + first)));
+    return _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_loadu_ps(w.scales + first)), _mm512_set1_ps(x.scales[row]));
+  }
+  AVX512 static __m512i load(const uint8_t* sums) { return _mm512_load_si512(sums); }
+  template <int SUMS, int X, int WEIGHTS>
+  AMX static void tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));
+  }
+#endif
+};
+
+// weight [N, K] of any float type; returns values [N / 16, K / 4, 16, 4], scales and offsets [N], N and K padded.
 std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "weight is a matrix [N, K]");
-  auto w = weight.to(at::kFloat).contiguous();
-  const int64_t n = w.size(0), k = w.size(1), panels = (n + PANEL - 1) / PANEL, quads = (k + 3) / 4;
+  const auto w = weight.to(at::kFloat).contiguous();
+  const int64_t n = w.size(0), k = w.size(1);
+  const int64_t panels = padded(n, 2 * PANEL) / PANEL, quads = padded(k, 4 * TILE_GROUPS) / 4;
   auto packed = at::zeros({panels, quads, PANEL, 4}, w.options().dtype(at::kChar));
   auto scales = at::zeros({panels * PANEL}, w.options());
   auto offsets = at::zeros({panels * PANEL}, w.options().dtype(at::kInt));
@@ -41,155 +74,93 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
   return {packed, scales, offsets};
 }
 
+// The largest |x|, NaN and infinity above all: as integers, the magnitudes of bfloat16 are in order.
+float largest_of(const bf16* x, int64_t k) {
+  bf16 top = 0;
+  for (int64_t i = 0; i < k; ++i) top = std::max<bf16>(top, x[i] & 0x7fff);
+  return to_float(top);
+}
+
 #if HAS_X86
-// One row of k values, k a multiple of 16; returns the scale.
-AVX512 float quantize_row_avx512(const bf16* source, int64_t k, uint8_t* target) {
-  __m512 top = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += 16) top = _mm512_max_ps(top, _mm512_abs_ps(widen(source + i)));
-  const float scale = _mm512_reduce_max_ps(top) / 127.0f;
-  const __m512 inverse = _mm512_set1_ps(scale > 0.0f ? 1.0f / scale : 0.0f);
-  const __m512i offset = _mm512_set1_epi32(128);
+AVX512 float largest_of_avx512(const bf16* x, int64_t k) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i top = _mm512_setzero_si512();
+  for (int64_t i = 0; i < k; i += 32) {
+    const __mmask32 mask = k - i < 32 ? (1u << (k - i)) - 1 : ~0u;
+    top = _mm512_max_epu16(top, _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, x + i), magnitude));
+  }
+  const __m512i pairs = _mm512_max_epu32(_mm512_srli_epi32(top, 16), _mm512_and_si512(top, _mm512_set1_epi32(0xffff)));
+  return to_float(static_cast<bf16>(_mm512_reduce_max_epu32(pairs)));
+}
+
+AVX512 void quantize_avx512(const bf16* x, int64_t k, float inverse, uint8_t* out) {
+  const __m512 factor = _mm512_set1_ps(inverse);
   for (int64_t i = 0; i < k; i += 16) {
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(widen(source + i), inverse));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(q, offset)));
+    const __mmask16 mask = static_cast<__mmask16>(k - i < 16 ? (1 << (k - i)) - 1 : 0xffff);
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i)), 16);
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(wide), factor));
+    _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128))));
   }
+}
+#endif
+
+// Returns the scale, which is not finite if one of the values is not: then nor are the row's results.
+float quantize_row(const bf16* x, int64_t k, uint8_t* out) {
+#if HAS_X86
+  const bool fast = has_avx512();
+  const float scale = (fast ? largest_of_avx512(x, k) : largest_of(x, k)) / 127.0f;
+#else
+  const float scale = largest_of(x, k) / 127.0f;
+#endif
+  if (!(scale > 0.0f && std::isfinite(scale))) {
+    std::memset(out, 128, k);
+    return scale;
+  }
+  const float inverse = 1.0f / scale;
+#if HAS_X86
+  if (fast) {
+    quantize_avx512(x, k, inverse, out);
+    return scale;
+  }
+#endif
+  for (int64_t i = 0; i < k; ++i)
+    out[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(to_float(x[i]) * inverse)) + 128);
   return scale;
-}
-#endif
-
-struct QuantizedRows {
-  std::vector<uint8_t> values;  // [M, 4 * quads]
-  std::vector<float> scales;    // [M]
-};
-
-QuantizedRows quantize_rows(const Tensor& x, int64_t quads) {
-  const int64_t m = x.size(0), k = x.size(1);
-  QuantizedRows result{std::vector<uint8_t>(m * quads * 4, 128), std::vector<float>(m)};
-  const bf16* source = data(x);
-  at::parallel_for(0, m, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-#if HAS_X86
-      if (cpu_is_fast() && k % 16 == 0) {
-        result.scales[row] = quantize_row_avx512(source + row * k, k, result.values.data() + row * quads * 4);
-        continue;
-      }
-#endif
-      float largest = 0.0f;
-      for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::abs(to_float(source[row * k + i])));
-      const float scale = largest / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-      for (int64_t i = 0; i < k; ++i)
-        result.values[row * quads * 4 + i] =
-            static_cast<uint8_t>(static_cast<int>(std::nearbyint(to_float(source[row * k + i]) * inverse)) + 128);
-      result.scales[row] = scale;
-    }
-  });
-  return result;
-}
-
-struct Int8Weights {
-  const int8_t* values;
-  const float* scales;
-  const int32_t* offsets;
-  int64_t quads;
-};
-
-#if HAS_X86
-// The compiler's own form of this instruction copies every sum before and after it.
-AVX512 inline __m512i dot_int8(__m512i sum, __m512i x, __m512i weights) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
-  return sum;
-}
-
-template <int ROWS, int PANELS>
-AVX512 inline void tile_int8(const uint8_t* x, const float* x_scales, const Int8Weights& w, const Output& out,
-                             int64_t row, int64_t panel) {
-  __m512i sums[ROWS][PANELS];
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < PANELS; ++j) sums[i][j] = _mm512_setzero_si512();
-  const int8_t* first = w.values + panel * w.quads * PANEL * 4;
-  for (int64_t q = 0; q < w.quads; ++q) {
-    __m512i weights[PANELS];
-    for (int j = 0; j < PANELS; ++j) weights[j] = _mm512_loadu_si512(first + (j * w.quads + q) * PANEL * 4);
-#pragma GCC unroll 24
-    for (int i = 0; i < ROWS; ++i) {
-      int32_t quad;
-      std::memcpy(&quad, x + i * w.quads * 4 + 4 * q, 4);
-      const __m512i values = _mm512_set1_epi32(quad);
-#pragma GCC unroll 4
-      for (int j = 0; j < PANELS; ++j) sums[i][j] = dot_int8(sums[i][j], values, weights[j]);
-    }
-  }
-  for (int j = 0; j < PANELS; ++j) {
-    const __m512 scales = _mm512_loadu_ps(w.scales + (panel + j) * PANEL);
-    const __m512i offsets = _mm512_loadu_si512(w.offsets + (panel + j) * PANEL);
-    for (int i = 0; i < ROWS; ++i) {
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i][j], offsets));
-      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(exact, scales), _mm512_set1_ps(x_scales[i]));
-      store_avx512(out, row + i, (panel + j) * PANEL, scaled);
-    }
-  }
-}
-
-template <int PANELS>
-AVX512 void rows_int8(const QuantizedRows& x, int64_t m, const Int8Weights& w, const Output& out, int64_t panel) {
-  constexpr int TALL = PANELS == 4 ? 6 : 24;
-  const uint8_t* values = x.values.data();
-  const float* scales = x.scales.data();
-  const int64_t stride = w.quads * 4;
-  int64_t row = 0;
-  for (; row + TALL <= m; row += TALL)
-    tile_int8<TALL, PANELS>(values + row * stride, scales + row, w, out, row, panel);
-  for (; row + 4 <= m; row += 4) tile_int8<4, PANELS>(values + row * stride, scales + row, w, out, row, panel);
-  for (; row < m; ++row) tile_int8<1, PANELS>(values + row * stride, scales + row, w, out, row, panel);
-}
-
-AVX512 void panels_int8(const QuantizedRows& x, int64_t m, const Int8Weights& w, const Output& out, int64_t begin,
-                        int64_t end) {
-  int64_t panel = begin;
-  for (; panel + 4 <= end; panel += 4) rows_int8<4>(x, m, w, out, panel);
-  for (; panel < end; ++panel) rows_int8<1>(x, m, w, out, panel);
-}
-#endif
-
-void panels_int8_plain(const QuantizedRows& x, int64_t m, const Int8Weights& w, const Output& out, int64_t begin,
-                       int64_t end) {
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t row = 0; row < m; ++row) {
-      int32_t sums[PANEL] = {};
-      for (int64_t i = 0; i < w.quads * 4; ++i) {
-        const int32_t value = x.values[row * w.quads * 4 + i];
-        const int8_t* weights = w.values + ((panel * w.quads + i / 4) * PANEL) * 4 + i % 4;
-        for (int64_t lane = 0; lane < PANEL; ++lane) sums[lane] += value * weights[4 * lane];
-      }
-      float results[PANEL];
-      for (int64_t lane = 0; lane < PANEL; ++lane)
-        results[lane] = static_cast<float>(sums[lane] - w.offsets[panel * PANEL + lane]) *
-                        w.scales[panel * PANEL + lane] * x.scales[row];
-      out.store(row, panel * PANEL, results, std::min(PANEL, out.n - panel * PANEL));
-    }
 }
 
 // x [M, K] bfloat16 over int8 weights (see pack_int8); returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& offsets,
                    const std::optional<Tensor>& bias, int64_t n, bool wide) {
   check_rows(x, at::kBFloat16);
-  const int64_t m = x.size(0), panels = packed.size(0), quads = packed.size(1);
-  TORCH_CHECK((x.size(1) + 3) / 4 == quads && (n + PANEL - 1) / PANEL == panels, "x and the packed weights do not fit");
+  const int64_t m = x.size(0), k = x.size(1), panels = packed.size(0), groups = packed.size(1);
+  TORCH_CHECK(padded(k, 4 * TILE_GROUPS) == groups * 4 && padded(n, 2 * PANEL) == panels * PANEL,
+              "x and the packed weights do not fit");
+  // What is beyond K meets weights of zero, whatever it is.
+  auto values = at::empty({m, groups * 4}, x.options().dtype(at::kByte));
+  auto row_scales = at::empty({m}, x.options().dtype(at::kFloat));
+  const bf16* source = data(x);
+  auto* quantized = values.data_ptr<uint8_t>();
+  auto* found = row_scales.data_ptr<float>();
+  at::parallel_for(0, m, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      found[row] = quantize_row(source + row * k, k, quantized + row * groups * 4);
+  });
   auto result = at::empty({m, n}, x.options().dtype(wide ? at::kFloat : at::kBFloat16));
   const Output out = output_for(result, bias);
-  const QuantizedRows rows = quantize_rows(x, quads);
-  const Int8Weights weights{packed.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
-                            offsets.const_data_ptr<int32_t>(), quads};
-  for_panels(panels, [&](int64_t begin, int64_t end) {
-#if HAS_X86
-    if (cpu_is_fast()) return panels_int8(rows, m, weights, out, begin, end);
-#endif
-    panels_int8_plain(rows, m, weights, out, begin, end);
-  });
+  const Rows rows{quantized, m, groups, found};
+  const Weights weights{static_cast<const uint8_t*>(packed.const_data_ptr()), groups, scales.const_data_ptr<float>(),
+                        offsets.const_data_ptr<int32_t>()};
+  at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_int8(rows, weights, out, begin, end); });
   return result;
 }
 
 }  // namespace
+
+void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
+  multiply<Int8>(x, weights, out, begin, end);
+}
+
+}  // namespace slimpajama
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("pack_int8(Tensor weight) -> (Tensor, Tensor, Tensor)");
@@ -198,6 +169,6 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
 }
 
 TORCH_LIBRARY_IMPL(slimpajama, CPU, library) {
-  library.impl("pack_int8", pack_int8);
-  library.impl("linear_int8", linear_int8);
+  library.impl("pack_int8", slimpajama::pack_int8);
+  library.impl("linear_int8", slimpajama::linear_int8);
 }

@@ -25,55 +25,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-SHAPES = [
-    (1, 16, 32),
-    (1, 576, 576),
-    (3, 100, 64),
-    (5, 17, 30),
-    (7, 50, 66),
-    (13, 130, 96),
-    (25, 70, 128),
-    (70, 96, 64),
-]
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_the_bfloat16_projection_is_the_product(rows: int, outputs: int, inputs: int, with_bias: bool) -> None:
-    x, weight = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1)
-    bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)) if with_bias else None
-    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    packed = torch.ops.slimpajama.pack_bf16(weight)
-    wide = torch.ops.slimpajama.linear_bf16(x, packed, bias, outputs, True)
-    assert wide.dtype == torch.float32
-    assert relative_error(wide, expected) < 1e-5
-    narrow = torch.ops.slimpajama.linear_bf16(x, packed, bias, outputs, False)
-    torch.testing.assert_close(narrow, wide.bfloat16())
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
-def test_the_int8_projection_is_the_product_of_the_quantized(rows: int, outputs: int, inputs: int) -> None:
-    x, weight = random_bf16(rows, inputs), random_bf16(outputs, inputs, seed=1)
-    packed, scales, offsets = torch.ops.slimpajama.pack_int8(weight)
-    found = torch.ops.slimpajama.linear_int8(x, packed, scales, offsets, None, outputs, True)
-
-    def quantized(values: Tensor) -> Tensor:
-        scale = (values.abs().amax(1, keepdim=True) / 127).double()
-        return (values.double() / scale).round().clamp(-127, 127) * scale
-
-    assert relative_error(found, quantized(x.float()) @ quantized(weight.float()).T) < 2e-3
-    assert relative_error(found, x.double() @ weight.double().T) < 0.02
-
-
-def test_a_row_of_a_projection_does_not_depend_on_the_rows_beside_it() -> None:
-    x, weight = random_bf16(64, 576), random_bf16(960, 576, seed=1)
-    packed = torch.ops.slimpajama.pack_bf16(weight)
-    whole = torch.ops.slimpajama.linear_bf16(x, packed, None, 960, True)
-    for count in (1, 2, 4, 6, 7, 33):
-        part = torch.ops.slimpajama.linear_bf16(x[:count].contiguous(), packed, None, 960, True)
-        assert torch.equal(part, whole[:count])
-
-
 def test_rms_norm_adds_the_residual_and_norms() -> None:
     x, residual, weight = random_bf16(9, 70), random_bf16(9, 70, seed=1), random_bf16(70, seed=2)
     expected_sum = x + residual
