@@ -100,7 +100,7 @@ def create_app(
     )
     attach(app, state)
     _add_layers(app, state)
-    install_fault_handlers(app)
+    install_fault_handlers(app, [route for router in ROUTERS for route in router.routes])
     for router in ROUTERS:
         app.include_router(router)
     app.openapi = functools.partial(describe_with_envelope, app)  # type: ignore[method-assign]

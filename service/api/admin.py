@@ -110,7 +110,9 @@ async def deploy(request: Request, name: str, body: DeployBody) -> NameCard:
     return _card(engine, name)
 
 
-@router.delete("/models/{name:path}", summary="Take a version without a share, or a whole name, out of service")
+@router.delete(
+    "/models/{name:path}", status_code=204, summary="Take a version without a share, or a whole name, out of service"
+)
 async def remove(request: Request, name: str) -> Response:
     _engine(request).versions.remove(name)
     return Response(status_code=204)

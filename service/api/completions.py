@@ -31,7 +31,7 @@ from service.api.generating import (
 from service.api.schemas_openai import CompletionBody
 from service.api.token_logprobs import completion_logprobs
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest, UnsupportedParameter
+from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from service.tasks.generation import Delta, Generation, Prompt, start_generation
 from service.tasks.prompts import checked_ids, encode_text, truncated
 from service.tasks.sampling import SamplingOptions, sampling_params
@@ -47,6 +47,8 @@ async def create_completion(request: Request, body: CompletionBody) -> Response:
     _check(body)
     engine = engine_of(request)
     model = engine.resolve(body.model, "generate")
+    if body.echo and model.description.sequence_to_sequence is not None:
+        raise UnsupportedParameter(f"echo: {model.name} reads the prompt and does not continue it", param="echo")
     note_task(request, "generate", model, body.prompt if isinstance(body.prompt, str) else None)
     options = request_options(request, body, "generate")
     prompt_logprobs = body.logprobs if body.echo else None
@@ -95,18 +97,33 @@ async def _prompts(body: CompletionBody, model: LoadedModel, options: SamplingOp
         ids, num_truncated = truncated(ids, body.truncate_prompt_tokens)
         if not ids:
             raise InvalidRequest(f"{param} is empty: {model.name} needs at least one token", param=param)
-        sampling = sampling_params(options, model, len(ids), default_max_tokens=DEFAULT_MAX_TOKENS, prompt_param=param)
+        source, begins_with = _parted(model, ids, param)
+        sampling = sampling_params(
+            options, model, len(begins_with), default_max_tokens=DEFAULT_MAX_TOKENS, prompt_param=param
+        )
         prompts.append(
             Prompt(
-                ids=ids,
+                ids=begins_with,
+                encoder_ids=source,
                 sampling=sampling,
                 stop=options.stop,
                 skip_special_tokens=body.skip_special_tokens,
-                continues=_has_text(model, ids, skip_special_tokens=body.skip_special_tokens),
+                continues=not source and _has_text(model, ids, skip_special_tokens=body.skip_special_tokens),
                 num_truncated=num_truncated,
             )
         )
     return prompts
+
+
+def _parted(model: LoadedModel, ids: list[int], param: str) -> tuple[list[int], list[int]]:
+    """What the encoder reads and what the completion goes on from: an encoder-decoder's prompt is all source."""
+    defaults = model.description.sequence_to_sequence
+    if defaults is None:
+        return [], ids
+    context = model.description.context_length
+    if len(ids) > context:
+        raise ContextLengthExceeded(f"{param} has {len(ids):,} tokens; {model.name} reads {context:,}", param=param)
+    return ids, defaults.decoder_prompt
 
 
 def _has_text(model: LoadedModel, ids: list[int], *, skip_special_tokens: bool) -> bool:

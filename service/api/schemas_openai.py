@@ -6,7 +6,9 @@ default is not. What depends on the checkpoint (ids, lengths, templates) is chec
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -36,6 +38,18 @@ class Strict(BaseModel):
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The description, too, lets a null stand for an absent field of a request."""
+        schema = handler(core_schema)
+        if handler.mode == "validation":
+            fields = handler.resolve_ref_schema(schema)
+            required = fields.get("required", ())
+            for name, field in fields.get("properties", {}).items():
+                if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+                    fields["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        return schema
 
 
 class StreamOptions(Strict):
@@ -77,7 +91,7 @@ class GenerationBody(Strict):
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=INT32, description="0 or -1: off")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default={}, max_length=1024)

@@ -42,10 +42,10 @@ class WritingBody(NativeBody):
     max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
     min_tokens: Count | None = None
     num_beams: int | None = Field(None, ge=1, le=MAX_BEAMS)
-    length_penalty: float | None = Field(None, ge=-100, le=100)
+    length_penalty: float | None = Field(None, ge=-5, le=5)
     early_stopping: bool | Literal["never"] | None = None
     no_repeat_ngram_size: int | None = Field(None, ge=0, le=1000)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     temperature: float | None = Field(None, ge=0, le=2, description="above 0: sampled, without beams")
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)

@@ -38,10 +38,11 @@ class BodyReader:
             await self._app(scope, receive, send)
             return
         body = bytearray()
+        reads = _has_body(scope)
         try:
             try:
                 _check_url(scope)
-                if _has_body(scope):
+                if reads:
                     await self._read(scope, receive, body)
             except ClientGone:
                 scope_record(scope).error = ClientGone.code or ""
@@ -50,7 +51,7 @@ class BodyReader:
                 scope_record(scope).error = error.code or ""
                 await send_error(send, error, close=error.status in (408, 413, 414, 415, 503))
                 return
-            await self._app(scope, _replay(bytes(body), receive) if body else receive, send)
+            await self._app(scope, _replay(bytes(body), receive) if reads else receive, send)
         finally:
             self._held_bytes -= len(body)
 

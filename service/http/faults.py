@@ -4,11 +4,13 @@ Only `create_app` installs these. Faults that nobody foresaw are `service.http.e
 """
 
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from service.api.state import request_record
 from service.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, ServiceError, Unauthorized
@@ -30,10 +32,15 @@ _BY_STATUS: dict[int, type[ServiceError]] = {
 }  # fmt: skip
 
 
-def install_fault_handlers(app: FastAPI) -> None:
+def install_fault_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """`routes` tell which methods a path takes."""
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        return _answer_framework_fault(request, error, routes)
+
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, on_http_exception)
 
 
 def error_response(request: Request, error: ServiceError, headers: dict[str, str] | None = None) -> Response:
@@ -57,7 +64,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return error_response(request, validation_error(error.errors(), error.body))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+def _answer_framework_fault(request: Request, error: Exception, routes: Sequence[BaseRoute]) -> Response:
     """What the framework itself refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -65,10 +72,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         case 404:
             message = f"there is no {request.method} {request.url.path[:200]}; /docs lists what there is"
         case 405:
-            allowed = headers.get("Allow", "other methods")
+            allowed = headers["Allow"] = _methods_of(request, routes) or headers.get("Allow", "")
             message = f"{request.url.path[:200]} does not take {request.method}; it takes {allowed}"
         case _:
             message = str(error.detail)
     fault = _BY_STATUS.get(error.status_code, InvalidRequest if error.status_code < 500 else ServiceError)(message)
     fault.status = error.status_code
     return error_response(request, fault, headers)
+
+
+def _methods_of(request: Request, routes: Sequence[BaseRoute]) -> str:
+    """One path may have a route for each method, and the framework tells those of the first alone."""
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in matching for method in getattr(route, "methods", None) or ()}))

@@ -6,8 +6,10 @@ in, by `service.http.body`. Runs in the API process, on the event loop; one inst
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, HeadersTooLarge, encode_error, error_headers
@@ -15,6 +17,9 @@ from service.http.gate import PROBES
 
 PROBE_CONNECTIONS = 64
 """Kept free beyond the limit, for probes alone: a flood of clients must not look like a dead service."""
+
+MAX_PIPELINED = 16
+"""Requests that a client may send ahead on one connection; each is held in memory until its turn."""
 
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Unavailable"}
 
@@ -37,9 +42,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._received_bytes = 0
         self._in_headers = True
+        self._in_body_of_upgrade = False
         self._fault: ServiceError | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
         self._for_probes = len(self.connections) > self.limits.max_connections
         if len(self.connections) > self.limits.max_connections + PROBE_CONNECTIONS:
             self._refuse(_too_many_connections())
@@ -49,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
         self._stop_write_timer()
+        self._tell_running()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -57,23 +65,35 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_headers and self._header_timer is None:
             self._expect_headers()
         self._received_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("this is not HTTP/1.1")
+            return
         if self._in_headers and self._received_bytes > self.limits.max_header_bytes:
             self._refuse(self._headers_too_large())
 
     def on_message_begin(self) -> None:
-        self._header_bytes = 0
-        super().on_message_begin()
+        if not self._in_body_of_upgrade:
+            self._header_bytes = 0
+            super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count_header_bytes(len(url))
-        super().on_url(url)
+        if not self._in_body_of_upgrade:
+            self._count_header_bytes(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header_bytes(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if not self._in_body_of_upgrade:
+            self._count_header_bytes(len(name) + len(value) + 4)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._in_body_of_upgrade:
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._fail(InvalidRequest(f"more than {MAX_PIPELINED} requests wait on this connection for their turn"))
         if self._for_probes and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
             self._fail(_too_many_connections())
         self._in_headers = False
@@ -81,6 +101,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._framing():
+            return  # only for the parser: see `_go_on_after_upgrade`
+        self._in_body_of_upgrade = False
         super().on_message_complete()
         self._in_headers = True
         self._received_bytes = 0
@@ -97,6 +120,44 @@ class BoundedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._stop_write_timer()
         super().resume_writing()
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._go_on_after_upgrade()
+
+    def _go_on_after_upgrade(self) -> None:
+        """Nothing is switched to, and so what follows is the request's own body (RFC 9110, 7.8): Java's client and
+        curl ask for h2c with every POST. The parser takes it for the other protocol; another one is told of the body.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        framing = self._framing()
+        if framing:
+            self._in_body_of_upgrade = True
+            self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"\r\n"]))
+
+    def _framing(self) -> list[bytes]:
+        """The header lines that say that the request has a body."""
+        return [
+            name + b": " + value
+            for name, value in self.headers
+            if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+        ]
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _tell_running(self) -> None:
+        """uvicorn tells the last request of the connection that the client has left; the one that runs may be an
+        earlier one, with others queued behind it, which are not begun any more."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _count_header_bytes(self, num_bytes: int) -> None:
         self._header_bytes += num_bytes

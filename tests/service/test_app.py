@@ -100,6 +100,13 @@ async def test_wrong_method_says_which_are_right(client):
     assert response.headers["allow"] == "GET"
 
 
+async def test_all_methods_of_a_path_are_told_though_each_has_a_route_of_its_own(client):
+    response = await client.put("/readyz")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET, HEAD"
+    assert error_of(response)["message"].endswith("it takes GET, HEAD")
+
+
 @pytest.mark.parametrize(("path", "seconds"), [("/fail/busy", "3"), ("/fail/down", "1")])
 async def test_what_is_worth_a_retry_says_when_in_whole_seconds(client, path, seconds):
     assert (await client.get(path)).headers["retry-after"] == seconds

@@ -235,3 +235,12 @@ async def test_many_large_bodies_at_once_are_bounded_and_given_back(make_reader,
     await asyncio.gather(*stuck, return_exceptions=True)
     status, _ = await drive(reader, [part(big, False), GONE])
     assert status == 200
+
+
+async def test_body_of_no_bytes_is_given_to_the_application_though_nothing_more_comes(make_reader, drive):
+    """A chunked body of length nought was read and not passed on, so that the application waited for it for ever."""
+    reader, seen = make_reader()
+    headers = ((b"transfer-encoding", b"chunked"), (b"content-type", b"application/json"))
+    status, _ = await drive(reader, [part(b"", False), GONE], headers)
+    assert status == 200
+    assert seen == [part(b"", False), GONE]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from service.api.state import app_state
@@ -194,3 +195,62 @@ async def test_half_open_requests_do_not_hold_up_others(make_server):
         head = b"POST /version HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
         connection.writer.write(head[: 20 + 3 * number])
     assert (await (await connect()).ask(GOOD))[0] == 200
+
+
+async def test_running_request_is_told_that_the_client_left_though_others_wait_behind_it(make_server, make_app):
+    """uvicorn told only the last request of a connection, and the one that ran went on for nobody."""
+    app, begun, told = make_app(), asyncio.Event(), asyncio.Event()
+
+    @app.get("/wait")
+    async def wait(request: Request) -> None:
+        begun.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+
+    connection = await (await make_server(app=app))()
+    connection.writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + GOOD * 3)
+    await begun.wait()
+    connection.writer.close()
+    await told.wait()
+
+
+async def test_requests_sent_ahead_are_answered_in_order_up_to_a_limit(make_server):
+    connect = await make_server()
+    few = await connect()
+    few.writer.write(GOOD * protocol_module.MAX_PIPELINED)
+    assert [(await few.answer())[0] for _ in range(protocol_module.MAX_PIPELINED)] == [
+        200
+    ] * protocol_module.MAX_PIPELINED
+    many = await connect()
+    status, headers, body = await many.ask(GOOD * 100)
+    assert (status, headers["connection"], error_code(body)) == (400, "close", "invalid_request")
+    assert await many.ended()
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(b"Content-Length: 7", b'{"a":1}'), (b"Transfer-Encoding: chunked", b'3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n')],
+)
+@pytest.mark.parametrize("num_pieces", [1, 3])
+async def test_body_of_a_request_that_asks_for_http_2_is_read_and_answered(
+    make_server, make_app, framing, body, num_pieces
+):
+    """Java's client and curl ask for h2c beside a body; the parser kept the body back, and the request hung."""
+    app = make_app()
+
+    @app.post("/echo")
+    async def echo(body: dict[str, int]) -> dict[str, int]:
+        return body
+
+    connection = await (await make_server(app=app))()
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + upgrade + framing + b"\r\n\r\n"
+    data = (head + body + GOOD) * 2
+    size = len(data) // num_pieces + 1
+    for start in range(0, len(data), size):
+        connection.writer.write(data[start : start + size])
+        await asyncio.sleep(0)
+    for _ in range(2):
+        assert (await connection.answer())[::2] == (200, b'{"a":1}')
+        assert (await connection.answer())[0] == 200

@@ -22,7 +22,7 @@ SHARED: list[tuple[str, list[Any]]] = [
     ("top_p", [-0.1, 1.1, "x", False]),
     ("top_k", [-2, 1.5, "x", HUGE]),
     ("min_p", [-0.5, 1.5, "x"]),
-    ("repetition_penalty", [0, -1, 101, "x"]),
+    ("repetition_penalty", [0, 5e-324, -1, 101, "x"]),
     ("presence_penalty", [-2.1, 2.1, "x"]),
     ("frequency_penalty", [-3, 3, {}]),
     ("logit_bias", [[], "x", {"-1": 1}, {"x": 1}, {"99999": 1}, {"²": 1}, {"1" * 5000: 1}]),
