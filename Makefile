@@ -1,5 +1,5 @@
-# make install | serve | test | lint | bench | chaos | chart | image; each makes the virtual environment when it is
-# missing or out of date.
+# make install | serve | test | lint | bench | chaos | chart | image | rolling; each makes the virtual environment when it
+# is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
-.PHONY: install serve test lint bench chaos chart chart-tools chart-files image
+.PHONY: install serve test lint bench chaos chart chart-tools chart-files image rolling
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -86,6 +86,10 @@ chart-files: $(INSTALLED) chart-tools
 # Builds the CPU image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc).
 image:
 	tests/deploy/image.sh $(ARGS)
+
+# Replicas are replaced behind Envoy under load, with the chart's probes and times: make rolling ARGS=--write
+rolling: $(INSTALLED) $(CHART_TOOLS)/.tools
+	$(BIN)/python -m tests.deploy.rolling.run $(ARGS)
 
 # Faults injected for real under load (takes a while): make chaos ARGS="--write", ARGS="--only kills --kills 5"
 chaos: $(INSTALLED)

@@ -28,10 +28,55 @@ NAME = {"type": "string", "minLength": 1}
 LABEL_MAP = {"type": "object", "additionalProperties": {"type": "string"}}
 QUANTITY = {"type": ["string", "integer", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
 
+KUBERNETES: dict[str, tuple[str, str]] = {
+    "podSecurityContext": (
+        "podsecuritycontext-v1",
+        "appArmorProfile fsGroup fsGroupChangePolicy runAsGroup runAsNonRoot runAsUser seLinuxChangePolicy "
+        "seLinuxOptions seccompProfile supplementalGroups supplementalGroupsPolicy sysctls windowsOptions",
+    ),
+    "securityContext": (
+        "securitycontext-v1",
+        "allowPrivilegeEscalation appArmorProfile capabilities privileged procMount readOnlyRootFilesystem runAsGroup "
+        "runAsNonRoot runAsUser seLinuxOptions seccompProfile windowsOptions",
+    ),
+    "toleration": ("toleration-v1", "effect key operator tolerationSeconds value"),
+    "affinity": ("affinity-v1", "nodeAffinity podAffinity podAntiAffinity"),
+    "topologySpreadConstraint": (
+        "topologyspreadconstraint-v1",
+        "labelSelector matchLabelKeys maxSkew minDomains nodeAffinityPolicy nodeTaintsPolicy topologyKey "
+        "whenUnsatisfiable",
+    ),
+    "envVar": ("envvar-v1", "name value valueFrom"),
+    "volumeMount": (
+        "volumemount-v1",
+        "mountPath mountPropagation name readOnly recursiveReadOnly subPath subPathExpr",
+    ),
+    "container": (
+        "container-v1",
+        "args command env envFrom image imagePullPolicy lifecycle livenessProbe name ports readinessProbe resizePolicy "
+        "resources restartPolicy restartPolicyRules securityContext startupProbe stdin stdinOnce "
+        "terminationMessagePath terminationMessagePolicy tty volumeDevices volumeMounts workingDir",
+    ),
+    "parentRef": ("", "group kind name namespace port sectionName"),
+    "networkPolicyPeer": ("networkpolicypeer-networking-v1", "ipBlock namespaceSelector podSelector"),
+    "networkPolicyEgressRule": ("networkpolicyegressrule-networking-v1", "ports to"),
+    "seccompProfile": ("seccompprofile-v1", "localhostProfile type"),
+    "capabilities": ("capabilities-v1", "add drop"),
+}
+"""Kinds of Kubernetes that values hold: its schema's name and fields, as of 1.36; `parentRef` is the Gateway API's."""
+NESTED = ("seccompProfile", "capabilities")
+
 
 def strict(properties: dict[str, Any], *, required: tuple[str, ...] = ()) -> dict[str, Any]:
     node: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": properties}
     return {**node, "required": list(required)} if required else node
+
+
+def of_kubernetes() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Refuses misspelt fields; what a field may hold is Kubernetes' to say."""
+    for name, (_, fields) in KUBERNETES.items():
+        known = {field: {"$ref": f"#/definitions/{field}"} if field in NESTED else {} for field in fields.split()}
+        yield name, strict(known)
 
 
 def definitions() -> dict[str, Any]:
@@ -58,7 +103,7 @@ def definitions() -> dict[str, Any]:
         "quantity": QUANTITY,
         "resources": strict({"requests": quantities, "limits": quantities}),
         "countOrPercent": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+%$"}]},
-        "kubernetesObject": {"type": "object"},
+        **dict(of_kubernetes()),
         "kubernetesList": {"type": "array", "items": {"type": "object"}},
         "models": {"type": "array", "minItems": 1, "items": strict(model, required=("name",))},
         "settings": strict(dict(setting_schemas())),

@@ -38,7 +38,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 def post(url: str, path: str, body: dict[str, Any]) -> str:
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{url}/v1/{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=180) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return answer.read().decode()
 
 

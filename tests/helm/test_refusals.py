@@ -72,6 +72,18 @@ WRONG_TYPES: dict[str, dict[str, Any]] = {
     "a model's misspelt key": {"models": [{"name": "a", "hubb": {}}]},
     "a hub's misspelt key": {"models": [{"name": "a", "hub": {"repository": "b/c", "revison": "d"}}]},
     "a served name with a blank": {"models": [{"name": "a b", "path": "/a"}]},
+    "a misspelt field of a pod's security": {"podSecurityContext": {"runAsNonRot": True}},
+    "a misspelt field of a container's security": {"securityContext": {"readOnlyRootFileSystem": True}},
+    "a misspelt field inside it": {"securityContext": {"capabilities": {"dorp": ["ALL"]}}},
+    "a misspelt toleration": {"tolerations": [{"kee": "dedicated"}]},
+    "a misspelt affinity": {"affinity": {"podAntiAfinity": {}}},
+    "a misspelt spread": {"topologySpreadConstraints": [{"maxSkev": 1}]},
+    "a misspelt variable": {"extraEnv": [{"name": "A", "valeu": "b"}]},
+    "a misspelt mount": {"extraVolumeMounts": [{"name": "a", "mountpath": "/a"}]},
+    "a misspelt container": {"extraContainers": [{"nam": "a"}]},
+    "a misspelt peer": {"networkPolicy": {"ingressFrom": [{"namespaceselector": {}}]}},
+    "a misspelt rule": {"networkPolicy": {"egress": [{"too": []}]}},
+    "a misspelt gateway": {"httpRoute": {"parentRefs": [{"name": "a", "namspace": "b"}]}},
     "a label that is a number": {"podLabels": {"a": 1}},
     "an unknown engine": {"autoscaling": {"engine": "vpa"}},
 }
@@ -123,6 +135,18 @@ def test_helm_itself_refuses_a_misspelt_key(chart: Any, section: tuple[str, ...]
 @pytest.mark.parametrize("name", WRONG_TYPES)
 def test_a_wrong_value_is_refused(validator: jsonschema.Draft7Validator, name: str) -> None:
     assert not validator.is_valid(WRONG_TYPES[name])
+
+
+def test_fields_of_kubernetes_are_those_of_its_schemas() -> None:
+    """Neither refused without need nor taken in vain, as of the newest version that the chart is tested with."""
+    package = importlib.util.find_spec("kubernetes_validate")
+    if package is None or package.origin is None:
+        pytest.skip("no kubernetes-validate: `make chart-tools` installs it")
+    schemas = Path(package.origin).parent / "kubernetes-json-schema" / "v1.36.0-local-strict"
+    for name, (schema, fields) in generate().KUBERNETES.items():
+        if schema:
+            known = json.loads((schemas / f"{schema}.json").read_text())["properties"]
+            assert set(fields.split()) == set(known), name
 
 
 def test_both_helms_heed_the_schema(chart: Any, helm4: Any) -> None:
