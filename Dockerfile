@@ -33,8 +33,9 @@ RUN case "${TORCH_VARIANT}" in \
         *) echo "TORCH_VARIANT is '${TORCH_VARIANT}': must be cpu or cu13" >&2; exit 2 ;; \
     esac
 COPY pyproject.toml .
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > requirements.txt \
+# With what tracing needs: whether there is any is a setting.
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], *project['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt "setuptools>=77"
 
 # The service itself, apart from what it stands on: a new version is a layer of a few megabytes, the large one stays.

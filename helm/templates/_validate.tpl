@@ -70,6 +70,9 @@ tests/helm/test_refusals.py. */ -}}
 {{- if and $values.metrics.podMonitor.enabled (eq (toString (dig "metrics_public" true $values.settings)) "false") (empty $values.metrics.podMonitor.keySecret.name) }}
 {{- fail "metrics.podMonitor.enabled with settings.metrics_public=false: name a Secret with a key in metrics.podMonitor.keySecret.name" }}
 {{- end }}
+{{- if and $values.networkPolicy.enabled (dig "otlp_endpoint" "" $values.settings) (empty $values.networkPolicy.egress) }}
+{{- fail "settings.otlp_endpoint with networkPolicy.enabled: let traces out to the collector by a rule of networkPolicy.egress" }}
+{{- end }}
 {{- if and (eq $values.accelerator.type "none") $values.accelerator.runtimeClassName }}
 {{- fail "accelerator.runtimeClassName without accelerator.type=nvidia: no GPU is requested" }}
 {{- end }}

@@ -53,6 +53,10 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
         OPEN | {"metrics": {"podMonitor": {"enabled": True}}, "settings": {"metrics_public": False}},
         "metrics.podMonitor.keySecret.name",
     ),
+    "traces that cannot get out": (
+        OPEN | {"networkPolicy": {"enabled": True}, "settings": {"otlp_endpoint": "http://collector:4318"}},
+        "a rule of networkPolicy.egress",
+    ),
     "runtime class without GPU": (OPEN | {"accelerator": {"runtimeClassName": "nvidia"}}, "no GPU is requested"),
     "GPUs among the resources": (
         OPEN | {"resources": {"limits": {"nvidia.com/gpu": 1}}},
