@@ -1,5 +1,5 @@
-# make install | serve | test | lint | bench | chaos | chart | image | rolling; each makes the virtual environment when it
-# is missing or out of date.
+# make install | serve | test | lint | bench | bench-costs | bench-peers | chaos | chart | image | rolling; each makes
+# the virtual environment when it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
-.PHONY: install serve test lint bench chaos chart chart-tools chart-files image rolling
+.PHONY: install serve test lint bench bench-costs bench-peers chaos chart chart-tools chart-files image rolling
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -48,6 +48,15 @@ lint: $(INSTALLED)
 # Our own service at a well-known shape, into the README's numbers; another server: slimpajama bench --url ...
 bench: $(INSTALLED)
 	$(BIN)/python -m service.bench.own --write $(ARGS)
+
+# Start, memory, determinism's price, growing contexts, several checkpoints, into the README
+bench-costs: $(INSTALLED)
+	$(BIN)/python -m service.bench.costs --write $(ARGS)
+
+# Other servers installed, given the same work in turn with ours, and compared (hours; a short run:
+# make bench-peers ARGS="--shapes smollm2-135m --precisions bf16 --peers llama.cpp,vLLM --streams 1,16 --rounds 1")
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m tests.peers.run --write $(ARGS)
 
 # Everything that is true of the Dockerfile, the chart, its alerts and dashboards without a cluster.
 chart: $(INSTALLED) chart-tools

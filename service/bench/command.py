@@ -5,6 +5,7 @@ Parses, runs the load and prints a table; `--json` and `--page` keep the figures
 
 import argparse
 import asyncio
+import json
 import math
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="the model field of each request (default: left out)")
     parser.add_argument("--endpoint", choices=ENDPOINTS, default="completions")
     parser.add_argument("--path", help="ask this path of the server (default: /v1/ENDPOINT)")
+    parser.add_argument("--fields", type=json.loads, metavar="JSON", help="put over each body; null leaves a field out")
     parser.add_argument("--label", default="", help="put before each row's name")
     work = parser.add_argument_group("work")
     work.add_argument("--prompt-tokens", type=int, default=128, help="length of each prompt (default: %(default)s)")
@@ -126,6 +128,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         encoding_format=options.encoding_format,
         labels=tuple(options.labels.split(",")) if options.labels else (),
         path=options.path,
+        fields=options.fields,
         seed=options.seed,
     )
 

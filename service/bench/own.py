@@ -35,17 +35,18 @@ class Counters:
 
     @classmethod
     def read(cls, url: str) -> "Counters":
-        with urllib.request.urlopen(f"{url}/metrics") as response:
-            text = response.read().decode()
         return cls(
-            _total(text, "slimpajama_forward_seconds_sum"),
-            _total(text, "process_cpu_seconds_total"),
-            _total(text, "slimpajama_generated_tokens_total"),
+            total(url, "slimpajama_forward_seconds_sum"),
+            total(url, "process_cpu_seconds_total"),
+            total(url, "slimpajama_generated_tokens_total"),
             time.perf_counter(),
         )
 
 
-def _total(text: str, name: str) -> float:
+def total(url: str, name: str) -> float:
+    """A metric of the service, summed over its labels."""
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        text = response.read().decode()
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
 
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the table into the README")
     options = parser.parse_args()
     checkpoint = make_checkpoint(options.shape, options.folder)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "service", "serve", "--model", str(checkpoint), "--port", str(port)]
     process = subprocess.Popen([*command, "--quantization", options.quantization, "--log-level", "warning"])
     try:
@@ -70,14 +71,12 @@ def main() -> int:
         process.wait()
     sys.stdout.write(table + "\n")
     if options.write:
-        text = README.read_text()
-        first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
-        README.write_text(f"{text[:first]}{table}\n{text[last:]}")
+        write_between(BEGIN, END, table)
     return 0
 
 
 def run(url: str, options: argparse.Namespace) -> str:
-    _wait_ready(url)
+    wait_ready(url)
     vocabulary = SHAPES[options.shape]["vocab_size"]
     rows = []
     for concurrency in options.concurrency.split(","):
@@ -115,20 +114,28 @@ def _row(figures: Figures, before: Counters, after: Counters) -> str:
     )
 
 
-def _free_port() -> int:
+def write_between(begin: str, end: str, table: str) -> None:
+    """Puts a table between two marks of the README."""
+    text = README.read_text()
+    first, last = text.index(begin) + len(begin), text.index(end)
+    README.write_text(f"{text[:first]}{table}\n{text[last:]}")
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_ready(url: str) -> None:
-    for _ in range(1200):
+def wait_ready(url: str, pause_seconds: float = 0.1) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
         try:
             with urllib.request.urlopen(f"{url}/readyz"):
                 return
         except OSError:
-            time.sleep(0.1)
+            time.sleep(pause_seconds)
     raise TimeoutError("the service did not become ready within two minutes")
 
 

@@ -1,6 +1,7 @@
 """Checkpoints of well-known shapes with random weights, for benchmarks where no real weights are at hand.
 
-The tokenizer has a word per id, so that token ids can be sent and text comes back. Needs torch; run as a tool only.
+The tokenizer has a word per id, "w17 " for 17: token ids or text can be sent, and text comes back. Needs torch; run as
+a tool only.
 """
 
 import json
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -37,7 +40,12 @@ def make_checkpoint(shape: str, folder: Path) -> Path:
     config = SHAPES[shape]
     (target / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}, indent=2))
     vocabulary = {f"w{id} ": id for id in range(config["vocab_size"])}
-    Tokenizer(WordLevel(vocabulary, unk_token="w0 ")).save(str(target / "tokenizer.json"))
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0 "))
+    tokenizer.pre_tokenizer = Split(" ", "merged_with_previous")
+    tokenizer.decoder = Fuse()
+    tokenizer.save(str(target / "tokenizer.json"))
+    classes = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w0 ", "unk_token": "w0 "}
+    (target / "tokenizer_config.json").write_text(json.dumps(classes))
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.ones(size, dtype=torch.bfloat16)

@@ -34,7 +34,8 @@ class Job:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """`token_ids` is a range to draw prompt ids from (exact lengths); without it prompts are about as many words.
-    `path` is asked instead of /v1/`endpoint`, for servers that put an endpoint elsewhere."""
+    `path` is asked instead of /v1/`endpoint`, for servers that put an endpoint elsewhere. `fields` are put over the
+    body's own; one that is None is left out."""
 
     endpoint: str = "completions"
     model: str | None = None
@@ -47,6 +48,7 @@ class Workload:
     encoding_format: str | None = None
     labels: tuple[str, ...] = ()
     path: str | None = None
+    fields: dict[str, Any] | None = None
     seed: int = 0
 
     def jobs(self) -> Iterator[Job]:
@@ -74,6 +76,7 @@ class Workload:
                 body |= {"input": texts} | ({"labels": self.labels} if self.labels else {})
             case _:
                 raise ValueError(f"no workload for endpoint '{self.endpoint}'")
+        body = {name: value for name, value in (body | (self.fields or {})).items() if value is not None}
         return Job(self.path or f"/v1/{self.endpoint}", json.dumps(body).encode(), self.items, at_seconds)
 
     def _generation(self, output_tokens: int) -> dict[str, Any]:

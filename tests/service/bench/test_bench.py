@@ -137,3 +137,10 @@ def test_each_endpoint_is_sent_its_own_fields(endpoint: str, fields: set[str]) -
     job = next(Workload(endpoint=endpoint, items=4).jobs())
     assert set(json.loads(job.body)) == fields
     assert (job.path, job.num_items) == (f"/v1/{endpoint}", 4)
+
+
+def test_fields_are_put_over_the_body_or_left_out_of_it() -> None:
+    job = next(Workload(fields={"ignore_eos": None, "min_tokens": 64}).jobs())
+    body = json.loads(job.body)
+    assert "ignore_eos" not in body
+    assert (body["min_tokens"], body["max_tokens"]) == (64, 64)

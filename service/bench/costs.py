@@ -1,0 +1,171 @@
+"""`python -m service.bench.costs`: what the service itself costs, apart from the network's arithmetic.
+
+Seconds from process start to ready and memory, on the shipped checkpoints; throughput with `--deterministic`; a step's
+own time as contexts grow; 1, 2 and 4 loaded checkpoints. A tool for Linux; nothing of the service imports it.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from service.bench.command import make_parser, measure
+from service.bench.own import free_port, total, wait_ready, write_between
+from service.bench.report import Figures
+from service.bench.shapes import SHAPES, make_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = tuple(str(folder) for folder in sorted((ROOT / "checkpoints").glob("slimpajama-*")))
+BEGIN, END = "<!-- costs -->\n", "<!-- /costs -->"
+CONTEXTS = (128, 1024, 2048, 4096, 8000)
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A ready service of our own: its address and its process."""
+    port = free_port()
+    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--log-level", "warning", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        wait_ready(f"http://127.0.0.1:{port}", pause_seconds=0.01)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def bench(url: str, shape: str, *arguments: str) -> list[Figures]:
+    vocabulary = SHAPES[shape]["vocab_size"]
+    options = make_parser().parse_args(["--url", url, "--token-ids", f"1:{vocabulary}", *arguments])
+    return asyncio.run(measure(options))
+
+
+def start_and_memory(options: argparse.Namespace) -> list[str]:
+    models = [part for folder in SHIPPED for part in ("--model", folder)]
+    seconds, api, worker = [], [], []
+    for _ in range(options.rounds):
+        began = time.perf_counter()
+        with serving(*models) as (url, process):
+            seconds.append(time.perf_counter() - began)
+            arguments = ["--url", url, "--prompt-tokens", "32", "--concurrency", "16", "--requests", "64"]
+            asyncio.run(measure(make_parser().parse_args(arguments)))
+            api.append(resident_bytes(process.pid))
+            worker.append(sum(resident_bytes(child) for child in children(process.pid)))
+    return [
+        f"| process start to ready, the shipped checkpoints | {statistics.median(seconds):.1f} s |",
+        f"| memory of the API process, after 64 requests by 16 clients | {statistics.median(api) / 1e6:.0f} MB |",
+        f"| memory of the worker, with the 1 GiB that KV blocks may take | {statistics.median(worker) / 1e6:.0f} MB |",
+    ]
+
+
+def resident_bytes(pid: int) -> int:
+    """Pages in memory, those shared with other processes included."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> list[int]:
+    return [int(part) for part in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def determinism(options: argparse.Namespace) -> list[str]:
+    """Both settings loaded at once, measured in turn."""
+    folder = str(make_checkpoint(options.shape, options.folder))
+    lines = []
+    with serving("--model", folder) as (plain, _), serving("--model", folder, "--deterministic") as (fixed, _):
+        for streams in (1, 16):
+            rates: dict[str, list[float]] = {plain: [], fixed: []}
+            for _ in range(options.rounds):
+                for url, found in rates.items():
+                    count = str(max(4, 2 * streams))
+                    (figures,) = bench(url, options.shape, "--concurrency", str(streams), "--requests", count)
+                    found.append(figures.output_tokens_per_second)
+            ratio = statistics.median(rates[fixed]) / statistics.median(rates[plain])
+            lines.append(f"| `--deterministic`, {streams} streams | {ratio:.0%} of the throughput without |")
+    return lines
+
+
+def contexts(options: argparse.Namespace) -> list[str]:
+    """Time of a step that is not the forward pass, one stream, by the length of what came before."""
+    folder = str(make_checkpoint(options.shape, options.folder))
+    lines = []
+    with serving("--model", folder) as (url, _):
+        for length in CONTEXTS:
+            work = ("--concurrency", "1", "--requests", "2", "--warm-up", "1", "--prompt-tokens", str(length))
+            before = step_totals(url)
+            (figures,) = bench(url, options.shape, *work)
+            steps, seconds, forward = (b - a for a, b in zip(before, step_totals(url), strict=True))
+            between = figures.inter_token_seconds["p50"] * 1000
+            lines.append(
+                f"| context of {length:,} tokens, one stream | {between:.1f} ms between tokens; "
+                f"{(seconds - forward) / steps * 1e6:.0f} µs of a step outside the network |"
+            )
+    return lines
+
+
+def step_totals(url: str) -> tuple[float, float, float]:
+    """Steps, seconds of steps, seconds of forward passes so far."""
+    names = ("step_seconds_count", "step_seconds_sum", "forward_seconds_sum")
+    steps, seconds, forward = (total(url, f"slimpajama_{name}") for name in names)
+    return steps, seconds, forward
+
+
+def loaded(options: argparse.Namespace) -> list[str]:
+    """1, 2 and 4 checkpoints in one worker: the first alone is asked, then all at once."""
+    folder = make_checkpoint(options.shape, options.folder)
+    lines = []
+    for count in (1, 2, 4):
+        models = [part for number in range(count) for part in ("--model", f"{folder}=m{number}")]
+        with serving(*models, "--kv-cache-memory", "256MiB") as (url, process):
+            work = ("--concurrency", "8", "--requests", "24")
+            (one,) = bench(url, options.shape, *work, "--model", "m0")
+            together = asyncio.run(_all(url, options.shape, count))
+            memory = sum(resident_bytes(child) for child in children(process.pid)) / 1e6
+        lines.append(
+            f"| {count} loaded, 8 streams to one; 8 shared by all | {one.output_tokens_per_second:.0f} tok/s; "
+            f"{sum(together):.0f} tok/s ({' + '.join(f'{rate:.0f}' for rate in together)}); worker {memory:.0f} MB |"
+        )
+    return lines
+
+
+async def _all(url: str, shape: str, count: int) -> list[float]:
+    vocabulary = SHAPES[shape]["vocab_size"]
+    work = ["--url", url, "--token-ids", f"1:{vocabulary}", "--requests", str(24 // count)]
+    work += ["--concurrency", str(8 // count)]
+    runs = [measure(make_parser().parse_args([*work, "--model", f"m{number}"])) for number in range(count)]
+    return [figures.output_tokens_per_second for (figures,) in await asyncio.gather(*runs)]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+    "start": start_and_memory,
+    "deterministic": determinism,
+    "contexts": contexts,
+    "loaded": loaded,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m service.bench.costs", description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("bench-results"), help="where checkpoints are kept")
+    parser.add_argument("--write", action="store_true", help="write the parts' rows into the README")
+    options = parser.parse_args()
+    for name in options.parts.split(","):
+        rows = PARTS[name](options)
+        command = f"`python -m service.bench.costs --parts {name}`"
+        table = "\n".join([command, "", "| what | found |", "|---|---|", *rows])
+        sys.stdout.write(table + "\n\n")
+        if options.write:
+            write_between(BEGIN.replace("costs", f"costs {name}"), END.replace("costs", f"costs {name}"), table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""sentence-transformers in one process, without HTTP: what a server for embeddings has to be better than.
+
+in_process.py FOLDER BACKEND PRECISION THREADS, in the encoders' environment; BACKEND is torch, onnx or openvino. Reads
+a line of JSON for a measurement ({"texts": [[...]], "seconds": s}) and answers with one; each inner list is one call.
+The texts of all clients are given in one call, which is more than several clients could do without a server.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+ONNX_INT8 = "avx512_vnni"
+
+
+def load(folder: str, backend: str, precision: str) -> SentenceTransformer:
+    if backend == "torch":
+        types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        return SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": types[precision]})
+    if precision == "fp32":
+        return SentenceTransformer(folder, device="cpu", backend=backend)
+    name = _quantize(folder, backend)
+    return SentenceTransformer(folder, device="cpu", backend=backend, model_kwargs={"file_name": name})
+
+
+def _quantize(folder: str, backend: str) -> str:
+    """Makes the int8 model beside the checkpoint by sentence-transformers' own functions; the name of its file."""
+    from sentence_transformers import export_dynamic_quantized_onnx_model, export_static_quantized_openvino_model
+
+    if backend == "onnx":
+        name = f"onnx/model_qint8_{ONNX_INT8}.onnx"
+        if not (Path(folder) / name).exists():
+            plain = SentenceTransformer(folder, device="cpu", backend="onnx")
+            export_dynamic_quantized_onnx_model(plain, ONNX_INT8, folder)
+        return name
+    name = "openvino/openvino_model_qint8_quantized.xml"
+    if not (Path(folder) / name).exists():
+        plain = SentenceTransformer(folder, device="cpu", backend="openvino")
+        export_static_quantized_openvino_model(plain, None, folder)
+    return name
+
+
+def main(folder: str, backend: str, precision: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    model = load(folder, backend, precision)
+    print(json.dumps({"ready": True}), flush=True)  # noqa: T201
+    for line in sys.stdin:
+        work = json.loads(line)
+        count, began = 0, time.perf_counter()
+        for texts in work["texts"]:
+            model.encode(texts, batch_size=max(32, len(texts)) if len(texts) < 128 else 32)
+            count += len(texts)
+            if time.perf_counter() - began > work["seconds"]:
+                break
+        seconds = time.perf_counter() - began
+        print(json.dumps({"texts": count, "seconds": seconds}), flush=True)  # noqa: T201
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,238 @@
+"""Tables, a plot and JSON of what `run.py` has kept: medians over rounds, and our ratio to the best peer of each cell.
+
+Latest results count: of each server and cell the last rounds that were kept in the file. Knows nothing of servers.
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+OURS = "slimpajama"
+BEGIN, END = "<!-- peers -->\n", "<!-- /peers -->"
+PRECISIONS = ("bf16", "int8", "fp32")
+
+
+@dataclass(slots=True)
+class Group:
+    """All that was measured of one shape at one precision: figures by cell and server, and reasons of those missing."""
+
+    shape: str
+    precision: str
+    figures: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_generation(self) -> bool:
+        return any("streams" in cell for cell in self.figures)
+
+    @property
+    def servers(self) -> list[str]:
+        found = dict.fromkeys(peer for peers in self.figures.values() for peer in peers)
+        return sorted(found, key=lambda name: (name != OURS, list(found).index(name)))
+
+    def rates(self, cell: str, server: str) -> list[float]:
+        name = "output_tokens_per_second" if self.is_generation else "items_per_second"
+        return [f[name] for f in self.figures[cell].get(server, []) if not f["failed"] and f[name]]
+
+    def rate(self, cell: str, server: str) -> float | None:
+        rates = self.rates(cell, server)
+        return statistics.median(rates) if rates else None
+
+    def latency(self, cell: str, server: str, kind: str, percent: str) -> float | None:
+        values = [f[kind][percent] for f in self.figures[cell].get(server, []) if not f["failed"]]
+        known = [value for value in values if value is not None]
+        return statistics.median(known) * 1000 if known else None
+
+    def best_peer(self, cell: str) -> tuple[str, float] | None:
+        rates = {name: self.rate(cell, name) for name in self.servers if name != OURS}
+        known = {name: rate for name, rate in rates.items() if rate is not None}
+        return max(known.items(), key=lambda entry: entry[1]) if known else None
+
+    def ratio(self, cell: str) -> tuple[float, str] | None:
+        """Ours over the best peer's, and who that is."""
+        ours, best = self.rate(cell, OURS), self.best_peer(cell)
+        return (ours / best[1], best[0]) if ours and best else None
+
+
+def read_groups(path: Path) -> list[Group]:
+    groups: dict[tuple[str, str], Group] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        key = (record["shape"], record["precision"])
+        group = groups.setdefault(key, Group(*key))
+        if "unavailable" in record:
+            where = f" ({record['cell']})" if "cell" in record else ""
+            group.missing[record["peer"] + where] = record["unavailable"]
+            continue
+        rounds = group.figures.setdefault(record["cell"], {}).setdefault(record["peer"], [])
+        if record["figures"]["failed"]:
+            group.missing[f"{record['peer']} ({record['cell']})"] = str(record["figures"].get("errors"))
+            continue
+        rounds.append(record["figures"])
+        group.missing.pop(record["peer"], None)
+        group.starts[record["peer"]] = record["start_seconds"]
+    order = sorted(
+        groups, key=lambda key: (not groups[key].is_generation, key[0] != "smollm2-135m", key[0] != "minilm")
+    )
+    return [groups[key] for key in sorted(order, key=lambda key: PRECISIONS.index(key[1]))]
+
+
+def write_report(path: Path, *, write: bool) -> int:
+    groups = read_groups(path)
+    full = "\n\n".join(_full(group) for group in groups)
+    summary = _summary(groups)
+    sys.stdout.write(f"{summary}\n\n{full}\n")
+    if write:
+        _write_readme(ROOT / "README.md", summary)
+        head = (
+            "# Beside the peers\n\nAll cells of `make bench-peers`; the README has the summary and how to read it.\n\n"
+        )
+        (ROOT / "docs/peers.md").write_text(f"{head}{full}\n")
+        (ROOT / "docs/peers.json").write_text(json.dumps(_medians(groups), indent=1) + "\n")
+        _plot(groups, ROOT / "docs/peers.png")
+    return 0
+
+
+def _write_readme(path: Path, table: str) -> None:
+    text = path.read_text()
+    first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+    path.write_text(f"{text[:first]}{table}\n{text[last:]}")
+
+
+def _summary(groups: list[Group]) -> str:
+    """The README's part: throughput of every server for generation; for embeddings only our ratio to the best peer."""
+    parts = []
+    for group in (group for group in groups if group.is_generation):
+        parts += [
+            f"**{group.shape}, {group.precision}**: output tokens/s",
+            "",
+            *_rate_rows(group),
+            "",
+            *_reasons(group),
+        ]
+    rows = [
+        f"| {group.shape} | {group.precision} | {cell} | {_rate_text(group, cell, OURS)} | {_ratio_text(group, cell)} |"
+        for group in groups
+        if not group.is_generation
+        for cell in group.figures
+    ]
+    if rows:
+        head = ["| encoder | precision | load | ours, texts/s | ours ÷ best peer |", "|---|---|---|---|---|"]
+        parts += ["**Embeddings**", "", *head, *rows]
+        parts += [line for group in groups if not group.is_generation for line in _reasons(group)]
+    return "\n".join(parts).strip()
+
+
+def _rate_rows(group: Group) -> list[str]:
+    cells = list(group.figures)
+    lines = ["| server | " + " | ".join(cells) + " |", "|---|" + "---|" * len(cells)]
+    texts = {server: [_rate_text(group, cell, server) for cell in cells] for server in group.servers}
+    lines += [f"| {server} | {' | '.join(found)} |" for server, found in texts.items()]
+    return [*lines, "| **ours ÷ best peer** | " + " | ".join(_ratio_text(group, cell) for cell in cells) + " |"]
+
+
+def _rate_text(group: Group, cell: str, server: str) -> str:
+    rates = group.rates(cell, server)
+    if not rates:
+        return "-"
+    return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
+
+
+def _ratio_text(group: Group, cell: str) -> str:
+    found = group.ratio(cell)
+    return "-" if found is None else f"{found[0]:.2f} ({found[1]})"
+
+
+def _reasons(group: Group) -> list[str]:
+    return [f"Missing at {group.shape}, {group.precision}: {peer}: {why}" for peer, why in group.missing.items()]
+
+
+def _full(group: Group) -> str:
+    """Everything of a group: throughput, latencies, seconds to start."""
+    lines = [f"## {group.shape}, {group.precision}", ""]
+    lines += ["Output tokens/s: median (least-most)." if group.is_generation else "Texts/s: median (least-most).", ""]
+    lines += _rate_rows(group) if group.is_generation else _turned(group)
+    if group.is_generation:
+        lines += ["", "Milliseconds to the first token (median), between tokens (median / 99th percentile):", ""]
+        cells = list(group.figures)
+        lines += ["| server | " + " | ".join(cells) + " | start, s |", "|---|" + "---|" * (len(cells) + 1)]
+        for server in group.servers:
+            texts = [_latency_text(group, cell, server) for cell in cells]
+            lines.append(f"| {server} | " + " | ".join(texts) + f" | {group.starts.get(server, 0):.0f} |")
+    return "\n".join([*lines, "", *_reasons(group)]).strip()
+
+
+def _turned(group: Group) -> list[str]:
+    """Embeddings have more loads than servers: a row for each load."""
+    lines = [
+        "| load | " + " | ".join(group.servers) + " | ours ÷ best peer |",
+        "|---|" + "---|" * (len(group.servers) + 1),
+    ]
+    for cell in group.figures:
+        texts = [_rate_text(group, cell, server) for server in group.servers]
+        lines.append(f"| {cell} | " + " | ".join(texts) + f" | {_ratio_text(group, cell)} |")
+    return lines
+
+
+def _latency_text(group: Group, cell: str, server: str) -> str:
+    first = group.latency(cell, server, "first_token_seconds", "p50")
+    gaps = [group.latency(cell, server, "inter_token_seconds", percent) for percent in ("p50", "p99")]
+    if first is None or gaps[0] is None or gaps[1] is None:
+        return "-"
+    return f"{first:.0f}, {gaps[0]:.1f} / {gaps[1]:.0f}"
+
+
+def _medians(groups: list[Group]) -> list[dict[str, Any]]:
+    return [
+        {
+            "shape": group.shape,
+            "precision": group.precision,
+            "load": cell,
+            "rates": {server: group.rates(cell, server) for server in group.servers},
+            "ratio_to_best_peer": group.ratio(cell),
+        }
+        for group in groups
+        for cell in group.figures
+    ]
+
+
+def _plot(groups: list[Group], path: Path) -> None:
+    """A panel for each group: rate by load, a line for each server, ours drawn thick."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = -(-len(groups) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
+    colours: dict[str, Any] = defaultdict(lambda: f"C{len(colours)}")
+    for axis, group in zip(axes.flat, groups, strict=False):
+        _draw(axis, group, colours.__getitem__)
+    for axis in list(axes.flat)[len(groups) :]:
+        axis.set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _draw(axis: Any, group: Group, colour: Callable[[str], Any]) -> None:
+    cells = list(group.figures)
+    for server in group.servers:
+        known = [(x, rate) for x, cell in enumerate(cells) if (rate := group.rate(cell, server))]
+        thick = 3.0 if server == OURS else 1.2
+        axis.plot(*zip(*known, strict=True), marker="o", label=server, linewidth=thick, color=colour(server))
+    axis.set_title(f"{group.shape}, {group.precision}")
+    axis.set_ylabel("output tokens/s" if group.is_generation else "texts/s (log)")
+    if not group.is_generation:
+        axis.set_yscale("log")
+    labels = [cell.replace(", ", "\n", 2) if group.is_generation else cell.replace(", ", "\n") for cell in cells]
+    axis.set_xticks(range(len(cells)), labels, fontsize=6)
+    axis.set_ylim(bottom=0 if group.is_generation else None)
+    axis.legend(fontsize=7)
