@@ -17,8 +17,8 @@ HELM = Path(__file__).parents[2] / "helm"
 RULES = sorted((HELM / "rules").glob("*.yaml"))
 DASHBOARDS = sorted((HELM / "dashboards").glob("*.json"))
 ALERTS = {
-    "SlimPajamaDown", "SlimPajamaAbsent", "SlimPajamaErrors", "SlimPajamaQueueGrows", "SlimPajamaSlowFirstToken",
-    "SlimPajamaWorkerRestarts", "SlimPajamaCacheExhausted", "SlimPajamaRejects",
+    "SlimPajamaDown", "SlimPajamaNotLoaded", "SlimPajamaAbsent", "SlimPajamaErrors", "SlimPajamaQueueGrows",
+    "SlimPajamaSlowFirstToken", "SlimPajamaWorkerRestarts", "SlimPajamaCacheExhausted", "SlimPajamaRejects",
 }  # fmt: skip
 
 

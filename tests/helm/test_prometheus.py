@@ -122,7 +122,7 @@ class Prometheus:
 
 def measured(alert: str) -> list[str]:
     """The values of an alert, without the numbers they are held against: those a healthy service never reaches."""
-    return [re.sub(r" (>|<|==) [0-9.]+$", "", part) for part in alert.split(" and ")]
+    return [re.sub(r" (>|<|==) [0-9.]+$", "", part) for part in re.split(" and | unless ", alert)]
 
 
 def expressions() -> list[str]:
