@@ -1,7 +1,9 @@
-"""Attention on CPUs: few large calls of PyTorch's fused attention instead of one per sequence.
+"""Attention on CPUs: the compiled operators where they serve, else few large calls of PyTorch's fused attention.
 
-Rows that compute one token are gathered block by block into padded batches of like length; prompts run one by one,
-in slices of queries that only read the keys they can see; encoders' sequences run in padded batches (`padded`).
+On AMX one operator does all that a bfloat16 step asks. Without it the compiled decode attention takes the rows that
+compute one token, and prompts run one by one, in slices of queries that only read the keys they can see. Without
+operators rows of one token are gathered block by block into padded batches of like length. Encoders' sequences run in
+padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 
@@ -73,10 +75,12 @@ class CpuAttention:
     ) -> Tensor:
         if rules.sinks is not None:
             return self._reference.paged(query, key_cache, value_cache, layout, rules)
+        compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
+        if compiled and _fits_tiles(query):
+            return _on_tiles(query, key_cache, value_cache, layout, rules)
         if "paged" not in layout.prepared:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
-        compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
         if compiled and self._deterministic:
             return _query_by_query(query, key_cache, value_cache, layout, rules)
         if compiled and not prompts:
@@ -105,6 +109,22 @@ class CpuAttention:
 def _is_plain(rules: AttentionRules) -> bool:
     """Whether scores are products and nothing else, as the compiled decode attention has them."""
     return rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
+
+
+def _fits_tiles(query: Tensor) -> bool:
+    size = query.shape[2]
+    return size % 32 == 0 and size <= 256 and query.stride(1) == size and library.has_tiles()
+
+
+def _on_tiles(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
+) -> Tensor:
+    """Any mix of rows; what a query finds depends, to a bit, on neither its batch nor its chunk."""
+    out: Tensor = torch.ops.slimpajama.paged_attention(
+        query, key_cache, value_cache, layout.block_tables, layout.query_starts, layout.context_lens,
+        rules.scale, rules.window or 0, rules.causal,
+    )  # fmt: skip
+    return out
 
 
 def _compiled_decode(

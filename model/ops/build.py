@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from model.ops.files import LIBRARY, SOURCES, is_current
+from model.ops.files import LIBRARY, SOURCES, outdated_libraries
 
 
 def build() -> Path | None:
-    """Compiles if a source is newer than the library; returns the library, or None where there is no compiler.
+    """Compiles if there is no library of these sources yet; returns the library, or None where there is no compiler.
 
     Raises: subprocess.CalledProcessError if the compiler refuses.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return None
-    if is_current():
+    if LIBRARY.exists():
         return LIBRARY
     threads = [] if sys.platform == "darwin" else ["-fopenmp"]
     compile_one = [compiler, "-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", *threads]
@@ -43,6 +43,8 @@ def build() -> Path | None:
             job.result()
         _run([*link, *objects.values(), "-ltorch_cpu", "-lc10", "-o", str(partial)])
     partial.replace(LIBRARY)
+    for path in outdated_libraries():
+        path.unlink()
     return LIBRARY
 
 

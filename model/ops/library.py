@@ -8,16 +8,15 @@ import logging
 import torch
 from torch import Tensor
 
-from model.ops.files import LIBRARY, is_current
+from model.ops.files import LIBRARY, outdated_libraries
 
 log = logging.getLogger("slimpajama.worker")
 
 
 def _load() -> bool:
     if not LIBRARY.exists():
-        return False
-    if not is_current():
-        log.warning("the compiled operators are older than their source; run `make install`")
+        if outdated_libraries():
+            log.warning("the compiled operators are of other sources; run `make install`")
         return False
     try:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
@@ -33,3 +32,8 @@ LOADED = _load()
 def serves(tensor: Tensor) -> bool:
     """Whether the operators take this tensor: bfloat16 on a CPU."""
     return LOADED and tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
+
+
+def has_tiles() -> bool:
+    """Whether the operators run on AMX here."""
+    return LOADED and bool(torch.ops.slimpajama.has_tiles())

@@ -122,7 +122,7 @@ AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_
       for (int64_t pair = first; pair < last; ++pair) block_amx<Kind, false>(x, w, out, whole, rest, pair);
     }
   }
-  _tile_release();
+  release_tiles();
 }
 #endif
 

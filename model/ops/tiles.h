@@ -29,5 +29,7 @@ AMX inline void configure_tiles(int64_t upper, int64_t lower) {
   _tile_loadconfig(&shapes);
 }
 
+AMX inline void release_tiles() { _tile_release(); }
+
 }  // namespace slimpajama
 #endif

@@ -52,7 +52,9 @@ def rules(request: pytest.FixtureRequest) -> AttentionRules:
 def make_paged() -> Callable[..., PagedProblem]:
     """`make_paged([(queries, context), ...])`: queries, and a cache whose blocks are dealt in random order."""
 
-    def make(rows: list[tuple[int, int]], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PagedProblem:
+    def make(
+        rows: list[tuple[int, int]], *, seed: int = 0, dtype: torch.dtype = torch.float32, head_size: int = HEAD_SIZE
+    ) -> PagedProblem:
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         counts = [-(-context // BLOCK_SIZE) for _, context in rows]
@@ -61,7 +63,7 @@ def make_paged() -> Callable[..., PagedProblem]:
             sum(counts) + 3,
             block_size=BLOCK_SIZE,
             num_kv_heads=KV_HEADS,
-            head_size=HEAD_SIZE,
+            head_size=head_size,
             dtype=dtype,
             device="cpu",
         )
@@ -85,7 +87,7 @@ def make_paged() -> Callable[..., PagedProblem]:
             max_query_len=max(queries for queries, _ in rows),
             max_context_len=max(context for _, context in rows),
         )
-        query = torch.randn((int(starts[-1]), HEADS, HEAD_SIZE), generator=generator).to(dtype)
+        query = torch.randn((int(starts[-1]), HEADS, head_size), generator=generator).to(dtype)
         return query, cache, layout
 
     return make

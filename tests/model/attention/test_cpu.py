@@ -53,6 +53,14 @@ def test_half_precision_stays_near_the_reference(rules, make_paged, dtype):
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
 
 
+def test_heads_that_fit_tiles_equal_the_reference(rules, make_paged):
+    query, cache, layout = make_paged(PAGED_ROWS["mixed"], dtype=torch.bfloat16, head_size=64)
+    arguments = (query, cache.keys[0], cache.values[0], layout, rules)
+    torch.testing.assert_close(
+        CpuAttention().paged(*arguments), ReferenceAttention().paged(*arguments), atol=0.03, rtol=0.03
+    )
+
+
 def test_write_stores_each_token_at_its_slot(make_paged):
     _, cache, layout = make_paged([(3, 6), (1, 9)])
     before = cache.keys[0].clone()

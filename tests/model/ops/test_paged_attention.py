@@ -1,0 +1,131 @@
+"""Attention on tiles against float64; and its law: a query's result knows neither its batch nor its chunk."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.ops import library
+
+pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX here")
+
+
+def random_bf16(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+@dataclass
+class Problem:
+    """Sequences of (queries, context) in a paged cache; what no sequence wrote is not a number."""
+
+    rows: list[tuple[int, int]]
+    heads: int = 6
+    groups: int = 2
+    size: int = 64
+    block_size: int = 16
+    window: int = 0
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        counts = [-(-context // self.block_size) for _, context in self.rows]
+        dealt = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int().split(counts)
+        shape = (sum(counts), self.block_size, self.groups, self.size)
+        self.keys, self.values = torch.full(shape, torch.nan).bfloat16(), torch.full(shape, torch.nan).bfloat16()
+        self.tables = torch.zeros((len(counts), max(counts)), dtype=torch.int32)
+        for row, (blocks, (_, context)) in enumerate(zip(dealt, self.rows, strict=True)):
+            self.tables[row, : len(blocks)] = blocks
+            for seed, cache in enumerate((self.keys, self.values)):
+                whole = cache[blocks].flatten(0, 1)
+                whole[:context] = random_bf16(context, self.groups, self.size, seed=2 * row + seed)
+                cache[blocks] = whole.view(-1, *shape[1:])
+        self.query = random_bf16(sum(queries for queries, _ in self.rows), self.heads, self.size, seed=99)
+
+    def found(self, query: Tensor | None = None, rows: list[int] | None = None, contexts: object = None) -> Tensor:
+        """Of all rows; or of `rows` with other queries and contexts."""
+        rows = list(range(len(self.rows))) if rows is None else rows
+        query = self.query if query is None else query
+        lens = [queries for queries, _ in self.rows] if contexts is None else [1] * len(rows)
+        ends = [context for _, context in self.rows] if contexts is None else contexts
+        starts = torch.tensor([0, *lens]).cumsum(0).int()
+        out: Tensor = torch.ops.slimpajama.paged_attention(
+            query, self.keys, self.values, self.tables[rows].contiguous(), starts, torch.tensor(ends).int(),
+            self.size**-0.5, self.window, self.causal,
+        )  # fmt: skip
+        return out
+
+    def expected(self) -> Tensor:
+        parts, start = [], 0
+        for row, (queries, context) in enumerate(self.rows):
+            keys, values = (
+                cache[self.tables[row].long()].flatten(0, 1)[:context].double() for cache in (self.keys, self.values)
+            )
+            keys, values = (x.repeat_interleave(self.heads // self.groups, 1) for x in (keys, values))
+            query = self.query[start : start + queries].double()
+            scores = torch.einsum("qhd,khd->hqk", query, keys) * self.size**-0.5
+            i, j = torch.arange(context - queries, context)[:, None], torch.arange(context)
+            seen = j <= i if self.causal else torch.ones(queries, context, dtype=torch.bool)
+            if self.window:
+                seen &= (j > i - self.window) & (j < i + self.window)
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(2)
+            parts.append(torch.einsum("hqk,khd->qhd", weights, values))
+            start += queries
+        return torch.cat(parts)
+
+
+MIXED = [(1, 1), (1, 16), (5, 17), (1, 33), (70, 70), (100, 300), (1, 256), (1, 257), (3, 600)]
+PROBLEMS = {
+    "plain": Problem(MIXED),
+    "one head for each key head": Problem(MIXED, heads=3, groups=3),
+    "many heads for a key head": Problem(MIXED, heads=20, groups=1, size=32),
+    "large heads": Problem(MIXED, heads=4, groups=2, size=128),
+    "largest heads": Problem(MIXED, heads=2, groups=1, size=256),
+    "odd heads": Problem(MIXED, heads=7, groups=1, size=96),
+    "small blocks": Problem(MIXED, block_size=4),
+    "large blocks": Problem(MIXED, block_size=64),
+    "window": Problem(MIXED, window=19),
+    "window of one": Problem(MIXED, window=1),
+    "wide window": Problem(MIXED, window=300),
+    "both ways": Problem(MIXED, causal=False),
+    "window both ways": Problem(MIXED, window=40, causal=False),
+}
+
+
+@pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS.keys())
+def problem(request: pytest.FixtureRequest) -> Problem:
+    found: Problem = request.param
+    return found
+
+
+def test_it_is_attention(problem: Problem) -> None:
+    expected = problem.expected()
+    error = (problem.found().double() - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))
+    assert float(error.max()) < 0.006
+
+
+def test_a_query_alone_finds_the_same_to_a_bit(problem: Problem) -> None:
+    if not problem.causal:
+        pytest.skip("alone it would be another query: the last one")
+    rows = [row for row, (queries, _) in enumerate(problem.rows) for _ in range(queries)]
+    ends = [context - queries + 1 + i for queries, context in problem.rows for i in range(queries)]
+    assert torch.equal(problem.found(problem.query, rows, ends), problem.found())
+    some = [0, 30, 99, 181]
+    alone = [problem.found(problem.query[i : i + 1].contiguous(), [rows[i]], [ends[i]]) for i in some]
+    assert torch.equal(torch.cat(alone), problem.found()[some])
+
+
+def test_queries_may_be_a_view_of_what_was_computed_together() -> None:
+    problem = Problem(MIXED)
+    together = torch.cat((problem.query, random_bf16(len(problem.query), 4, 64, seed=5)), dim=1)
+    assert torch.equal(problem.found(together[:, :6]), problem.found())
+
+
+def test_a_query_that_is_not_finite_changes_no_other() -> None:
+    problem = Problem(MIXED)
+    sound = problem.found()
+    query = problem.query.clone()
+    query[10, 2, 5] = torch.nan
+    found = problem.found(query)
+    assert not found[10, 2].isfinite().any()
+    found[10, 2] = sound[10, 2]
+    assert torch.equal(found, sound)
