@@ -25,7 +25,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard model/ops/*.cpp model/ops/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable ".[test,evaluate]"
+	$(PIP) --editable ".[test,evaluate,otel]"
 	$(BIN)/python -m model.ops.build
 	touch $@
 

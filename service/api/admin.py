@@ -14,8 +14,9 @@ from starlette.responses import Response
 from service.api.schemas_openai import Strict
 from service.api.state import request_state
 from service.engine.aliases import Alias
+from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
-from service.engine.versions import Deployment, Versions
+from service.engine.versions import Versions
 from service.errors import InvalidRequest
 
 router = APIRouter(prefix="/admin", tags=["admin"])

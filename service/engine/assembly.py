@@ -16,10 +16,10 @@ from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
+from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import ModelSpec, WorkerConfig
 from service.engine.supervisor import SupervisorLimits
-from service.engine.versions import Deployment
 from service.metrics import Metrics
 from service.model_source import ModelSource
 from service.settings import Settings

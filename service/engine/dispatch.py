@@ -1,7 +1,9 @@
 """How much the worker is given at a time, and whom it is given next.
 
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
-fairness, cancellation and deadlines act here, where they are cheap. After a death the requests that were in the worker
+fairness, cancellation and deadlines act here, where they are cheap. Requests that its cache has no room for wait here
+too: it is given new ones only as it starts those that it has. A more urgent one is given to it even when it is full,
+since it may put others back. After a death the requests that were in the worker
 come back; one that was there in two deaths without getting anywhere is a suspect. A suspect is let in only among
 requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
 guilty. Pure data. Runs in the API process.
@@ -12,14 +14,16 @@ from dataclasses import dataclass, field
 
 from service.admission import QueueLoad
 from service.engine.fair_queue import FairQueue
-from service.engine.flight import EncodeFlight, Flight
+from service.engine.flight import EncodeFlight, Flight, GenerateFlight
 from service.engine.protocol import WorkerConfig
 
 SUSPECT_DEATHS = 2
 SPARE_REQUESTS = 8
 """Requests beyond a full batch, so that a finished one is replaced before the API process hears of it."""
 WINDOW_STEPS = 4
-"""Steps' worth of single-pass tokens that the worker may hold."""
+"""Steps' worth of tokens that the worker may hold of what it has not started: single-pass work, and prompts."""
+SPARE_PROMPTS = 4
+"""So many prompts it may hold beside those that it has started, however long they are."""
 
 
 @dataclass(slots=True)
@@ -29,6 +33,10 @@ class _Lane:
     inside: dict[int, Flight] = field(default_factory=dict)
     single_pass_tokens: int = 0
     num_generating: int = 0
+    unstarted: dict[int, int] = field(default_factory=dict)
+    """Prompt tokens of the generating requests inside that have not been started there (for want of room, it seems;
+    those that wait for their grammar are left out)."""
+    unstarted_tokens: int = 0
 
 
 class Dispatcher:
@@ -92,6 +100,11 @@ class Dispatcher:
                 taken.append(flight)
         return taken
 
+    def started(self, flight: Flight) -> None:
+        """The worker has begun to compute it."""
+        lane = self._lanes[flight.model.key]
+        lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
+
     def made_progress(self, flight: Flight) -> None:
         flight.deaths_without_progress = 0
         self._unproven.discard(flight.number)
@@ -119,15 +132,25 @@ class Dispatcher:
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
             return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= self._window_tokens
-        return lane.num_generating < self._max_sequences + SPARE_REQUESTS
+        num_tokens = lane.unstarted_tokens + flight.num_prompt_tokens
+        if len(lane.unstarted) >= SPARE_PROMPTS and num_tokens > self._window_tokens:
+            return False
+        limit = self._max_sequences + SPARE_REQUESTS
+        if lane.num_generating < limit:
+            return True
+        outranks = any(other.priority < flight.priority for other in lane.inside.values())
+        return outranks and lane.num_generating < 2 * limit
 
     def _enter(self, lane: _Lane, flight: Flight) -> None:
         lane.inside[flight.number] = flight
         self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
             lane.single_pass_tokens += flight.cost_tokens
-        else:
-            lane.num_generating += 1
+            return
+        lane.num_generating += 1
+        if isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is None:
+            lane.unstarted[flight.number] = flight.num_prompt_tokens
+            lane.unstarted_tokens += flight.num_prompt_tokens
 
     def _leave(self, lane: _Lane, flight: Flight) -> None:
         self._unproven.discard(flight.number)
@@ -137,3 +160,4 @@ class Dispatcher:
             lane.single_pass_tokens -= flight.cost_tokens
         else:
             lane.num_generating -= 1
+            lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)

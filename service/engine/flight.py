@@ -4,15 +4,17 @@ Knows nothing of processes or sockets: the client moves flights between the queu
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.batch import SamplingParams
 from service.engine.models import LoadedModel
 from service.engine.protocol import Encode, EncodeInput, EncodeOutput, EncodeResult, Generate, TokenOutput
 from service.errors import ServiceError
+from service.logs import request_id_context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class Flight:
     """Ended from this side and not by the worker, with all that the caller wanted (a stop string)."""
     on_end: "Callable[[Flight], None] | None" = None
     """Who else wants to know that it has ended (its shadow's comparison)."""
+    request_id: str = ""
+    """The HTTP request's, for the log."""
     trace: Trace | None = None
     deadline_timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
@@ -88,6 +92,14 @@ class Flight:
     def message(self) -> Generate | Encode:
         """What the worker is told, now: for a replay it includes what was delivered before."""
         raise TypeError("a flight is a GenerateFlight or an EncodeFlight")
+
+    def again(self, model: LoadedModel, number: int) -> "Flight":  # noqa: ARG002
+        """The same request on another checkpoint, from its beginning."""
+        raise TypeError("a flight is a GenerateFlight or an EncodeFlight")
+
+    def described(self) -> dict[str, str]:
+        """Which one it is, for a log line."""
+        return {"request_id": self.request_id, "model": self.model.key, "task": self.task}
 
     def end(self, outcome: str, error: ServiceError | None = None) -> None:
         assert self.outcome is None, "a request ends once"
@@ -133,6 +145,9 @@ class GenerateFlight(Flight):
             cache_salt=request.cache_salt,
         )
 
+    def again(self, model: LoadedModel, number: int) -> "GenerateFlight":
+        return generate_flight(self.request, model, number)
+
     def deliver(self, output: TokenOutput) -> None:
         """Adds what a step gave; what nobody has read yet is kept as one merged output, however slow the reader."""
         if self.has_prompt_logprobs:
@@ -172,8 +187,40 @@ class EncodeFlight(Flight):
             deadline=self.request.deadline,
         )
 
+    def again(self, model: LoadedModel, number: int) -> "EncodeFlight":
+        return encode_flight(self.request, model, number)
+
     def deliver(self, result: EncodeResult) -> bool:
         """Files one input's result. Returns whether that was the last one."""
         result.index = self.asked[result.index]
         self.results[result.index] = result
         return all(entry is not None for entry in self.results)
+
+
+def generate_flight(request: GenerateRequest, model: LoadedModel, number: int) -> GenerateFlight:
+    num_prompt = len(request.prompt_ids) + len(request.encoder_ids)
+    cost = num_prompt + request.sampling.max_tokens
+    return GenerateFlight(request=request, cost_tokens=cost, **_common(request, model, number, num_prompt))
+
+
+def encode_flight(request: EncodeRequest, model: LoadedModel, number: int) -> EncodeFlight:
+    num_prompt = sum(len(entry.ids) for entry in request.inputs)
+    common = _common(request, model, number, num_prompt)
+    return EncodeFlight(request=request, results=[None] * len(request.inputs), cost_tokens=num_prompt, **common)
+
+
+def _common(
+    request: GenerateRequest | EncodeRequest, model: LoadedModel, number: int, num_prompt_tokens: int
+) -> dict[str, Any]:
+    return {
+        "number": number,
+        "model": model,
+        "task": request.task,
+        "client": request.client,
+        "priority": request.priority,
+        "num_prompt_tokens": num_prompt_tokens,
+        "accepted": time.monotonic(),
+        "deadline": request.deadline,
+        "request_id": request_id_context.get(),
+        "trace": trace_context.get(),
+    }

@@ -44,8 +44,6 @@ class ProgressClock:
         started: float
         bound: float
         beat, started, bound = _PAGE.unpack_from(self._page, 0)
-        if beat == 0.0:
-            return 0.0
         return now - started - bound if started else now - beat - idle_bound_seconds
 
 

@@ -41,6 +41,8 @@ class SupervisorLimits:
     settled_seconds: float = 5.0
     """A worker that lived this long starts the back-off anew."""
     stop_grace_seconds: float = 2.0
+    start_seconds: float = 120.0
+    """A worker that has not got as far as its loop by then hangs."""
     command: tuple[str, ...] = (sys.executable, "-m", "service.engine.worker")
     """The worker's program; the descriptors it inherits are added as arguments."""
 
@@ -66,13 +68,14 @@ class WorkerEvents(Protocol):
 class _Worker:
     """One life of the worker process, and the socket to it."""
 
-    def __init__(self, limits: SupervisorLimits) -> None:
+    def __init__(self, limits: SupervisorLimits, now: float) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for endpoint in (ours, theirs):
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         ours.setblocking(False)
         self.socket = ours
         self.clock = ProgressClock.create()
+        self.clock.begin_step(now, limits.start_seconds)  # until its loop beats, starting is its step
         arguments = ["--socket", str(theirs.fileno()), "--clock", str(self.clock.descriptor)]
         arguments += ["--parent", str(os.getpid()), "--step-timeout", str(limits.step_timeout_seconds)]
         self.process = subprocess.Popen(
@@ -185,7 +188,7 @@ class Supervisor:
 
     async def _live_once(self) -> str:
         """One worker from its start to its end; returns the cause of the end."""
-        worker = self._worker = _Worker(self._limits)
+        worker = self._worker = _Worker(self._limits, self._now())
         self._hung = False
         reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
         self._writer = writer

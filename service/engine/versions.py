@@ -11,79 +11,25 @@ import dataclasses
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from model.errors import CheckpointError
 from model.tokenizer import TokenizerError
 from service.engine.aliases import Alias
-from service.engine.models import LoadedModel, ModelDirectory
-from service.engine.protocol import Load, ToWorker
-from service.engine.self_test import SelfTestEngine, check_golden, read_golden, warm_up
+from service.engine.deployment import Deployment, Owner, Prepare
+from service.engine.models import LoadedModel
+from service.engine.probation import Probation
 from service.errors import ModelNotFound, ServiceError, SwapFailed, Unavailable
 
 log = logging.getLogger("slimpajama.versions")
 
 T = TypeVar("T")
 
-MAX_LOAD_DEATHS = 2
-"""Worker deaths while a version is loaded or tested after which the version is taken for the cause."""
 POLL_SECONDS = 0.05
 POLLS_PER_COLLECTION = 20
 """A reference that a raised error keeps in a cycle goes only with a collection."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """What to load and what to do with it; None: as the service is configured."""
-
-    source: str
-    version: str | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-    kv_cache_memory: int | None = None
-    max_model_len: int | None = None
-    warm_up: bool = True
-    self_test: bool = True
-    switch: bool = True
-    """False: it is served beside the others, under `name@version` alone."""
-    keep_former: bool = False
-    """Leave the replaced version loaded, under its `name@version`."""
-
-
-Prepare = Callable[[str, Deployment], LoadedModel]
-"""Finds, describes and tokenizes a checkpoint for a name; on a thread. Raises CheckpointError or ValueError."""
-
-
-class Sender(Protocol):
-    def send(self, message: ToWorker) -> None: ...
-
-
-class Owner(SelfTestEngine, Protocol):
-    """What the engine client is to its versions."""
-
-    models: ModelDirectory
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def supervisor(self) -> Sender: ...
-
-    def num_requests_of(self, key: str) -> int: ...
-
-    def fail_requests_of(self, key: str, error: ServiceError) -> None: ...
-
-    def unload(self, name: str, version: str, key: str) -> None: ...
-
-
-@dataclass(slots=True)
-class _Trial:
-    """A version on its way into service."""
-
-    loaded: "asyncio.Future[None]"
-    num_deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +44,7 @@ class Versions:
     def __init__(self, owner: Owner, prepare: Prepare | None) -> None:
         self._owner = owner
         self._prepare = prepare
-        self._trials: dict[str, _Trial] = {}
+        self.probation = Probation(owner)
         self._busy: set[str] = set()
         self._former: dict[str, _Former] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -155,29 +101,8 @@ class Versions:
     def can_roll_back(self, name: str) -> bool:
         return name in self._former
 
-    # -- what the engine tells ----------------------------------------------------------------------------------------
-
-    def loaded(self, model: LoadedModel) -> None:
-        trial = self._trials.get(model.key)
-        if trial is not None and not trial.loaded.done():
-            trial.loaded.set_result(None)
-
-    def load_failed(self, model: LoadedModel, reason: str) -> None:
-        self._fail_trial(model.key, f"it does not load: {reason}")
-
-    def worker_died(self) -> None:
-        """A version under whose trial the worker keeps dying is given up, before the next worker is told to load it."""
-        for key, trial in list(self._trials.items()):
-            trial.num_deaths += 1
-            if trial.num_deaths >= MAX_LOAD_DEATHS:
-                self._fail_trial(key, f"the worker died {trial.num_deaths} times while it was loaded and tested")
-
-    def give_up(self, reason: str) -> None:
-        for key in list(self._trials):
-            self._fail_trial(key, reason)
-
     async def stop(self, reason: str) -> None:
-        self.give_up(reason)
+        self.probation.give_up(reason)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -198,7 +123,7 @@ class Versions:
         model: LoadedModel | None = None
         try:
             model = await self._prepared(name, deployment)
-            await self._bring_up(model, tests=deployment.self_test, warms_up=deployment.warm_up)
+            await self.probation.bring_up(model, tests=deployment.self_test, warms_up=deployment.warm_up)
         except ServiceError as error:
             self.failures[name] = error.message
             label = model.key if model is not None else f"{name} from {deployment.source}"
@@ -219,27 +144,6 @@ class Versions:
         if self._owner.models.by_key(model.key) is not None:
             raise SwapFailed(f"{model.key} is loaded already: name another version", param="version")
         return model
-
-    async def _bring_up(self, model: LoadedModel, *, tests: bool, warms_up: bool) -> None:
-        """Loads and tests; on return the version is ready and not yet served."""
-        owner, key = self._owner, model.key
-        trial = self._trials[key] = _Trial(asyncio.get_running_loop().create_future())
-        owner.models.pending[key] = model
-        try:
-            owner.supervisor.send(Load(model.spec))
-            await trial.loaded
-            if warms_up:
-                await warm_up(owner, model)
-            if tests:
-                for golden in await asyncio.to_thread(read_golden, model.description.folder):
-                    await check_golden(owner, model, golden)
-        except BaseException:
-            owner.models.pending.pop(key, None)
-            owner.fail_requests_of(key, SwapFailed("the version was given up"))
-            owner.unload(model.name, model.version, key)
-            raise
-        finally:
-            del self._trials[key]
 
     def _put_in_service(self, model: LoadedModel, deployment: Deployment) -> None:
         """Between two turns of the event loop: nobody sees half of it."""
@@ -274,7 +178,7 @@ class Versions:
                 models.serve(revived)
             else:
                 model = dataclasses.replace(copy)
-                await self._bring_up(model, tests=True, warms_up=True)
+                await self.probation.bring_up(model)
                 models.pending.pop(model.key)
                 models.serve(model)
         self._remember(name)
@@ -310,16 +214,6 @@ class Versions:
             await asyncio.sleep(POLL_SECONDS)
         self._owner.unload(name, version, key)
         log.info("version freed", extra={"model": key})
-
-    def _fail_trial(self, key: str, reason: str) -> None:
-        trial = self._trials.get(key)
-        if trial is None:
-            return
-        self._owner.models.pending.pop(key, None)
-        if trial.loaded.done():
-            self._owner.fail_requests_of(key, SwapFailed(reason))
-        else:
-            trial.loaded.set_exception(SwapFailed(reason))
 
     def _versions_of(self, name: str) -> dict[str, LoadedModel]:
         versions = self._owner.models.versions_of(name)

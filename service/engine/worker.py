@@ -48,6 +48,8 @@ log = logging.getLogger("slimpajama.worker")
 
 IDLE_WAIT_SECONDS = 0.5
 PROGRESS_SECONDS = 0.1
+LOAD_SILENCE_SECONDS = 900.0
+"""After so long without a sign of it, loading is stuck (a file system or a device that does not answer)."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -60,11 +62,15 @@ class Worker:
         self._config: WorkerConfig | None = None
         self._lanes: dict[str, Lane] = {}
         self._arrivals: queue.SimpleQueue[Lane | LoadFailed | Loading] = queue.SimpleQueue()
+        self._num_loading = 0
+        self._load_heard = 0.0
         self._stopping = False
 
     def run(self) -> None:
         while not self._stopping:
-            self._clock.beat(time.monotonic())
+            now = time.monotonic()
+            self._clock.beat(now)
+            self._check_loading(now)
             self._drain_inbox()
             self._step_next()
 
@@ -148,6 +154,8 @@ class Worker:
     def _start_loading(self, specs: list[ModelSpec]) -> None:
         config = self._config
         assert config is not None, "the configuration is the first message"
+        self._num_loading += len(specs)
+        self._load_heard = time.monotonic()
 
         def load() -> None:
             for spec in specs:
@@ -173,8 +181,21 @@ class Worker:
 
         return report
 
+    def _check_loading(self, now: float) -> None:
+        """The loop turns while another thread loads: only here is it seen that loading does not go on.
+
+        Raises RuntimeError, which ends the worker: the supervisor starts another.
+        """
+        if self._num_loading > 0 and now - self._load_heard > LOAD_SILENCE_SECONDS:
+            raise RuntimeError(f"loading a checkpoint has not gone on for {LOAD_SILENCE_SECONDS:g} seconds")
+
     def _handle_arrival(self, arrival: Lane | LoadFailed | Loading) -> None:
-        if isinstance(arrival, LoadFailed | Loading):
+        self._load_heard = time.monotonic()
+        if isinstance(arrival, Loading):
+            self._connection.send(arrival)
+            return
+        self._num_loading -= 1
+        if isinstance(arrival, LoadFailed):
             self._connection.send(arrival)
             return
         arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)

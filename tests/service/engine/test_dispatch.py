@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from model.batch import SamplingParams
-from service.engine.dispatch import SPARE_REQUESTS, SUSPECT_DEATHS, Dispatcher
+from model.batch import Grammar, SamplingParams
+from service.engine.dispatch import SPARE_PROMPTS, SPARE_REQUESTS, SUSPECT_DEATHS, Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel
 from service.engine.protocol import EncodeInput, WorkerConfig
@@ -18,10 +18,14 @@ class NamedModel:
         self.key = key
 
 
-def make_flight(number: int, *, client: str = "", deaths: int = 0, model: str = "m@1") -> GenerateFlight:
-    request = GenerateRequest(model=model, prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=8), client=client)
+def make_flight(
+    number: int, *, client: str = "", deaths: int = 0, model: str = "m@1", prompt: int = 2, grammar: str | None = None
+) -> GenerateFlight:
+    sampling = SamplingParams(max_tokens=8, grammar=None if grammar is None else Grammar("regex", grammar))
+    request = GenerateRequest(model=model, prompt_ids=[1, 2], sampling=sampling, client=client)
     flight = GenerateFlight(request=request, **common(number, client, 10, model))
     flight.deaths_without_progress = deaths
+    flight.num_prompt_tokens = prompt
     return flight
 
 
@@ -55,6 +59,55 @@ def test_the_worker_is_given_a_full_batch_and_a_few_spares(dispatcher: Dispatche
     assert dispatcher.take() == []
     dispatcher.forget(taken[0])
     assert numbers(dispatcher.take()) == [MAX_SEQUENCES + SPARE_REQUESTS]
+
+
+def test_long_prompts_are_given_to_the_worker_as_it_starts_them_so_that_another_client_need_not_wait_for_all(
+    dispatcher: Dispatcher,
+) -> None:
+    """The window is four steps' worth of tokens, 400."""
+    flood = [make_flight(number, client="a", prompt=150) for number in range(10)]
+    for flight in flood:
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == list(range(SPARE_PROMPTS))
+    dispatcher.enqueue(make_flight(99, client="b", prompt=150))
+    assert dispatcher.take() == []
+    dispatcher.started(flood[0])
+    assert numbers(dispatcher.take()) == [99]
+    dispatcher.started(flood[1])
+    dispatcher.started(flood[2])
+    assert numbers(dispatcher.take()) == [4, 5]
+
+
+def test_those_that_wait_for_their_grammar_keep_nobody_outside(dispatcher: Dispatcher) -> None:
+    for number in range(6):
+        dispatcher.enqueue(make_flight(number, prompt=300, grammar="a+"))
+    assert numbers(dispatcher.take()) == list(range(6))
+    dispatcher.enqueue(make_flight(9, prompt=300))
+    assert numbers(dispatcher.take()) == [9]
+
+
+def test_what_is_unstarted_is_forgotten_with_its_request_and_with_its_worker(dispatcher: Dispatcher) -> None:
+    flood = [make_flight(number, prompt=150) for number in range(10)]
+    for flight in flood:
+        dispatcher.enqueue(flight)
+    for flight in dispatcher.take():
+        dispatcher.forget(flight)
+    assert numbers(dispatcher.take()) == [4, 5, 6, 7]
+    for flight in dispatcher.take_back():
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == [4, 5, 6, 7]
+
+
+def test_a_more_urgent_request_is_given_to_a_full_worker_which_may_put_others_back(dispatcher: Dispatcher) -> None:
+    for number in range(40):
+        dispatcher.enqueue(make_flight(number))
+    assert len(dispatcher.take()) == MAX_SEQUENCES + SPARE_REQUESTS
+    urgent = [make_flight(number) for number in range(100, 140)]
+    for flight in urgent:
+        flight.priority = 1
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == list(range(100, 100 + MAX_SEQUENCES + SPARE_REQUESTS))
+    assert dispatcher.take() == []
 
 
 def test_one_checkpoint_does_not_take_the_room_of_another(dispatcher: Dispatcher) -> None:

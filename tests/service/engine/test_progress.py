@@ -15,10 +15,6 @@ def clock() -> Iterator[ProgressClock]:
     made.close()
 
 
-def test_a_worker_that_has_not_begun_is_never_overdue(clock: ProgressClock) -> None:
-    assert clock.overdue_seconds(1e9, 1.0) <= 0
-
-
 def test_a_step_is_overdue_past_its_bound_and_not_before(clock: ProgressClock) -> None:
     clock.begin_step(100.0, 5.0)
     assert clock.overdue_seconds(104.9, 1.0) < 0

@@ -15,9 +15,9 @@ import pytest
 from model.batch import SamplingParams
 from service.engine.aliases import Alias, sticky_key_context
 from service.engine.client import EngineClient
+from service.engine.deployment import Deployment
 from service.engine.flight import EncodeRequest, GenerateRequest
 from service.engine.protocol import EncodeInput
-from service.engine.versions import Deployment
 from service.errors import ModelNotFound, SwapFailed
 from tests.service.engine.conftest import sample
 from tests.service.engine.faults.scripted import NAME, journal, scripted_engine, write_checkpoint

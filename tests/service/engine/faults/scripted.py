@@ -11,13 +11,14 @@ from typing import Any, cast
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
+from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import ModelSpec, WorkerConfig
 from service.engine.supervisor import SupervisorLimits
-from service.engine.versions import Deployment
 from service.metrics import Metrics
 
 SCRIPTED_WORKER = Path(__file__).parent / "scripted_worker.py"
+SLEEPY_WORKER = Path(__file__).parent / "sleepy_worker.py"
 NAME = "m"
 
 
@@ -59,7 +60,7 @@ def journal(folder: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def scripted_engine(first: Path, *, head: str = "language_model") -> AsyncIterator[EngineClient]:
+async def scripted_engine(first: Path, *, head: str = "language_model", **limits: Any) -> AsyncIterator[EngineClient]:
     """Ready, with `first` as `m@1`; what is deployed later says its own version."""
 
     def prepare(name: str, deployment: Deployment) -> LoadedModel:
@@ -68,7 +69,14 @@ async def scripted_engine(first: Path, *, head: str = "language_model") -> Async
     engine = EngineClient(
         lambda: ModelDirectory({NAME: stub_model(NAME, first, "1", head=head)}),
         WorkerConfig(models=[]),
-        SupervisorLimits(restart_budget=20, max_backoff_seconds=0.05, command=(sys.executable, str(SCRIPTED_WORKER))),
+        SupervisorLimits(
+            **{
+                "restart_budget": 20,
+                "max_backoff_seconds": 0.05,
+                "command": (sys.executable, str(SCRIPTED_WORKER)),
+                **limits,
+            }
+        ),
         accounting=Accounting(Metrics(), QueueLimits(1000, 10_000_000), time.monotonic()),
         prepare=prepare,
     )

@@ -1,4 +1,4 @@
-"""What the worker holds of a checkpoint that it was told to unload: nothing."""
+"""The worker's loop without its process: what it holds of an unloaded checkpoint, and loading that does not go on."""
 
 import time
 import weakref
@@ -13,6 +13,8 @@ from service.engine.protocol import (
     Cancel,
     FromWorker,
     Generate,
+    LoadFailed,
+    Loading,
     ModelSpec,
     Step,
     ToWorker,
@@ -20,7 +22,7 @@ from service.engine.protocol import (
     Unloaded,
     WorkerConfig,
 )
-from service.engine.worker import Worker
+from service.engine.worker import LOAD_SILENCE_SECONDS, Worker
 from tests.service.engine.conftest import KEY, STORIES
 
 
@@ -63,3 +65,19 @@ def test_an_unloaded_checkpoint_leaves_no_weights_no_blocks_and_a_word_to_each_r
     assert isinstance(last, Step)
     assert [(output.request_id, output.finish_reason) for output in last.tokens] == [(7, "error")]
     assert isinstance(unloaded, Unloaded)
+
+
+def test_loading_that_does_not_go_on_ends_the_worker_and_any_sign_of_it_puts_that_off() -> None:
+    worker = Worker(cast(Any, Connection()), ProgressClock.create(), StepBound(60.0), lambda: None)
+    began = time.monotonic()
+    worker._check_loading(began + 2 * LOAD_SILENCE_SECONDS)  # nothing is being loaded
+    worker._config = WorkerConfig(models=[])
+    worker._start_loading([ModelSpec(key=KEY, folder="nowhere")])
+    worker._check_loading(began + LOAD_SILENCE_SECONDS / 2)
+    worker._load_heard = began
+    with pytest.raises(RuntimeError, match="900 seconds"):
+        worker._check_loading(began + LOAD_SILENCE_SECONDS + 1)
+    worker._handle_arrival(Loading(KEY, 1, 2))
+    worker._check_loading(time.monotonic() + LOAD_SILENCE_SECONDS - 1)
+    worker._handle_arrival(LoadFailed(KEY, "there is no such folder"))
+    worker._check_loading(began + 2 * LOAD_SILENCE_SECONDS)

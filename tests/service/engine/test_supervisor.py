@@ -1,0 +1,39 @@
+"""Workers that do not even begin, and loading that fails in ways that nobody foresaw."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from service.admission import QueueLimits
+from service.engine.accounting import Accounting
+from service.engine.client import EngineClient
+from service.engine.models import ModelDirectory
+from service.engine.protocol import WorkerConfig
+from service.engine.supervisor import SupervisorLimits
+from service.errors import WorkerLost
+from service.metrics import Metrics
+from tests.service.engine.conftest import sample
+from tests.service.engine.faults.scripted import SLEEPY_WORKER, scripted_engine, write_checkpoint
+
+
+@pytest.mark.slow
+async def test_a_worker_that_hangs_before_it_gets_to_its_loop_is_replaced(tmp_path: Path) -> None:
+    command = (sys.executable, str(SLEEPY_WORKER), str(tmp_path / "been-here"))
+    async with scripted_engine(write_checkpoint(tmp_path, 11), command=command, start_seconds=5.0) as engine:
+        assert engine.state == "ready"
+        assert sample(engine, "slimpajama_worker_restarts_total") >= 1
+
+
+async def test_a_fault_while_checkpoints_are_read_is_told_and_ends_the_engine() -> None:
+    def load_directory() -> ModelDirectory:
+        raise ZeroDivisionError("of our own making")
+
+    books = Accounting(Metrics(), QueueLimits(10, 1000), time.monotonic())
+    engine = EngineClient(load_directory, WorkerConfig(models=[]), SupervisorLimits(), books)
+    await engine.start()
+    with pytest.raises(WorkerLost, match="of our own making"):
+        await engine.wait_ready()
+    assert (engine.state, engine.alive) == ("failed", False)
+    await engine.stop()
