@@ -44,6 +44,9 @@ from service.settings import Settings
 from service.tracing import Tracer
 
 TRACER_CLOSE_SECONDS = 3.0
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{kind}-{name}" for kind in ("limit", "remaining", "reset") for name in ("requests", "tokens")
+)
 
 ROUTERS = (
     health.router,
@@ -138,8 +141,8 @@ def _add_layers(app: FastAPI, state: AppState) -> None:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            allow_headers=["*"],  # clients add headers of their own; no cookies are involved
+            expose_headers=["X-Request-ID", "Retry-After", *RATE_LIMIT_HEADERS],
         )
     known_paths = frozenset(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
     app.add_middleware(Entry, state=state, known_paths=known_paths)

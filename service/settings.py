@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     max_queue_requests: int = _setting("Limits", 1024, "requests that may wait; more get 429", ge=1)
     max_queue_tokens: int = _setting("Limits", 1_000_000, "tokens that may wait; more get 429", ge=1)
     max_request_timeout: float = _setting("Limits", 600.0, "seconds after which any request ends with 504", gt=0)
+    max_priority: int | None = _setting(
+        "Limits", None, "highest priority that a request may ask for; unset: 0 where there are API keys", ge=-1000
+    )
     grammar_timeout: float = _setting("Limits", 10.0, "seconds that compiling a grammar may take", gt=0)
     max_body_bytes: Annotated[ByteSize, Field(gt=0)] = _setting("Limits", "8MiB", "largest request body")
     max_header_bytes: Annotated[ByteSize, Field(ge=1024)] = _setting(

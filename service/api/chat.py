@@ -27,6 +27,7 @@ from service.api.answers_openai import (
     UsageAnswer,
 )
 from service.api.generating import (
+    checked_grammar,
     engine_of,
     grammar_of,
     new_id,
@@ -36,11 +37,9 @@ from service.api.generating import (
     sampling_options,
 )
 from service.api.schemas_openai import ChatBody, NamedToolChoice
-from service.api.state import request_state
 from service.api.token_logprobs import chat_logprobs
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
-from service.tasks import grammars
 from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
 from service.tasks.generation import Delta, Generation, Prompt, start_generation
 from service.tasks.prompts import truncated
@@ -57,7 +56,7 @@ async def create_chat_completion(request: Request, body: ChatBody) -> Response:
     note_task(request, "chat", model, None)
     options = request_options(request, body, "chat")
     tools = _tool_use(body, model)
-    prompt = await _prompt(request, body, model, tools)
+    prompt = await _prompt(request, body, model, tools, options.deadline)
     generation = start_generation(engine, model, [prompt], options, n=body.n)
     return await respond(request, generation, ChatWriter(body, generation, tools), body)
 
@@ -80,14 +79,16 @@ def _tool_use(body: ChatBody, model: LoadedModel) -> ToolUse | None:
     return tool_use(model, tools, choice=choice, name=name, parallel=body.parallel_tool_calls)
 
 
-async def _prompt(request: Request, body: ChatBody, model: LoadedModel, tools: ToolUse | None) -> Prompt:
+async def _prompt(
+    request: Request, body: ChatBody, model: LoadedModel, tools: ToolUse | None, deadline: float | None
+) -> Prompt:
     """Checks what must fit together, then makes the ids and the sampling parameters."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs goes with logprobs: true", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         message = "max_tokens and max_completion_tokens differ: give one of them"
         raise InvalidRequest(message, param="max_completion_tokens")
-    grammar = await _grammar(request, body, tools)
+    grammar = await _grammar(request, body, tools, deadline)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = sampling_options(
         body, max_tokens=asked, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
@@ -114,16 +115,15 @@ async def _prompt(request: Request, body: ChatBody, model: LoadedModel, tools: T
     )
 
 
-async def _grammar(request: Request, body: ChatBody, tools: ToolUse | None) -> Grammar | None:
+async def _grammar(request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None) -> Grammar | None:
     """What the text must be: calls where a tool is required, else what the caller constrains it to."""
-    wanted = await grammar_of(request, body)
+    wanted = await grammar_of(request, body, deadline)
     if tools is None or tools.grammar is None:
         return wanted
     if wanted is not None:
         message = "a required tool call and a constrained text exclude each other"
         raise InvalidRequest(message, param="tool_choice")
-    seconds = request_state(request).settings.grammar_timeout
-    return await grammars.checked(Grammar("lark", tools.grammar), param="tools", timeout_seconds=seconds)
+    return await checked_grammar(request, Grammar("lark", tools.grammar), param="tools", deadline=deadline)
 
 
 @dataclass(slots=True)

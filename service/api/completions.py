@@ -57,7 +57,7 @@ async def create_completion(request: Request, body: CompletionBody) -> Response:
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=prompt_logprobs,
-        grammar=await grammar_of(request, body),
+        grammar=await grammar_of(request, body, options.deadline),
     )
     prompts = await _prompts(body, model, sampling)
     generation = start_generation(engine, model, prompts, options, n=body.n)

@@ -19,7 +19,7 @@ from service.api.event_stream import EventStream, until_gone
 from service.api.schemas_openai import GenerationBody, JsonObjectFormat, JsonSchemaFormat
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest, ServiceError
+from service.errors import DeadlineExceeded, InvalidGrammar, InvalidRequest, ServiceError
 from service.tasks import grammars
 from service.tasks.generation import Delta, Generation, GenerationEngine, RequestOptions
 from service.tasks.sampling import SamplingOptions
@@ -51,7 +51,7 @@ def request_options(request: Request, body: GenerationBody, task: str) -> Reques
     return RequestOptions(
         task=task,
         client=request_record(request).client,
-        priority=body.priority,
+        priority=priority_of(request, body.priority),
         deadline=deadline_of(request, body.timeout),
         cache_salt=body.cache_salt,
     )
@@ -74,7 +74,18 @@ def deadline_of(request: Request, timeout: float | None) -> float:
     return time.monotonic() + min(limits)
 
 
-async def grammar_of(request: Request, body: GenerationBody) -> Grammar | None:
+def priority_of(request: Request, asked: int) -> int:
+    """Where strangers share the service, nobody outranks the others unless the operator lets them."""
+    state = request_state(request)
+    limit = state.settings.max_priority
+    if limit is None and state.authenticator.needs_key:
+        limit = 0
+    if limit is not None and asked > limit:
+        raise InvalidRequest(f"priority is {asked}; the limit is {limit} (--max-priority)", param="priority")
+    return asked
+
+
+async def grammar_of(request: Request, body: GenerationBody, deadline: float | None) -> Grammar | None:
     """The one constraint that the body sets on the text, checked."""
     found: list[tuple[str, Grammar]] = []
     match body.response_format:
@@ -92,8 +103,19 @@ async def grammar_of(request: Request, body: GenerationBody) -> Grammar | None:
     if not found:
         return None
     param, grammar = found[0]
-    seconds = request_state(request).settings.grammar_timeout
-    return await grammars.checked(grammar, param=param, timeout_seconds=seconds)
+    return await checked_grammar(request, grammar, param=param, deadline=deadline)
+
+
+async def checked_grammar(request: Request, grammar: Grammar, *, param: str, deadline: float | None) -> Grammar:
+    """Within the time that grammars have, and within the request's own. Raises InvalidGrammar, DeadlineExceeded."""
+    limit = request_state(request).settings.grammar_timeout
+    left = math.inf if deadline is None else deadline - time.monotonic()
+    try:
+        return await grammars.checked(grammar, param=param, timeout_seconds=min(limit, left))
+    except InvalidGrammar:
+        if left < limit and deadline is not None and time.monotonic() >= deadline:
+            raise DeadlineExceeded("the request's deadline passed while its grammar was checked") from None
+        raise
 
 
 def sampling_options(

@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from service.api.generating import deadline_of
+from service.api.generating import deadline_of, priority_of
 from service.api.schemas_openai import Name, Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
@@ -64,7 +64,7 @@ def encode_options(request: Request, body: NativeBody, task: str) -> EncodeOptio
         task=task,
         truncate=body.truncate,
         client=request_record(request).client,
-        priority=body.priority,
+        priority=priority_of(request, body.priority),
         deadline=deadline_of(request, body.timeout),
     )
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from model.generation_defaults import Choices
 from service.api.answers_openai import DONE
 from service.api.event_stream import EventStream, until_gone
-from service.api.generating import deadline_of
+from service.api.generating import deadline_of, priority_of
 from service.api.native import MAX_ITEMS, NativeBody, error_item, note
 from service.api.schemas_openai import INT32, INT64, Count
 from service.api.state import request_record
@@ -76,7 +76,8 @@ def choices_of(body: WritingBody, *, sampled_top_k: int | None = None, temperatu
 
 def writing_options(request: Request, body: NativeBody, task: str) -> RequestOptions:
     client, deadline = request_record(request).client, deadline_of(request, body.timeout)
-    return RequestOptions(task=task, client=client, priority=body.priority, deadline=deadline)
+    priority = priority_of(request, body.priority)
+    return RequestOptions(task=task, client=client, priority=priority, deadline=deadline)
 
 
 def refuse(body: NativeBody, names: Sequence[str], reason: str) -> None:
