@@ -37,9 +37,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._sandbox = Sandbox()
         self._compiled = {name: self._compile(name, source) for name, source in self.sources.items()}
-        self.supports_tools = "tool_use" in self.sources or any(
-            "tools" in self._variables(source) for source in self.sources.values()
-        )
+        self.variables = frozenset().union(*(self._variables(source) for source in self.sources.values()))
+        """Names that the templates read and do not set."""
+        self.supports_tools = "tool_use" in self.sources or "tools" in self.variables
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":

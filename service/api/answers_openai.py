@@ -4,6 +4,7 @@ Whole answers are pydantic models, so that the OpenAPI description is what is se
 thousands are encoded in a second. API process only.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -23,7 +24,7 @@ class UsageAnswer(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    truncated_prompt_tokens: int | None = Field(None, exclude_if=_is_none)
+    truncated_prompt_tokens: int | None = Field(default=None, exclude_if=_is_none)
     """Tokens that `truncate_prompt_tokens` cut off the prompts; there only where it was asked for."""
 
 
@@ -39,6 +40,9 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
+    token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
+    """Both there only with `return_token_ids`."""
 
 
 class CompletionAnswer(BaseModel):
@@ -81,8 +85,10 @@ class AnswerToolCall(BaseModel):
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = Field(default=None, exclude_if=_is_none)
+    """What the model thought before it answered."""
     refusal: None = None
-    tool_calls: list[AnswerToolCall] | None = Field(None, exclude_if=_is_none)
+    tool_calls: list[AnswerToolCall] | None = Field(default=None, exclude_if=_is_none)
 
 
 class ChatChoice(BaseModel):
@@ -90,6 +96,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str
+    token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
 
 
 class ChatAnswer(BaseModel):
@@ -100,6 +107,11 @@ class ChatAnswer(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageAnswer
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
+    """Like the choices' `token_ids` there only with `return_token_ids`."""
+
+
+Ids = list[int] | msgspec.UnsetType
 
 
 class CompletionChunk(msgspec.Struct):
@@ -107,6 +119,8 @@ class CompletionChunk(msgspec.Struct):
     text: str
     logprobs: dict[str, object] | None = None
     finish_reason: str | None = None
+    prompt_token_ids: Ids = msgspec.UNSET
+    token_ids: Ids = msgspec.UNSET
 
 
 class CallFunctionChunk(msgspec.Struct, omit_defaults=True):
@@ -124,6 +138,7 @@ class CallChunk(msgspec.Struct, omit_defaults=True):
 class ChatDelta(msgspec.Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[CallChunk] | None = None
 
 
@@ -132,10 +147,11 @@ class ChatChunk(msgspec.Struct):
     delta: ChatDelta
     logprobs: dict[str, object] | None = None
     finish_reason: str | None = None
+    token_ids: Ids = msgspec.UNSET
 
 
 class ChunkEncoder:
-    """Encodes the chunks of one stream; all but the choice is made once.
+    """Encodes the chunks of one stream; what all have in common is made once.
 
     A chunk is `data: {"id": ..., "choices": [CHOICE]}` and an empty line; with `include_usage` each has `usage: null`,
     and a last one without choices has the numbers.
@@ -144,13 +160,19 @@ class ChunkEncoder:
     def __init__(self, head: dict[str, object], *, include_usage: bool) -> None:
         self._encoder = msgspec.json.Encoder()
         self._before = b"data: " + self._encoder.encode(head)[:-1] + b',"choices":['
-        self._after = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._common: dict[str, object] = {"usage": None} if include_usage else {}
+        self._after = self._end(self._common)
 
-    def choice(self, choice: CompletionChunk | ChatChunk) -> bytes:
-        return self._before + self._encoder.encode(choice) + self._after
+    def choice(self, choice: CompletionChunk | ChatChunk, more: Mapping[str, object] | None = None) -> bytes:
+        """`more` are fields beside the choice."""
+        after = self._end({**self._common, **more}) if more else self._after
+        return self._before + self._encoder.encode(choice) + after
 
     def usage(self, usage: UsageAnswer) -> bytes:
-        return self._before + b'],"usage":' + usage.model_dump_json().encode() + b"}\n\n"
+        return self._before + self._end({"usage": usage.model_dump()})
+
+    def _end(self, fields: dict[str, object]) -> bytes:
+        return (b"]," + self._encoder.encode(fields)[1:] if fields else b"]}") + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from model.batch import Grammar
 from service.api.answers_openai import PromptTokensDetails, UsageAnswer
 from service.api.event_stream import EventStream, until_gone
-from service.api.schemas_openai import GenerationBody, JsonObjectFormat, JsonSchemaFormat
+from service.api.schemas_openai import GenerationBody, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
 from service.errors import DeadlineExceeded, InvalidGrammar, InvalidRequest, ServiceError
@@ -97,6 +97,8 @@ async def grammar_of(request: Request, body: GenerationBody, deadline: float | N
         found.append(("regex", Grammar("regex", body.regex)))
     if body.grammar is not None:
         found.append(("grammar", Grammar("lark", body.grammar)))
+    if body.structured_outputs is not None:
+        found.append(_structured(body.structured_outputs))
     if len(found) > 1:
         names = [param.split(".")[0] for param, _ in found]
         raise InvalidRequest(f"{' and '.join(names)} exclude each other", param=names[-1])
@@ -104,6 +106,23 @@ async def grammar_of(request: Request, body: GenerationBody, deadline: float | N
         return None
     param, grammar = found[0]
     return await checked_grammar(request, grammar, param=param, deadline=deadline)
+
+
+def _structured(wanted: StructuredOutputs) -> tuple[str, Grammar]:
+    match wanted:
+        case StructuredOutputs(json_=str() as text):
+            found = "json", Grammar("json_schema", text)
+        case StructuredOutputs(json_=dict() as schema):
+            found = "json", grammars.json_schema(schema)
+        case StructuredOutputs(regex=str() as regex):
+            found = "regex", Grammar("regex", regex)
+        case StructuredOutputs(choice=list() as texts):
+            found = "choice", grammars.one_of(texts)
+        case StructuredOutputs(grammar=str() as text):
+            found = "grammar", Grammar("lark", text)
+        case _:
+            found = "json_object", Grammar("json_object")
+    return f"structured_outputs.{found[0]}", found[1]
 
 
 async def checked_grammar(request: Request, grammar: Grammar, *, param: str, deadline: float | None) -> Grammar:

@@ -11,12 +11,14 @@ from pydantic import BaseModel
 from service.api.state import request_state
 from service.engine.models import LoadedModel
 from service.errors import ModelNotFound
+from service.tasks.sampling import context_limit
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
 class ModelCard(BaseModel):
     id: str
+    """The name to ask for it by: `name@version` where another version has the name itself."""
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "slimpajama"
@@ -24,6 +26,8 @@ class ModelCard(BaseModel):
     architecture: str
     tasks: list[str]
     context_length: int
+    max_model_len: int
+    """Tokens that a prompt and its completion may have together here, by vLLM's name."""
     dtype: str | None
     """None until the weights are loaded."""
     state: str
@@ -38,27 +42,28 @@ class ModelList(BaseModel):
 @router.get("/models", summary="The loaded checkpoints")
 async def list_models(request: Request) -> ModelList:
     state = request_state(request)
-    return ModelList(data=[_card(model, state.started_at) for model in state.engine.models.values()])
+    return ModelList(data=[_card(served, model, state.started_at) for served, model in state.engine.models.items()])
 
 
 @router.get("/models/{name:path}", summary="One checkpoint, by name or name@version")
 async def get_model(request: Request, name: str) -> ModelCard:
     state = request_state(request)
-    for model in state.engine.models.values():
-        if name in (model.name, model.key):
-            return _card(model, state.started_at)
+    for served, model in state.engine.models.items():
+        if name in (served, model.key):
+            return _card(served, model, state.started_at)
     loaded = ", ".join(state.engine.models) or "none"
     raise ModelNotFound(f"model '{name[:128]}' is not loaded; loaded: {loaded}", param="model")
 
 
-def _card(model: LoadedModel, created: int) -> ModelCard:
+def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
     return ModelCard(
-        id=model.name,
+        id=served,
         created=created,
         version=model.version,
         architecture=model.description.architecture,
         tasks=list(model.description.tasks),
         context_length=model.description.context_length,
+        max_model_len=context_limit(model),
         dtype=model.loaded.dtype if model.loaded is not None else None,
         state=model.state,
         labels=list(model.description.labels),

@@ -4,7 +4,7 @@ A field that would change the answer and that is not supported is refused by nam
 default is not. What depends on the checkpoint (ids, lengths, templates) is checked by the tasks. API process only.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -14,8 +14,6 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
-MAX_MESSAGES = 4096
-MAX_TOOLS = 128
 MAX_LOGPROBS = 20
 INT32 = 2**31 - 1
 INT64 = 2**63
@@ -23,8 +21,8 @@ INT64 = 2**63
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=INT32)]
 TokenId = Annotated[int, Field(ge=0, le=INT32)]
+ChoiceText = Annotated[str, Field(min_length=1, max_length=4096)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class Strict(BaseModel):
@@ -56,6 +54,8 @@ class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
     """Padding against guessing text from sizes: not done, and not needed for correctness."""
+    continuous_usage_stats: bool = False
+    """The numbers so far in every chunk, as vLLM has it."""
 
 
 class TextFormat(Strict):
@@ -76,6 +76,22 @@ class JsonSchema(Strict):
 class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
     json_schema: JsonSchema
+
+
+class StructuredOutputs(Strict):
+    """vLLM's name for constraints on the text: exactly one of them."""
+
+    json_: dict[str, Any] | Annotated[str, Field(min_length=1)] | None = Field(None, alias="json")
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=1024)] | None = None
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+    json_object: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give exactly one of json, regex, choice, grammar, json_object")
+        return self
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
@@ -99,6 +115,7 @@ class GenerationBody(Strict):
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = []
     stop_token_ids: list[TokenId] = Field(default=[], max_length=MAX_CHOICES)
+    include_stop_str_in_output: bool = False
     min_tokens: Count = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -107,6 +124,8 @@ class GenerationBody(Strict):
     response_format: ResponseFormat | None = None
     regex: Annotated[str, Field(min_length=1)] | None = None
     grammar: Annotated[str, Field(min_length=1)] | None = Field(None, description="Lark, or llama.cpp's GBNF")
+    structured_outputs: StructuredOutputs | None = None
+    return_token_ids: bool = Field(False, description="the prompt's and the answer's token ids beside the text")
     priority: int = Field(0, ge=-1000, le=1000)
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     truncate_prompt_tokens: int | None = Field(None, ge=1, le=INT32, description="keep the prompt's last tokens")
@@ -121,6 +140,10 @@ class GenerationBody(Strict):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 def _kind_of_prompt(prompt: object) -> str:
@@ -141,6 +164,13 @@ PromptText = Annotated[
 ]
 
 
+def as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts of a request: a list of ids is one prompt, a list of texts or of such lists is several."""
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return cast("list[str | list[int]]", prompt)
+
+
 class CompletionBody(GenerationBody):
     prompt: PromptText
     echo: bool = False
@@ -148,97 +178,3 @@ class CompletionBody(GenerationBody):
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: str | None = None
     add_special_tokens: bool = True
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class CalledFunction(Strict):
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: str
-
-
-class MessageToolCall(Strict):
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-    index: int | None = None
-    """Left over by clients that put a stream together."""
-
-
-class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
-    name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    annotations: list[Any] | None = None
-    """In assistant messages that a client sends back as it got them; of no effect."""
-
-
-class FunctionDefinition(Strict):
-    name: ToolName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Strict):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class ChosenFunction(Strict):
-    name: ToolName
-
-
-class NamedToolChoice(Strict):
-    type: Literal["function"]
-    function: ChosenFunction
-
-
-class ChatBody(GenerationBody):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = []
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool = True
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    documents: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] = {}
-    store: Literal[False] = False
-    metadata: dict[str, str] | None = None
-    """Belongs to stored completions, of which there are none here."""
-    modalities: list[Literal["text"]] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    """OpenAI's routing hint: here all requests share one cache."""
-
-
-class TokenizeBody(Strict):
-    model: Name | None = None
-    text: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = []
-    add_special_tokens: bool | None = None
-    """Default: true for a text; a chat template writes its own."""
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = {}
-    return_tokens: bool = True
-    return_offsets: bool = True
-
-
-class DetokenizeBody(Strict):
-    model: Name | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=2_000_000)]
-    skip_special_tokens: bool = False

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from model.tokenizer import TokenizerError
 from service.api.generating import note_task
-from service.api.schemas_openai import DetokenizeBody, TokenizeBody
+from service.api.schemas_chat import DetokenizeBody, TokenizeBody
 from service.api.state import request_state
 from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import InvalidRequest, ModelNotFound

@@ -27,6 +27,7 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
 
 
 async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[int]:
@@ -37,6 +38,7 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
     template = _template(model)
     if conversation.tools and not template.supports_tools:
         raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
+    variables = {**conversation.template_variables, **_effort(model, template, conversation.reasoning_effort)}
     messages = [_for_template(message, f"messages.{n}") for n, message in enumerate(conversation.messages)]
 
     def make() -> list[int]:
@@ -46,7 +48,7 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
             documents=conversation.documents,
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
-            variables=conversation.template_variables,
+            variables=variables,
         )
         return model.tokenizer.encode(text, add_special_tokens=False)
 
@@ -102,6 +104,18 @@ def _template(model: LoadedModel) -> ChatTemplate:
     if model.chat_template is None:
         raise TaskNotSupported(f"model '{model.name}' has no chat template: use /v1/completions", param="model")
     return model.chat_template
+
+
+def _effort(model: LoadedModel, template: ChatTemplate, effort: str | None) -> dict[str, Any]:
+    """How much to think, in the words of the checkpoint's template."""
+    if effort is None:
+        return {}
+    if "reasoning_effort" in template.variables:
+        return {"reasoning_effort": effort}
+    if "enable_thinking" in template.variables:
+        return {"enable_thinking": effort != "none"}
+    message = f"reasoning_effort: the chat template of {model.name} does not let thinking be turned up or off"
+    raise UnsupportedParameter(message, param="reasoning_effort")
 
 
 def _for_template(message: Mapping[str, Any], place: str) -> dict[str, Any]:

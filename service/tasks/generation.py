@@ -46,6 +46,10 @@ class Prompt:
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     keep_special: frozenset[int] = frozenset()
+    includes_stop: bool = False
+    """Whether the stop string that ends a text is part of it."""
+    keeps_ids: bool = False
+    """Whether the deltas have their tokens' ids."""
     continues: bool = True
     """Whether the text goes on from the prompt's (a completion), or is a text of its own (an assistant's reply)."""
     num_truncated: int = 0
@@ -55,6 +59,11 @@ class Prompt:
     @property
     def num_tokens(self) -> int:
         return len(self.ids) + len(self.encoder_ids)
+
+    @property
+    def read_ids(self) -> list[int]:
+        """What the caller's text has become."""
+        return self.encoder_ids or self.ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,8 @@ class Delta:
     """Where each token's text begins in the choice's text."""
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    """What has been generated since the last delta, where that is asked for."""
 
 
 @dataclass(slots=True)
@@ -99,7 +110,8 @@ class Choice:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self._sampling = prompt.sampling
-        self._stops = StopStrings(prompt.stop)
+        self._stops = StopStrings(prompt.stop, inclusive=prompt.includes_stop)
+        self._ids: list[int] | None = [] if prompt.keeps_ids else None
         self._detokenizer: IncrementalDetokenizer = tokenizer.detokenizer(
             skip_special_tokens=prompt.skip_special_tokens, keep=prompt.keep_special, continues=prompt.continues
         )
@@ -130,16 +142,24 @@ class Choice:
         shown = ids[:-1] if ended_by_id else ids
         delta = Delta(self.index, prompt_logprobs=output.prompt_logprobs)
         if self._stops or output.logprobs:
+            before = self.num_tokens
             if self._add_one_by_one(delta, shown, output.logprobs):
                 delta.finish_reason = "stop"
-                return delta
+                return self._with_ids(delta, ids[: self.num_tokens - before])
         else:
             delta.text = self._detokenizer.push(shown)
         self.num_tokens += len(ids)
         if reason is not None:
             self._finish(delta, reason)
         if not (delta.text or delta.tokens or delta.prompt_logprobs or reason is not None):
+            if self._ids is not None:
+                self._ids += ids
             return None
+        return self._with_ids(delta, ids)
+
+    def _with_ids(self, delta: Delta, ids: Sequence[int]) -> Delta:
+        if self._ids is not None:
+            delta.ids, self._ids = [*self._ids, *ids], []
         return delta
 
     def _add_one_by_one(self, delta: Delta, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> bool:

@@ -7,7 +7,7 @@ size and time. Knows nothing of HTTP. Runs in the API process.
 import asyncio
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,6 +49,11 @@ def _threads() -> ThreadPoolExecutor:
 
 def json_schema(schema: Mapping[str, Any]) -> Grammar:
     return Grammar("json_schema", json.dumps(schema))
+
+
+def one_of(texts: Sequence[str]) -> Grammar:
+    """Lark writes a string as JSON does."""
+    return Grammar("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
 
 def _checked(grammar: Grammar, param: str) -> Grammar:

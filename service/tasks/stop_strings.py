@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    def __init__(self, stops: Sequence[str]) -> None:
-        """`stops` are non-empty strings; none at all is fine and costs nothing."""
+    def __init__(self, stops: Sequence[str], *, inclusive: bool = False) -> None:
+        """`stops` are non-empty; none at all is fine and costs nothing. `inclusive`: the stop itself goes out, too."""
         assert all(stops), "an empty stop string matches everywhere"
         self._stops = tuple(stops)
+        self._inclusive = inclusive
         self._held = ""
 
     def __bool__(self) -> bool:
@@ -41,13 +42,13 @@ class StopStrings:
         return text
 
     def _first(self, text: str) -> int | None:
-        """Where the stop that is complete first begins."""
+        """Where the text ends by the stop that is complete first."""
         best: tuple[int, int] | None = None
         for stop in self._stops:
             start = text.find(stop)
             if start >= 0 and (best is None or (start + len(stop), start) < best):
                 best = (start + len(stop), start)
-        return None if best is None else best[1]
+        return None if best is None else best[0 if self._inclusive else 1]
 
     def _undecided(self, text: str) -> int:
         """Where the longest ending of `text` begins that begins a stop string; `len(text)` if none does."""

@@ -321,11 +321,19 @@ async def test_models_are_listed_in_openais_shape_with_our_fields(client):
         "object": "model",
         "version": "1",
         "context_length": 512,
+        "max_model_len": 512,
         "state": "ready",
     }.items() <= card.items()
     assert card["tasks"] == ["generate", "chat"]
     assert (await client.get("/v1/models/tiny")).json() == card
     assert (await client.get("/v1/models/tiny@1")).json() == card
+
+
+async def test_a_further_version_of_a_name_is_listed_under_the_name_to_ask_for_it_by(client, engine):
+    engine.models["tiny@2"] = type(engine.models["tiny"])("tiny", version="2")
+    assert [card["id"] for card in (await client.get("/v1/models")).json()["data"]] == ["tiny", "tiny@2"]
+    assert (await client.get("/v1/models/tiny@2")).json()["version"] == "2"
+    assert (await client.get("/v1/models/tiny")).json()["version"] == "1"
 
 
 async def test_model_names_with_slashes_are_found(client, engine):

@@ -163,6 +163,7 @@ class ScriptedEngine:
             {
                 "tiny": loaded_model("tiny"),
                 "llama": loaded_model("llama", "llama-3.1"),
+                "thinker": loaded_model("thinker", "qwen3"),
                 "mistral": loaded_model("mistral", "mistral-7b-v0.3"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),

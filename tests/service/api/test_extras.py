@@ -1,0 +1,184 @@
+"""What other servers' users expect beyond OpenAI: token ids, stop strings kept, constraints by choice, thinking."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+THOUGHT = "<think>\nA greeting.\n</think>\n\nHello, wörld 🦙!"
+
+
+async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+    start = {"prompt": "Say"} if path == COMPLETIONS else {"messages": HELLO}
+    response = await client.post(path, json={**start, "max_tokens": 100, **body})
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def stream(client: httpx.AsyncClient, path: str, **body: Any) -> list[dict[str, Any]]:
+    start = {"prompt": "Say"} if path == COMPLETIONS else {"messages": HELLO}
+    response = await client.post(path, json={**start, "max_tokens": 100, "stream": True, **body})
+    assert response.status_code == 200, response.text
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("stop", [None, ["wör"], ["🦙"]])
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_the_ids_behind_the_text_come_whole_and_streamed(
+    client: httpx.AsyncClient, engine: Any, path: str, stop: Any
+) -> None:
+    whole = await post(client, path, return_token_ids=True, stop=stop)
+    choice = whole["choices"][0]
+    prompt_ids = engine.requests[0].prompt_ids
+    assert (choice if path == COMPLETIONS else whole)["prompt_token_ids"] == prompt_ids
+    assert len(choice["token_ids"]) == whole["usage"]["completion_tokens"]
+    text = engine.models["tiny"].tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
+    assert text == "Hello, wörld 🦙!"[: {None: 99, "wör": 10, "🦙": 14}[stop[0] if stop else None]]
+    chunks = await stream(client, path, return_token_ids=True, stop=stop)
+    streamed = [id for chunk in chunks for id in chunk["choices"][0].get("token_ids", [])]
+    assert streamed == choice["token_ids"]
+    first = chunks[0]["choices"][0] if path == COMPLETIONS else chunks[0]
+    assert first["prompt_token_ids"] == prompt_ids
+    assert not any("prompt_token_ids" in str(chunk) for chunk in chunks[1:])
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_ids_come_only_where_they_are_asked_for(client: httpx.AsyncClient, path: str) -> None:
+    assert "token_ids" not in json.dumps(await post(client, path))
+    assert "token_ids" not in json.dumps(await stream(client, path))
+
+
+async def test_each_choice_has_its_own_ids_and_its_own_prompt_s(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = lambda request: "x" * len(request.prompt_ids)
+    answer = await post(client, COMPLETIONS, prompt=["a", "bb"], n=2, return_token_ids=True)
+    sizes = {
+        choice["index"]: (len(choice["prompt_token_ids"]), len(choice["token_ids"])) for choice in answer["choices"]
+    }
+    assert sizes == {0: (1, 2), 1: (1, 2), 2: (2, 3), 3: (2, 3)}
+
+
+@pytest.mark.parametrize(("kept", "text"), [(False, "Hello, "), (True, "Hello, wör")])
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_the_stop_string_is_part_of_the_text_on_request(
+    client: httpx.AsyncClient, path: str, kept: bool, text: str
+) -> None:
+    answer = await post(client, path, stop=["wör"], include_stop_str_in_output=kept)
+    chunks = await stream(client, path, stop=["wör"], include_stop_str_in_output=kept)
+    if path == COMPLETIONS:
+        found, pieces = answer["choices"][0]["text"], [chunk["choices"][0]["text"] for chunk in chunks]
+    else:
+        found = answer["choices"][0]["message"]["content"]
+        pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert found == "".join(pieces) == text
+    assert answer["choices"][0]["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_the_numbers_so_far_come_with_every_chunk_on_request(client: httpx.AsyncClient, path: str) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await stream(client, path, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] <= 1
+    assert chunks[-1]["choices"] == []
+    assert counts[-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("constraint", "kind", "text"),
+    [
+        ({"json": {"type": "integer"}}, "json_schema", '{"type": "integer"}'),
+        ({"json": '{"type": "integer"}'}, "json_schema", '{"type": "integer"}'),
+        ({"regex": "[ab]+"}, "regex", "[ab]+"),
+        ({"choice": ["yes", 'a "no"', "ü"]}, "lark", 'start: "yes" | "a \\"no\\"" | "ü"'),
+        ({"grammar": 'start: "a"'}, "lark", 'start: "a"'),
+        ({"json_object": True}, "json_object", ""),
+    ],
+)
+async def test_vllm_s_structured_outputs_reach_the_engine(
+    client: httpx.AsyncClient, engine: Any, constraint: dict[str, Any], kind: str, text: str
+) -> None:
+    await post(client, CHAT, structured_outputs=constraint)
+    grammar = engine.requests[0].sampling.grammar
+    assert (grammar.kind, grammar.text) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice.0"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
+        ({"structured_outputs": {"regex": "a"}, "regex": "b"}, "structured_outputs"),
+    ],
+)
+async def test_faulty_structured_outputs_are_named(client: httpx.AsyncClient, body: dict[str, Any], param: str) -> None:
+    response = await client.post(CHAT, json={"messages": HELLO, **body})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+async def test_what_a_model_thinks_is_told_apart_from_what_it_says(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = THOUGHT
+    message = (await post(client, CHAT, model="thinker"))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("A greeting.", "Hello, wörld 🦙!")
+    deltas = [chunk["choices"][0]["delta"] for chunk in await stream(client, CHAT, model="thinker")]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "A greeting."
+    assert "".join(delta.get("content", "") for delta in deltas) == "Hello, wörld 🦙!"
+    assert not any(delta.get("content") and "reasoning_content" in delta for delta in deltas)
+
+
+async def test_thinking_stays_in_the_text_on_request_and_where_the_template_knows_none(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
+    engine.reply = THOUGHT
+    for body in ({"model": "thinker", "separate_reasoning": False}, {"model": "tiny"}):
+        message = (await post(client, CHAT, **body))["choices"][0]["message"]
+        assert message["content"] == THOUGHT
+        assert "reasoning_content" not in message
+
+
+async def test_a_reply_that_breaks_off_while_thinking_has_no_content(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = THOUGHT
+    choice = (await post(client, CHAT, model="thinker", max_tokens=12))["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("A gr", None)
+
+
+async def test_a_constrained_reply_is_not_searched_for_thoughts(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = '"<think>"'
+    message = (await post(client, CHAT, model="thinker", regex=".*"))["choices"][0]["message"]
+    assert message["content"] == '"<think>"'
+
+
+async def test_tools_are_called_after_thinking(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = '<think>x</think><tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    choice = (await post(client, CHAT, model="thinker", tools=tools))["choices"][0]
+    assert choice["message"]["reasoning_content"] == "x"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "now"
+    assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("low", True), ("high", True), (None, True)])
+async def test_thinking_is_turned_off_by_the_effort_where_the_template_lets_it(
+    client: httpx.AsyncClient, engine: Any, effort: str | None, thinks: bool
+) -> None:
+    await post(client, CHAT, model="thinker", reasoning_effort=effort)
+    text = engine.models["thinker"].tokenizer.decode(engine.requests[0].prompt_ids, skip_special_tokens=False)
+    assert text.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
+
+
+async def test_an_effort_that_would_be_ignored_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post(CHAT, json={"messages": HELLO, "reasoning_effort": "low"})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "reasoning_effort", "unsupported_parameter")
