@@ -38,8 +38,8 @@ async def create_chat_completion(request: Request, body: ChatBody) -> Response:
     model = engine.resolve(body.model, "chat")
     note_task(request, "chat", model, None)
     options = request_options(request, body, "chat")
-    tools = _tool_use(body, model)
-    prompt = await _prompt(request, body, model, tools, options.deadline)
+    tools = tool_use_of(body, model)
+    prompt = await make_prompt(request, body, model, tools, options.deadline)
     generation = start_generation(engine, model, [prompt], options, n=body.n)
     return await respond(request, generation, ChatWriter(body, generation, tools), body)
 
@@ -56,14 +56,14 @@ def conversation_of(body: ChatBody) -> Conversation:
     )
 
 
-def _tool_use(body: ChatBody, model: LoadedModel) -> ToolUse | None:
+def tool_use_of(body: ChatBody, model: LoadedModel) -> ToolUse | None:
     asked = body.tool_choice or "auto"
     choice, name = ("named", asked.function.name) if isinstance(asked, NamedToolChoice) else (asked, None)
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
     return tool_use(model, tools, choice=choice, name=name, parallel=body.parallel_tool_calls)
 
 
-async def _prompt(
+async def make_prompt(
     request: Request, body: ChatBody, model: LoadedModel, tools: ToolUse | None, deadline: float | None
 ) -> Prompt:
     """Checks what must fit together, then makes the ids and the sampling parameters."""

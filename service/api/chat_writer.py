@@ -28,18 +28,15 @@ from service.api.schemas_chat import ChatBody
 from service.api.token_logprobs import chat_logprobs
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
-from service.tasks.reasoning import Parts, ReasoningParser, thinks
-from service.tasks.tool_calls import CallPiece, Reading, ToolCallParser
-
-PROMPT_END_TOKENS = 8
+from service.tasks.replies import ReplyReader
+from service.tasks.tool_calls import CallPiece
 
 
 @dataclass(slots=True)
-class _ChoiceState:
-    """One choice's answer in the making: first what it thinks, then what it says and which tools it calls."""
+class _Choice:
+    """One choice's answer in the making."""
 
-    thinking: ReasoningParser | None
-    calling: ToolCallParser | None
+    reader: ReplyReader
     begun: bool = False
     reasoning: str = ""
     content: str = ""
@@ -47,27 +44,6 @@ class _ChoiceState:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
-
-    def read(self, delta: Delta) -> tuple[str, Reading]:
-        """What the delta thinks, and what it says and calls."""
-        ended = delta.finish_reason is not None
-        parts = Parts(content=delta.text)
-        if self.thinking is not None:
-            parts = self.thinking.feed(delta.text)
-            if ended:
-                rest = self.thinking.finish()
-                parts = Parts(parts.reasoning + rest.reasoning, parts.content + rest.content)
-        if self.calling is None:
-            return parts.reasoning, Reading(parts.content)
-        reading = self.calling.feed(parts.content)
-        if ended:
-            reading.add(self.calling.finish())
-        return parts.reasoning, reading
-
-    def finish(self, reason: str) -> str:
-        """OpenAI's reason: a reply that stopped after calling tools waits for their results."""
-        called = self.calling is not None and self.calling.num_calls > 0
-        return "tool_calls" if called and reason == "stop" else reason
 
 
 class ChatWriter:
@@ -84,7 +60,10 @@ class ChatWriter:
         }
         self._encoder = ChunkEncoder(self._head, include_usage=body.include_usage)
         self._generation = generation
-        self._choices = [_ChoiceState(_thinking(body, generation), _calling(tools)) for _ in generation.choices]
+        self._choices = [
+            _Choice(ReplyReader(model, generation.prompts[0], tools, separate_reasoning=body.separate_reasoning))
+            for _ in generation.choices
+        ]
 
     def chunk(self, delta: Delta) -> bytes:
         """OpenAI's order: the role alone, then reasoning, content and calls, then the reason alone."""
@@ -93,16 +72,16 @@ class ChatWriter:
         begins, choice.begun = not choice.begun, True
         if begins:
             chunks.append(ChatChunk(index, ChatDelta(role="assistant", content="")))
-        reasoning, reading = choice.read(delta)
-        if reasoning:
-            chunks.append(ChatChunk(index, ChatDelta(reasoning_content=reasoning)))
+        piece = choice.reader.read(delta)
+        if piece.reasoning:
+            chunks.append(ChatChunk(index, ChatDelta(reasoning_content=piece.reasoning)))
         logprobs = self._logprobs(delta.tokens)
-        if reading.content or logprobs is not None:
+        if piece.content or logprobs is not None:
             built = None if logprobs is None else logprobs.model_dump()
-            chunks.append(ChatChunk(index, ChatDelta(content=reading.content), logprobs=built))
-        chunks += [ChatChunk(index, ChatDelta(tool_calls=[_call_chunk(piece)])) for piece in reading.calls]
+            chunks.append(ChatChunk(index, ChatDelta(content=piece.content), logprobs=built))
+        chunks += [ChatChunk(index, ChatDelta(tool_calls=[_call_chunk(call)])) for call in piece.calls]
         if delta.finish_reason is not None:
-            chunks.append(ChatChunk(index, ChatDelta(), finish_reason=choice.finish(delta.finish_reason)))
+            chunks.append(ChatChunk(index, ChatDelta(), finish_reason=choice.reader.finish_reason(delta.finish_reason)))
         if self._body.return_token_ids:
             self._add_ids(chunks, delta, index)
         more = self._usage_so_far()
@@ -130,18 +109,18 @@ class ChatWriter:
 
     def add(self, delta: Delta) -> None:
         choice = self._choices[delta.index]
-        reasoning, reading = choice.read(delta)
-        choice.reasoning += reasoning
-        choice.content += reading.content
+        piece = choice.reader.read(delta)
+        choice.reasoning += piece.reasoning
+        choice.content += piece.content
         choice.logprobs += delta.tokens
         choice.ids += delta.ids
-        for piece in reading.calls:
-            if piece.id is not None:
-                function = AnswerFunction(name=piece.name or "", arguments="")
-                choice.calls.append(AnswerToolCall(id=piece.id, function=function))
-            choice.calls[piece.index].function.arguments += piece.arguments
+        for call in piece.calls:
+            if call.id is not None:
+                function = AnswerFunction(name=call.name or "", arguments="")
+                choice.calls.append(AnswerToolCall(id=call.id, function=function))
+            choice.calls[call.index].function.arguments += call.arguments
         if delta.finish_reason is not None:
-            choice.finish_reason = choice.finish(delta.finish_reason)
+            choice.finish_reason = choice.reader.finish_reason(delta.finish_reason)
 
     def answer(self, usage: UsageAnswer) -> ChatAnswer:
         choices = [
@@ -166,18 +145,6 @@ class ChatWriter:
         if not self._body.logprobs or not (tokens or always):
             return None
         return ChatLogprobs(content=chat_logprobs(self._tokenizer, tokens))
-
-
-def _thinking(body: ChatBody, generation: Generation) -> ReasoningParser | None:
-    """None where the model does not think, may not (its text is constrained), or the caller wants all as one."""
-    model, prompt = generation.model, generation.prompts[0]
-    if not body.separate_reasoning or prompt.sampling.grammar is not None or not thinks(model):
-        return None
-    return ReasoningParser(model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False))
-
-
-def _calling(tools: ToolUse | None) -> ToolCallParser | None:
-    return None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
 
 
 def _call_chunk(piece: CallPiece) -> CallChunk:

@@ -1,0 +1,158 @@
+"""`POST /v1/responses`: OpenAI's Responses over the same chat checkpoints, whole or as a stream of events.
+
+A request becomes a conversation as `/v1/chat/completions` takes it, and its answer is told in items. Stateless: what
+was said before comes with each request. HTTP only. Runs in the API process, on the event loop.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.chat import make_prompt, tool_use_of
+from service.api.generating import engine_of, note_task, request_options, respond
+from service.api.response_writer import ResponseWriter
+from service.api.responses_answers import ResponseAnswer
+from service.api.schemas_chat import ChatBody
+from service.api.schemas_responses import (
+    FunctionCallItem,
+    FunctionOutputItem,
+    FunctionToolChoice,
+    InputItem,
+    InputText,
+    JsonSchemaText,
+    MessageItem,
+    ReasoningItem,
+    ResponsesBody,
+)
+from service.errors import ServiceError
+from service.tasks.generation import start_generation
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+PARAMS = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+"""What a field of chat completions is called here."""
+
+
+@router.post("/responses", response_model=ResponseAnswer, summary="Answer a conversation, told in items")
+async def create_response(request: Request, body: ResponsesBody) -> Response:
+    engine = engine_of(request)
+    model = engine.resolve(body.model, "chat")
+    note_task(request, "chat", model, None)
+    chat = chat_body(body)
+    try:
+        options = request_options(request, chat, "chat")
+        tools = tool_use_of(chat, model)
+        prompt = await make_prompt(request, chat, model, tools, options.deadline)
+        generation = start_generation(engine, model, [prompt], options)
+    except ServiceError as error:
+        error.param = _renamed(error.param)
+        raise
+    return await respond(request, generation, ResponseWriter(body, chat, generation, tools), chat)
+
+
+def _renamed(param: str | None) -> str | None:
+    """`messages.2.content` is of no use to a caller who sent items."""
+    name, _, _ = (param or "").partition(".")
+    return PARAMS.get(name, param)
+
+
+def chat_body(body: ResponsesBody) -> ChatBody:
+    """The same request as chat completions take it; all that is in it has been checked."""
+    wants_logprobs = "message.output_text.logprobs" in body.include or bool(body.top_logprobs)
+    fields: dict[str, Any] = {
+        "model": body.model,
+        "messages": list(_messages(body)),
+        "max_completion_tokens": body.max_output_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "logprobs": wants_logprobs,
+        "top_logprobs": body.top_logprobs if wants_logprobs else None,
+        "tools": [
+            {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+            for tool in body.tools
+        ],
+        "tool_choice": _tool_choice(body),
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "response_format": _response_format(body),
+        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
+        "stream": body.stream,
+        "seed": body.seed,
+        "priority": body.priority,
+        "timeout": body.timeout,
+        "cache_salt": body.cache_salt,
+        "chat_template_kwargs": body.chat_template_kwargs,
+    }
+    return ChatBody.model_validate(fields)
+
+
+def _tool_choice(body: ResponsesBody) -> Any:
+    if isinstance(body.tool_choice, FunctionToolChoice):
+        return {"type": "function", "function": {"name": body.tool_choice.name}}
+    return body.tool_choice
+
+
+def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
+    format = body.text.format if body.text is not None else None
+    if format is None:
+        return None
+    if isinstance(format, JsonSchemaText):
+        schema = format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
+        return {"type": "json_schema", "json_schema": schema}
+    return format.model_dump()
+
+
+def _messages(body: ResponsesBody) -> Iterator[dict[str, Any]]:
+    """Items as messages: what an assistant thought, said and called in a row is one message of its own."""
+    if body.instructions is not None:
+        yield {"role": "developer", "content": body.instructions}
+    if isinstance(body.input, str):
+        yield {"role": "user", "content": body.input}
+        return
+    turn: dict[str, Any] = {}
+    for item in body.input:
+        if turn and not _adds_to(turn, item):
+            yield _said(turn)
+            turn = {}
+        match item:
+            case MessageItem(role="assistant"):
+                turn |= {"role": "assistant", "content": _text(item.content)}
+            case MessageItem():
+                yield {"role": item.role, "content": _text(item.content)}
+            case FunctionCallItem():
+                turn.setdefault("role", "assistant")
+                function = {"name": item.name, "arguments": item.arguments}
+                turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
+            case FunctionOutputItem():
+                yield {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
+            case ReasoningItem():
+                thought = "\n".join(part.text for part in item.content or item.summary)
+                turn |= {"role": "assistant", "reasoning_content": thought}
+    if turn:
+        yield _said(turn)
+
+
+def _said(turn: dict[str, Any]) -> dict[str, Any]:
+    """Who thought and was interrupted has said nothing."""
+    return turn if "tool_calls" in turn else {"content": "", **turn}
+
+
+def _adds_to(turn: dict[str, Any], item: InputItem) -> bool:
+    """Whether an item belongs to the assistant's message under way."""
+    match item:
+        case MessageItem(role="assistant"):
+            return "content" not in turn and "tool_calls" not in turn
+        case FunctionCallItem():
+            return True
+        case _:
+            return False
+
+
+def _text(content: str | Sequence[InputText]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)

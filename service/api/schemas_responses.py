@@ -1,0 +1,144 @@
+"""OpenAI's Responses as this service takes them: input items, tools, text formats; nothing is kept between requests.
+
+A field that would change the answer and that is not supported is refused by name. API process only.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from service.api.schemas_chat import MAX_MESSAGES, MAX_TOOLS, ReasoningEffort, ToolName
+from service.api.schemas_openai import INT32, INT64, MAX_LOGPROBS, JsonObjectFormat, Name, Strict, TextFormat
+
+Role = Literal["system", "developer", "user", "assistant"]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputText(Strict):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+    """In messages that a client sends back as it got them; of no effect."""
+
+
+class MessageItem(Strict):
+    type: Literal["message"] = "message"
+    role: Role
+    content: str | Annotated[list[InputText], Field(min_length=1)]
+    id: str | None = None
+    status: Status | None = None
+    phase: str | None = None
+
+
+class FunctionCallItem(Strict):
+    type: Literal["function_call"]
+    call_id: str
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+
+
+class FunctionOutputItem(Strict):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | Annotated[list[InputText], Field(min_length=1)]
+    id: str | None = None
+    status: Status | None = None
+
+
+class ReasoningText(Strict):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class ReasoningItem(Strict):
+    type: Literal["reasoning"]
+    summary: list[ReasoningText] = Field([])
+    content: list[ReasoningText] = Field([])
+    id: str | None = None
+    status: Status | None = None
+
+
+def _kind_of_item(item: object) -> str:
+    return str(item.get("type") or "message") if isinstance(item, dict) else "message"
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_kind_of_item),
+]
+
+
+class FunctionTool(Strict):
+    """Flat, where chat completions nest it."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionToolChoice(Strict):
+    type: Literal["function"]
+    name: ToolName
+
+
+class JsonSchemaText(Strict):
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Strict):
+    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaText, Field(discriminator="type")] | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningOptions(Strict):
+    effort: ReasoningEffort | None = None
+
+
+class ResponseStreamOptions(Strict):
+    include_obfuscation: bool = False
+
+
+class ResponsesBody(Strict):
+    model: Name | None = None
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field([])
+    """Encrypted reasoning is what stateless clients ask for: here reasoning comes in the open, and goes back so."""
+    tools: list[FunctionTool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | FunctionToolChoice | None = None
+    parallel_tool_calls: bool = True
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    stream: bool = False
+    stream_options: ResponseStreamOptions | None = None
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    priority: int = Field(0, ge=-1000, le=1000)
+    timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
+    cache_salt: Annotated[str, Field(max_length=256)] = ""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    store: Literal[False] = False
+    """Nothing is kept here, whatever OpenAI's default is: send the conversation with each request."""
+    background: Literal[False] = False
+    truncation: Literal["disabled"] | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None

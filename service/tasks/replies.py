@@ -1,0 +1,55 @@
+"""A reply read as it comes: what the model thinks, then what it says and which tools it calls.
+
+One object per choice. Knows a checkpoint's markers, not HTTP. API process only.
+"""
+
+from dataclasses import dataclass, field
+
+from service.engine.models import LoadedModel
+from service.tasks.chat import ToolUse
+from service.tasks.generation import Delta, Prompt
+from service.tasks.reasoning import Parts, ReasoningParser, thinks
+from service.tasks.tool_calls import CallPiece, ToolCallParser
+
+PROMPT_END_TOKENS = 8
+
+
+@dataclass(slots=True)
+class Piece:
+    """What a delta adds to the reply."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
+
+
+class ReplyReader:
+    def __init__(
+        self, model: LoadedModel, prompt: Prompt, tools: ToolUse | None, *, separate_reasoning: bool = True
+    ) -> None:
+        self._thinking: ReasoningParser | None = None
+        if separate_reasoning and prompt.sampling.grammar is None and thinks(model):
+            # A text that is constrained leaves no room for thoughts.
+            end = model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+            self._thinking = ReasoningParser(end)
+        self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
+
+    def read(self, delta: Delta) -> Piece:
+        ended = delta.finish_reason is not None
+        parts = Parts(content=delta.text)
+        if self._thinking is not None:
+            parts = self._thinking.feed(delta.text)
+            if ended:
+                rest = self._thinking.finish()
+                parts = Parts(parts.reasoning + rest.reasoning, parts.content + rest.content)
+        if self._calling is None:
+            return Piece(parts.reasoning, parts.content)
+        reading = self._calling.feed(parts.content)
+        if ended:
+            reading.add(self._calling.finish())
+        return Piece(parts.reasoning, reading.content, reading.calls)
+
+    def finish_reason(self, reason: str) -> str:
+        """OpenAI's: a reply that stopped after calling tools waits for their results."""
+        called = self._calling is not None and self._calling.num_calls > 0
+        return "tool_calls" if called and reason == "stop" else reason
