@@ -104,6 +104,12 @@ class OtelSpan:
         self._span.end()
 
     def add_flight(self, flight: Flight, ended: float) -> None:
+        offset = time.time_ns() - time.monotonic_ns()
+
+        def epoch_ns(monotonic_seconds: float) -> int:
+            """Spans want the time of day; one and the same moment is so twice."""
+            return offset + int(monotonic_seconds * 1e9)
+
         attributes: dict[str, AttributeValue] = {
             "slimpajama.task": flight.task,
             "slimpajama.model": flight.model.key,
@@ -115,15 +121,15 @@ class OtelSpan:
             "slimpajama.priority": flight.priority,
         }
         span = self._tracer.start_span(
-            "engine", context=self._context, attributes=attributes, start_time=_epoch_ns(flight.accepted)
+            "engine", context=self._context, attributes=attributes, start_time=epoch_ns(flight.accepted)
         )
         if flight.error is not None:
             span.set_status(Status(StatusCode.ERROR, flight.error.message))
         context = trace.set_span_in_context(span)
         for name, start, end in stages(flight, ended):
-            child = self._tracer.start_span(name, context=context, start_time=_epoch_ns(start))
-            child.end(end_time=_epoch_ns(end))
-        span.end(end_time=_epoch_ns(ended))
+            child = self._tracer.start_span(name, context=context, start_time=epoch_ns(start))
+            child.end(end_time=epoch_ns(end))
+        span.end(end_time=epoch_ns(ended))
 
 
 def stages(flight: Flight, ended: float) -> list[tuple[str, float, float]]:
@@ -136,8 +142,3 @@ def stages(flight: Flight, ended: float) -> list[tuple[str, float, float]]:
     if flight.first_output is None:
         return [*found, ("prefill", flight.started, ended)]
     return [*found, ("prefill", flight.started, flight.first_output), ("decode", flight.first_output, ended)]
-
-
-def _epoch_ns(monotonic_seconds: float) -> int:
-    """Spans want the time of day, in nanoseconds."""
-    return time.time_ns() - int((time.monotonic() - monotonic_seconds) * 1e9)
