@@ -98,6 +98,8 @@ class Row:
     encoder_ids: list[int] = field(default_factory=list)
     """Encoder-decoder: the source text; encoded in the step with `encode` set, and only counted afterwards."""
     encode: bool = False
+    fed: bool = False
+    """Its one token is what the step before this one samples for the sequence; `token_ids` holds a place for it."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ the cumulated distribution, in the order weight descending, id ascending. Does n
 Legend: R rows, V vocabulary, C candidates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Search = Callable[[Tensor, Tensor, tuple[Tensor, Tensor, Tensor], Tensor, Tensor], Tensor]
+triton_search: Search | None
+try:
+    from model.triton_search import triton_search
+except ImportError:  # builds of torch for some platforms come without Triton
+    triton_search = None
 
 FIRST_COUNT = 64
 
@@ -39,6 +47,24 @@ class Choice:
 
     tokens: Tensor  # [R] int64
     decided: Tensor  # [R] bool
+
+
+def pick(weights: Tensor, noise: Tensor, filters: Filters) -> Tensor:
+    """A token for each row of weights [R, V], none of them negative, by its number of noise [R] in [0, 1).
+
+    On a GPU the host does not wait to see which rows the first candidates decide.
+    """
+    choice = choose(weights, noise, filters, FIRST_COUNT)
+    if weights.device.type == "cpu":
+        open_rows = torch.nonzero(~choice.decided).flatten()
+        if len(open_rows):
+            found = choose_among_all(weights[open_rows], noise[open_rows], filters.select(open_rows))
+            choice.tokens[open_rows] = found
+        return choice.tokens
+    if triton_search is not None:
+        given = (filters.top_k, filters.top_p, filters.min_p)
+        return triton_search(weights, noise, given, choice.tokens, choice.decided)
+    return torch.where(choice.decided, choice.tokens, choose(weights, noise, filters, weights.shape[1]).tokens)
 
 
 def choose(weights: Tensor, noise: Tensor, filters: Filters, count: int) -> Choice:
@@ -79,9 +105,7 @@ def choose(weights: Tensor, noise: Tensor, filters: Filters, count: int) -> Choi
 
 
 def choose_among_all(weights: Tensor, noise: Tensor, filters: Filters) -> Tensor:
-    """What `choose` gives with all V candidates: tokens [R], for rows of sound weights."""
-    if weights.device.type != "cpu":
-        return choose(weights, noise, filters, weights.shape[1]).tokens
+    """What `choose` gives with all V candidates, on a CPU: tokens [R], for rows of sound weights."""
     rows = zip(
         weights.numpy(),
         noise.tolist(),

@@ -17,7 +17,8 @@ from model.attention.attend import CachedAttend
 from model.attention.interface import AttentionBackend, PagedLayout
 from model.decoder import Decoder
 from model.kv_cache import KVCache
-from model.step_inputs import StepInputs, on_device
+from model.step_inputs import StepInputs
+from model.transfer import upload
 
 LADDER = (1, 2, 4, 8, *range(16, 257, 16))
 
@@ -31,11 +32,10 @@ def ladder_size(num_rows: int) -> int | None:
     return LADDER[place] if place < len(LADDER) else None
 
 
-def pad_inputs(inputs: StepInputs, size: int, *, num_blocks: int, null_block: int, block_size: int) -> StepInputs:
-    """The same step with `size` rows and tables of `num_blocks`; what is added reads and writes the null block."""
+def pad_inputs(inputs: StepInputs, size: int, *, null_block: int, block_size: int) -> StepInputs:
+    """The same step with `size` rows; those added read and write the null block."""
     extra = size - inputs.num_rows
-    tables = np.full((size, num_blocks), null_block, np.int32)
-    tables[: inputs.num_rows, : inputs.block_tables.shape[1]] = inputs.block_tables
+    tables = np.pad(inputs.block_tables, ((0, extra), (0, 0)), constant_values=null_block)
     return StepInputs(
         ids=np.pad(inputs.ids, (0, extra)),
         positions=np.pad(inputs.positions, (0, extra)),
@@ -47,21 +47,51 @@ def pad_inputs(inputs: StepInputs, size: int, *, num_blocks: int, null_block: in
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeBuffers:
+    """What a recorded step of B rows reads. Tables have room for the longest text; past a row's own blocks they hold
+    what earlier steps left there, which nobody reads."""
+
+    ids: Tensor  # [B] int64
+    positions: Tensor  # [B] int64
+    layout: PagedLayout
+
+    @classmethod
+    def make(cls, size: int, *, num_blocks: int, context_length: int, device: torch.device) -> "DecodeBuffers":
+        layout = PagedLayout(
+            query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
+            context_lens=torch.ones(size, dtype=torch.int32, device=device),
+            block_tables=torch.zeros((size, num_blocks), dtype=torch.int32, device=device),
+            slots=torch.zeros(size, dtype=torch.int64, device=device),
+            max_query_len=1,
+            # The graph is replayed for any length up to the model's, and this number is recorded in it.
+            max_context_len=context_length,
+        )
+        ids, positions = torch.zeros((2, size), dtype=torch.int64, device=device)
+        return cls(ids, positions, layout)
+
+    def fill(self, inputs: StepInputs, ids: Tensor) -> None:
+        """Queues the copies of a step of B rows; ids [at most B] are on the device already."""
+        positions, slots, context_lens, tables = upload(
+            [inputs.positions, inputs.slots, inputs.context_lens.astype(np.int32), inputs.block_tables],
+            self.ids.device,
+        )
+        self.ids[: len(ids)].copy_(ids)
+        self.positions.copy_(positions)
+        self.layout.slots.copy_(slots)
+        self.layout.context_lens.copy_(context_lens)
+        self.layout.block_tables[:, : tables.shape[1]].copy_(tables)
+
+
+@dataclass(frozen=True, slots=True)
 class _Captured:
     """A recorded step: the tensors it reads and the one it writes are always the same."""
 
     graph: torch.cuda.CUDAGraph
-    ids: Tensor
-    positions: Tensor
-    layout: PagedLayout
+    buffers: DecodeBuffers
     hidden: Tensor
 
-    def replay(self, inputs: StepInputs, device: torch.device) -> Tensor:
-        self.ids.copy_(on_device(inputs.ids, device), non_blocking=True)
-        self.positions.copy_(on_device(inputs.positions, device), non_blocking=True)
-        self.layout.slots.copy_(on_device(inputs.slots, device), non_blocking=True)
-        self.layout.context_lens.copy_(on_device(inputs.context_lens, device), non_blocking=True)
-        self.layout.block_tables.copy_(on_device(inputs.block_tables, device), non_blocking=True)
+    def replay(self, inputs: StepInputs, ids: Tensor) -> Tensor:
+        self.buffers.fill(inputs, ids)
         self.graph.replay()
         return self.hidden
 
@@ -82,34 +112,23 @@ class DecodeGraphs:
     def fits(self, inputs: StepInputs) -> bool:
         return ladder_size(inputs.num_rows) is not None and inputs.block_tables.shape[1] <= self._num_blocks
 
-    def run(self, inputs: StepInputs) -> Tensor:
-        """Hidden states [B, E] of a step that `fits`; good until the next call."""
+    def run(self, inputs: StepInputs, ids: Tensor) -> Tensor:
+        """Hidden states [B, E] of a step that `fits`, with its ids [B] on the device; good until the next call."""
         size = ladder_size(inputs.num_rows)
         assert size is not None
-        padded = pad_inputs(
-            inputs,
-            size,
-            num_blocks=self._num_blocks,
-            null_block=self._cache.null_block,
-            block_size=self._cache.block_size,
-        )
+        padded = pad_inputs(inputs, size, null_block=self._cache.null_block, block_size=self._cache.block_size)
         if size not in self._captured:
-            self._captured[size] = self._capture(padded)
-        return self._captured[size].replay(padded, self._cache.device)[: inputs.num_rows]
+            self._captured[size] = self._capture(padded, ids)
+        return self._captured[size].replay(padded, ids)[: inputs.num_rows]
 
-    def _capture(self, inputs: StepInputs) -> _Captured:
+    def _capture(self, inputs: StepInputs, step_ids: Tensor) -> _Captured:
         device = self._cache.device
-        layout = PagedLayout(
-            query_starts=on_device(inputs.query_starts.astype(np.int32), device),
-            context_lens=on_device(inputs.context_lens.astype(np.int32), device),
-            block_tables=on_device(inputs.block_tables, device),
-            slots=on_device(inputs.slots, device),
-            max_query_len=1,
-            # The graph is replayed for any length up to the model's, and this number is recorded in it.
-            max_context_len=self._context_length,
+        buffers = DecodeBuffers.make(
+            inputs.num_rows, num_blocks=self._num_blocks, context_length=self._context_length, device=device
         )
-        ids, positions = on_device(inputs.ids, device), on_device(inputs.positions, device)
-        attend = CachedAttend(self._cache, layout, self._backend)
+        buffers.fill(inputs, step_ids)
+        ids, positions = buffers.ids, buffers.positions
+        attend = CachedAttend(self._cache, buffers.layout, self._backend)
         side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -119,4 +138,4 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             hidden = self._network(ids, positions, attend)
-        return _Captured(graph, ids, positions, layout, hidden)
+        return _Captured(graph, buffers, hidden)

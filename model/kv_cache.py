@@ -6,8 +6,11 @@ Runs in the worker process.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from model.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class KVCache:
         """Copies block `source` to block `target` in all layers; sources are read before any target is written."""
         if not pairs:
             return
-        sources, targets = torch.tensor(pairs, dtype=torch.int64, device=self.device).unbind(1)
+        sources, targets = on_device(np.array(pairs, np.int64), self.device).unbind(1)
         self._pool.index_copy_(2, targets, self._pool.index_select(2, sources))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Row
+from model.transfer import on_device, upload
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -57,13 +58,13 @@ class LogitsRules:
         """Changes logits [R, V] in place; `num_outputs` [R] counts the ids that each row has sampled."""
         device = logits.device
         if len(self._bias.rows):
-            values = torch.from_numpy(self._bias_values).to(device)
+            values = on_device(self._bias_values, device)
             logits.index_put_(self._bias.index(device), values, accumulate=True)
         if self._penalties is not None:
             self._penalties.apply(logits, rows, num_outputs)
         for i in self._ngrams:
             banned = repeated_ngram_ends(rows[i].prompt_ids + rows[i].output_ids, rows[i].sampling.no_repeat_ngram_size)
-            logits[i, torch.from_numpy(banned[banned < self._vocab_size]).to(device)] = -torch.inf
+            logits[i, on_device(banned[banned < self._vocab_size], device)] = -torch.inf
         stops = self._early_stops
         if len(stops.rows):
             active = num_outputs[stops.rows] < self._min_tokens[stops.rows]
@@ -91,7 +92,8 @@ class _Entries:
 
     def index(self, device: torch.device, active: NDArray[np.bool_] | None = None) -> tuple[Tensor, Tensor]:
         rows, ids = (self.rows, self.ids) if active is None else (self.rows[active], self.ids[active])
-        return torch.from_numpy(rows).to(device), torch.from_numpy(ids).to(device)
+        row_index, id_index = upload([rows, ids], device)
+        return row_index, id_index
 
 
 class _Penalties:
@@ -132,13 +134,12 @@ class _Penalties:
     def apply(self, logits: Tensor, rows: Sequence[Row], num_outputs: Ints) -> None:
         self._catch_up(rows, num_outputs[self.indices])
         device, longest = logits.device, int(self.lens.max())
-        row_index = torch.from_numpy(self.indices).to(device)[:, None]
         # Past its own ids a row repeats its first one: written the same value twice, whatever the order of the writes.
         own = np.arange(longest) < self.lens[:, None]
-        ids = torch.from_numpy(np.where(own, self.ids[:, :longest], self.ids[:, :1])).to(device)
-        counts = torch.from_numpy(np.where(own, self.counts[:, :longest], self.counts[:, :1])).to(device)
-        repetition, presence, frequency = (
-            torch.from_numpy(values).to(device) for values in (self.repetition, self.presence, self.frequency)
+        seen = [np.where(own, values[:, :longest], values[:, :1]) for values in (self.ids, self.counts)]
+        rates = [self.repetition, self.presence, self.frequency]
+        row_index, ids, counts, repetition, presence, frequency = upload(
+            [self.indices[:, None], *seen, *rates], device
         )
         scores = logits[row_index, ids]  # [R, U]
         scores = torch.where(scores > 0, scores / repetition, scores * repetition)  # arXiv 1909.05858, section 4.1

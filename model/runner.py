@@ -1,9 +1,10 @@
 """Runs one step of a generating checkpoint: `Batch` in, `StepOutput` out.
 
-`launch` builds the inputs, queues the forward pass and the sampling; `collect` waits for the results and is the only
-place that does. One row's fault (an id outside the vocabulary, a failed grammar, a logit that is no number) is told
-in its own output and changes nothing for the others. Knows neither requests nor blocks' owners nor text.
-Runs in the worker process, main thread.
+`launch` builds the inputs, queues the forward pass and the sampling; `collect` waits for the results. A step may be
+launched before the one before it is collected: its `fed` rows take their token on the device. Rows whose next token
+hangs on what the host has yet to see (grammars, penalties) put the sampling off until `sample`. One row's fault (an id
+outside the vocabulary, a failed grammar, a logit that is no number) is told in its own output and changes nothing for
+the others. Knows neither requests nor blocks' owners nor text. Runs in the worker process, main thread.
 """
 
 import time
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
-from model.batch import Batch, Row, RowOutput, StepOutput, TokenLogprobs
+from model.batch import Batch, Row, RowOutput, SamplingParams, StepOutput, TokenLogprobs
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.cuda_graphs import DecodeGraphs
 from model.decoder import Decoder
@@ -25,7 +26,8 @@ from model.encoder_decoder import EncoderDecoder
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache
 from model.sampling import Launched, Masks, Sampler, score_tokens
-from model.step_inputs import StepInputs, cross_layout, make_inputs, make_source_inputs, on_device
+from model.step_inputs import StepInputs, cross_layout, make_inputs, make_source_inputs
+from model.transfer import on_device, upload
 
 GRAMMAR_FAULT = "grammar: "
 """How the error of a row begins whose grammar is at fault, not the model."""
@@ -41,10 +43,12 @@ class LaunchedStep:
     rows: list[Row]
     errors: dict[int, str]
     """By place in `rows`."""
-    sampled: Launched | None
     sampled_places: list[int]
     prompt_logprobs: dict[int, list[TokenLogprobs]]
     started: float
+    logits: Tensor | None = None
+    """Those that are still to be sampled from."""
+    sampled: Launched | None = None
 
 
 class Runner:
@@ -68,6 +72,10 @@ class Runner:
         self.forward_seconds = 0.0
         """What the last batch took, from its launch to its results."""
         self._sampler = Sampler(config.vocab_size)
+        self._tokens: Tensor | None = None
+        """What the last step sampled, [R] on the device, and whose token is where in it."""
+        self._token_places: dict[int, int] = {}
+        self._collected = 0.0
         self._source_vocab_size = getattr(config, "source_vocab_size", None) or config.vocab_size
         self._graphs: DecodeGraphs | None = None
         if isinstance(network, Decoder) and self.device.type == "cuda":
@@ -86,21 +94,41 @@ class Runner:
         errors = _replace_foreign_ids(inputs.ids, inputs.query_starts, self.config.vocab_size)
         hidden = self._forward(rows, inputs, errors)
         places = [place for place, row in enumerate(rows) if row.samples]
-        sampled = None
+        step = LaunchedStep(rows, errors, places, {}, started)
         if places:
-            sampling = rows if len(places) == len(rows) else [rows[place] for place in places]
             ends = inputs.row_ends[places]
             picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
-            logits = self.network.logits(picked)
-            # The device computes while the grammars' masks are worked out here.
-            sampled = self._sampler.launch(logits, sampling, self._masks(rows, places, errors))
-        scored = self._score_prompts(rows, inputs, hidden)
-        return LaunchedStep(rows, errors, sampled, places, scored, started)
+            step.logits = self.network.logits(picked)
+            if not any(row.fed and reads_outputs(row.sampling) for row in rows):
+                # The device computes while the grammars' masks are worked out here.
+                self._sample(step, unseen=1)
+        step.prompt_logprobs = self._score_prompts(rows, inputs, hidden)
+        return step
+
+    @torch.inference_mode()
+    def sample(self, step: LaunchedStep) -> None:
+        """Samples if `launch` has put it off: the step before is collected, and its tokens are in `output_ids`."""
+        if step.logits is not None:
+            self._sample(step, unseen=0)
+
+    def _sample(self, step: LaunchedStep, *, unseen: int) -> None:
+        """`unseen`: how many ids of a fed row are not in its `output_ids` yet."""
+        assert step.logits is not None
+        rows = step.rows
+        if len(step.sampled_places) < len(rows):
+            rows = [rows[place] for place in step.sampled_places]
+        num_outputs = np.fromiter((len(row.output_ids) + unseen * row.fed for row in rows), np.int64, len(rows))
+        masks = self._masks(step.rows, step.sampled_places, step.errors)
+        step.sampled = self._sampler.launch(step.logits, rows, masks, num_outputs)
+        step.logits = None
+        self._tokens = step.sampled.tokens
+        self._token_places = {row.sequence_id: place for place, row in enumerate(rows)}
 
     @torch.inference_mode()
     def collect(self, step: LaunchedStep) -> StepOutput:
         """Waits for a launched step; one output for each row, in order."""
         outputs = [RowOutput(row.sequence_id) for row in step.rows]
+        assert step.logits is None, "a step that is not sampled yet"
         if step.sampled is not None:
             for place, output in zip(step.sampled_places, self._sampler.collect(step.sampled), strict=True):
                 outputs[place] = output
@@ -112,12 +140,16 @@ class Runner:
                 self._advance_grammar(row, output)
         for place, error in step.errors.items():
             outputs[place] = RowOutput(step.rows[place].sequence_id, error=error)
-        self.forward_seconds = time.perf_counter() - step.started
+        # A step launched ahead begins, for the device, when the one before it ends.
+        now = time.perf_counter()
+        self.forward_seconds = now - max(step.started, self._collected)
+        self._collected = now
         return StepOutput(rows=outputs)
 
     def recover(self) -> None:
         """After a step that raised: forgets what was kept between steps and gives unused memory back."""
         self._sampler = Sampler(self.config.vocab_size)
+        self._tokens = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -125,17 +157,28 @@ class Runner:
         """Hidden states [T, E] of the step's tokens; their keys and values are in the cache afterwards."""
         if isinstance(self.network, Decoder):
             if self._graphs is not None and inputs.decodes_only and self._graphs.fits(inputs):
-                return self._graphs.run(inputs)
+                return self._graphs.run(inputs, self._ids_and_positions(rows, inputs)[0])
             attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
-            hidden: Tensor = self.network(
-                on_device(inputs.ids, self.device), on_device(inputs.positions, self.device), attend
-            )
+            hidden: Tensor = self.network(*self._ids_and_positions(rows, inputs), attend)
             return hidden
         self._encode_sources(rows, errors)
         attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
         cross = CrossAttendPaged(self.kv_cache, cross_layout(rows, inputs.query_starts, self.device), self.backend)
-        ids, positions = on_device(inputs.ids, self.device), on_device(inputs.positions, self.device)
-        return self.network.decode(ids, positions, attend, cross)
+        return self.network.decode(*self._ids_and_positions(rows, inputs), attend, cross)
+
+    def _ids_and_positions(self, rows: Sequence[Row], inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """[T] each; the ids of fed rows are put in their places on the device."""
+        fed = [place for place, row in enumerate(rows) if row.fed]
+        if not fed:
+            ids, positions = upload([inputs.ids, inputs.positions], self.device)
+            return ids, positions
+        assert self._tokens is not None, "a row is fed by a step that sampled nothing"
+        sources = np.array([self._token_places[rows[place].sequence_id] for place in fed], np.int64)
+        ids, positions, targets, sources_there = upload(
+            [inputs.ids, inputs.positions, inputs.query_starts[fed], sources], self.device
+        )
+        ids.index_copy_(0, targets, self._tokens.index_select(0, sources_there))
+        return ids, positions
 
     def _encode_sources(self, rows: Sequence[Row], errors: dict[int, str]) -> None:
         """Encodes the sources of the rows that ask for it and stores their cross-attention keys and values."""
@@ -148,10 +191,8 @@ class Runner:
         foreign = _replace_foreign_ids(inputs.ids, inputs.starts, self._source_vocab_size)
         errors.update({places[place]: error for place, error in foreign.items()})
         attend = PackedAttend(inputs.layout(self.device), self.backend)
-        hidden = self.network.encode(
-            on_device(inputs.ids, self.device), on_device(inputs.positions, self.device), attend
-        )
-        slots = on_device(inputs.slots, self.device)
+        ids, positions, slots = upload([inputs.ids, inputs.positions, inputs.slots], self.device)
+        hidden = self.network.encode(ids, positions, attend)
         for layer, (key, value) in enumerate(self.network.cross_keys_values(hidden)):
             self.backend.write(key, value, self.kv_cache.keys[layer], self.kv_cache.values[layer], slots)
 
@@ -180,6 +221,8 @@ class Runner:
         bits = np.full((len(constrained), -(-self.config.vocab_size // 32)), -1, np.int32)
         for index, i in enumerate(constrained):
             row = rows[places[i]]
+            if row.fed and self.grammars is not None and self.grammars.matcher(row.sequence_id) is None:
+                continue  # it has ended since the step was made
             error = self.grammars.fill_mask(row, bits[index]) if self.grammars else "this checkpoint takes none"
             if error is not None:
                 errors[places[i]] = f"{GRAMMAR_FAULT}{error}"
@@ -189,10 +232,22 @@ class Runner:
         assert self.grammars is not None
         assert output.token_id is not None
         matcher = self.grammars.matcher(row.sequence_id)
-        assert matcher is not None
+        if matcher is None:
+            return  # it has ended since the step was made
         error = matcher.advance(output.token_id)
         output.error = None if error is None else f"{GRAMMAR_FAULT}{error}"
         output.grammar_finished = matcher.finished
+
+
+def reads_outputs(sampling: SamplingParams) -> bool:
+    """Whether choosing a token takes the values of those before it, and not only their number."""
+    return (
+        sampling.grammar is not None
+        or sampling.no_repeat_ngram_size > 0
+        or sampling.repetition_penalty != 1.0
+        or sampling.presence_penalty != 0.0
+        or sampling.frequency_penalty != 0.0
+    )
 
 
 def _replace_foreign_ids(ids: NDArray[np.int64], starts: NDArray[np.int64], vocab_size: int) -> dict[int, str]:

@@ -1,14 +1,15 @@
 """From logits to the next ids: greedy, sampled, or candidates for a beam; with log-probabilities where asked.
 
 Works on all rows at once; what no row asks for is not computed. A row's token depends on its own logits, parameters
-and (seed, position) alone, never on its neighbours. `launch` queues the work, `collect` is the only place that waits
-for the device. Does not know blocks, text or grammars (only their masks). Runs in the worker process.
+and (seed, position) alone, never on its neighbours. `launch` queues the work, so that the tokens can feed the next
+step before the host knows them; `collect` is the only place that waits for the device. Does not know blocks, text or
+grammars (only their masks). Runs in the worker process.
 
 Legend: R rows that sample, V vocabulary, G rows with a grammar.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch import Row, RowOutput, SamplingParams, TokenLogprobs
-from model.candidates import FIRST_COUNT, Choice, Filters, choose, choose_among_all, largest
+from model.candidates import Filters, largest, pick
 from model.logits_rules import LogitsRules
 from model.noise import seed_bits, uniforms
+from model.transfer import HostCopy, on_device, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,11 @@ class Launched:
 
     rows: Sequence[Row]
     params: _Params
-    tokens: Tensor  # [R] int64
-    peaks: Tensor  # [R] float32: each row's largest logit, which tells whether the row is sound
-    scores: Tensor | None = None  # [scored rows, V] log-probabilities
-    top_scores: tuple[Tensor, Tensor] | None = None
-    beams: tuple[Tensor, Tensor] | None = None
-    weights: Tensor | None = None  # [sampled rows, V]
-    uniforms: Tensor | None = None
-    choice: Choice | None = None
-    outputs: list[RowOutput] = field(default_factory=list)
+    tokens: Tensor  # [R] int64, on the device
+    results: HostCopy
+    """tokens [R]; peaks [R], each row's largest logit, which tells whether the row is sound; then, each if asked for:
+    the scored rows' log-probabilities, their best ids' [.., max_scored] and those ids, the beams' [.., max_beam] and
+    theirs."""
 
 
 class Sampler:
@@ -73,15 +71,24 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[RowOutput]:
         return self.collect(self.launch(logits, rows, masks))
 
-    def launch(self, logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> Launched:
-        """logits float32 [R, V], row i those of `rows[i]`; they are used up (changed in place)."""
+    def launch(
+        self,
+        logits: Tensor,
+        rows: Sequence[Row],
+        masks: Masks | None = None,
+        num_outputs: NDArray[np.int64] | None = None,
+    ) -> Launched:
+        """logits float32 [R, V], row i those of `rows[i]`; they are used up (changed in place).
+
+        `num_outputs` [R] counts each row's ids so far, those included that `output_ids` does not hold yet.
+        """
         params = self._params_of(rows, logits.device)
-        num_outputs = np.fromiter((len(row.output_ids) for row in rows), np.int64, len(rows))
-        scores = top_scores = beams = None
+        if num_outputs is None:
+            num_outputs = np.fromiter((len(row.output_ids) for row in rows), np.int64, len(rows))
+        scores = None
         if len(params.scored):
             scores = torch.log_softmax(_rows(logits, params.scored), dim=1)
-            top_scores = largest(scores, params.max_scored) if params.max_scored else None
-        beam_index = torch.from_numpy(params.beams).to(logits.device)
+        beam_index = on_device(params.beams, logits.device)
         if len(params.beams):
             # As transformers does: processors act on log-probabilities, which are not normalised again.
             logits[beam_index] = torch.log_softmax(logits[beam_index], dim=1)
@@ -89,30 +96,32 @@ class Sampler:
             params.rules.apply(logits, rows, num_outputs)
         if masks is not None and masks.rows:
             apply_masks(logits, masks)
-        if len(params.beams):
-            beams = largest(logits[beam_index], params.max_beam)
+        beams = largest(logits[beam_index], params.max_beam) if len(params.beams) else ()
         tokens, peaks = _argmax(logits)
-        launched = Launched(rows, params, tokens, peaks, scores=scores, top_scores=top_scores, beams=beams)
         if len(params.sampled):
-            self._launch_sampled(launched, logits, num_outputs)
-        return launched
+            tokens = _sampled(params, logits, num_outputs, tokens, peaks)
+        results = [tokens, peaks]
+        if scores is not None:
+            results.append(scores.gather(1, _rows(tokens, params.scored)[:, None])[:, 0])
+            results += largest(scores, params.max_scored) if params.max_scored else ()
+        return Launched(rows, params, tokens, HostCopy([*results, *beams]))
 
     def collect(self, launched: Launched) -> list[RowOutput]:
         """Waits for the device and says for every row its token, or its own fault."""
-        params, tokens = launched.params, launched.tokens
-        if launched.choice is not None:
-            self._decide(launched)
-            tokens = tokens.index_copy(0, torch.from_numpy(params.sampled).to(tokens.device), launched.choice.tokens)
-        peaks = launched.peaks.tolist()
-        found = tokens.tolist()
+        params = launched.params
+        results = [tensor.tolist() for tensor in launched.results.wait()]
         outputs = [
             RowOutput(row.sequence_id, token_id=token) if -np.inf < peak < np.inf else _fault(row, peak)
-            for row, token, peak in zip(launched.rows, found, peaks, strict=True)
+            for row, token, peak in zip(launched.rows, results[0], results[1], strict=True)
         ]
-        if launched.scores is not None:
-            _add_logprobs(launched, launched.scores, tokens, outputs)
-        if launched.beams is not None:
-            values, ids = launched.beams[0].tolist(), launched.beams[1].tolist()
+        results = results[2:]
+        if len(params.scored):
+            own, results = results[0], results[1:]
+            values, ids = (results[0], results[1]) if params.max_scored else (None, None)
+            results = results[2 if params.max_scored else 0 :]
+            _add_logprobs(launched, own, values, ids, outputs)
+        if len(params.beams):
+            values, ids = results
             for place, row in enumerate(params.beams.tolist()):
                 if outputs[row].error is None:
                     count = 2 * num_beams(launched.rows[row].sampling)
@@ -130,37 +139,43 @@ class Sampler:
         assert self._params is not None
         return self._params
 
-    def _launch_sampled(self, launched: Launched, logits: Tensor, num_outputs: NDArray[np.int64]) -> None:
-        params, device = launched.params, logits.device
-        peaks = launched.peaks
-        if len(params.sampled) < len(logits):
-            logits, peaks = _rows(logits, params.sampled), _rows(peaks, params.sampled)
-        temperature = torch.from_numpy(params.temperature).to(device)[:, None]
-        # In place: another [R, V] costs more in page faults than the arithmetic.
-        launched.weights = logits.sub_(peaks[:, None]).div_(temperature).exp_()
-        positions = num_outputs[params.sampled].astype(np.uint64)
-        launched.uniforms = torch.from_numpy(uniforms(params.seeds, positions)).to(device)
-        launched.choice = choose(launched.weights, launched.uniforms, params.filters, FIRST_COUNT)
 
-    def _decide(self, launched: Launched) -> None:
-        """Looks at all candidates for the rows whose choice needs more than the first ones."""
-        choice, weights, noise = launched.choice, launched.weights, launched.uniforms
-        assert choice is not None and weights is not None and noise is not None  # noqa: PT018
-        open_rows = torch.nonzero(~choice.decided).flatten()
-        if len(open_rows):
-            filters = launched.params.filters.select(open_rows)
-            choice.tokens[open_rows] = choose_among_all(weights[open_rows], noise[open_rows], filters)
+def _sampled(params: _Params, logits: Tensor, num_outputs: NDArray[np.int64], tokens: Tensor, peaks: Tensor) -> Tensor:
+    """The rows' tokens [R], those of the rows with a temperature drawn; uses up the logits."""
+    device = logits.device
+    if len(params.sampled) < len(logits):
+        logits, peaks = _rows(logits, params.sampled), _rows(peaks, params.sampled)
+    positions = num_outputs[params.sampled].astype(np.uint64)
+    noise, temperature = upload([uniforms(params.seeds, positions), params.temperature], device)
+    # In place: another [R, V] costs more in page faults than the arithmetic.
+    weights = logits.sub_(peaks[:, None]).div_(temperature[:, None]).exp_()
+    drawn = pick(weights, noise, params.filters)
+    return drawn if len(drawn) == len(tokens) else tokens.index_copy(0, on_device(params.sampled, device), drawn)
 
 
 def apply_masks(logits: Tensor, masks: Masks) -> None:
     """Sets what the grammars forbid to -inf, in place; tokens past the masks' words are forbidden."""
     vocab_size = logits.shape[1]
+    if logits.device.type != "cpu":
+        words, rows = upload([masks.bits, np.array(masks.rows, np.int64)], logits.device)
+        _apply_words(logits, words, rows)
+        return
     bits = np.unpackbits(masks.bits.view(np.uint8), axis=1, bitorder="little")[:, :vocab_size]
     if bits.shape[1] < vocab_size:
         bits = np.pad(bits, ((0, 0), (0, vocab_size - bits.shape[1])))
-    forbidden = torch.from_numpy(bits == 0).to(logits.device)
+    forbidden = torch.from_numpy(bits == 0)
     for place, row in enumerate(masks.rows):
         logits[row].masked_fill_(forbidden[place], -torch.inf)
+
+
+def _apply_words(logits: Tensor, words: Tensor, rows: Tensor) -> None:
+    """The same by the device itself: words int32 [G, ceil(V / 32)] or fewer, rows int64 [G]."""
+    vocab_size = logits.shape[1]
+    places = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = ((words[:, :, None] >> places) & 1).flatten(1)[:, :vocab_size] == 1  # [G, V]
+    if allowed.shape[1] < vocab_size:
+        allowed = torch.nn.functional.pad(allowed, (0, vocab_size - allowed.shape[1]))
+    logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(~allowed, -torch.inf))
 
 
 def score_tokens(logits: Tensor, targets: list[int], counts: list[int]) -> list[TokenLogprobs]:
@@ -187,6 +202,14 @@ def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) 
     beams = [i for i, p in enumerate(params) if num_beams(p) > 1]
     sampled = [i for i, p in enumerate(params) if p.temperature > 0 and num_beams(p) == 1]
     scored = [i for i, p in enumerate(params) if p.logprobs is not None]
+    top_k, top_p, min_p = upload(
+        [
+            np.array([max(params[i].top_k, 0) for i in sampled], np.int64),
+            np.array([params[i].top_p for i in sampled], np.float64),
+            np.array([params[i].min_p for i in sampled], np.float64),
+        ],
+        device,
+    )
     return _Params(
         rules=rules,
         sampled=np.array(sampled, np.int64),
@@ -196,11 +219,7 @@ def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) 
         max_beam=2 * max((num_beams(p) for p in params), default=0),
         temperature=np.array([params[i].temperature for i in sampled], np.float32),
         seeds=np.array([seed_bits(params[i].seed) for i in sampled], np.uint64),
-        filters=Filters(
-            torch.tensor([max(params[i].top_k, 0) for i in sampled], dtype=torch.int64, device=device),
-            torch.tensor([params[i].top_p for i in sampled], dtype=torch.float64, device=device),
-            torch.tensor([params[i].min_p for i in sampled], dtype=torch.float64, device=device),
-        ),
+        filters=Filters(top_k, top_p, min_p),
     )
 
 
@@ -215,7 +234,7 @@ def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    return values.index_select(0, torch.from_numpy(rows).to(values.device))
+    return values.index_select(0, on_device(rows, values.device))
 
 
 def _fault(row: Row, peak: float) -> RowOutput:
@@ -224,12 +243,14 @@ def _fault(row: Row, peak: float) -> RowOutput:
     return RowOutput(row.sequence_id, error="the model gave a logit that is not a finite number")
 
 
-def _add_logprobs(launched: Launched, scores: Tensor, tokens: Tensor, outputs: list[RowOutput]) -> None:
-    rows = launched.params.scored
-    own = scores.gather(1, _rows(tokens, rows)[:, None])[:, 0].tolist()
-    top = launched.top_scores
-    values, ids = (top[0].tolist(), top[1].tolist()) if top is not None else (None, None)
-    for place, row in enumerate(rows.tolist()):
+def _add_logprobs(
+    launched: Launched,
+    own: list[float],
+    values: list[list[float]] | None,
+    ids: list[list[int]] | None,
+    outputs: list[RowOutput],
+) -> None:
+    for place, row in enumerate(launched.params.scored.tolist()):
         output, count = outputs[row], launched.rows[row].sampling.logprobs or 0
         if output.token_id is None:
             continue

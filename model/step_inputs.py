@@ -12,10 +12,10 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.attention.interface import PackedLayout, PagedLayout
 from model.batch import Row
+from model.transfer import upload
 
 Ints = NDArray[np.int64]
 
@@ -46,11 +46,13 @@ class StepInputs:
         return self.query_starts[1:] - 1
 
     def layout(self, device: torch.device) -> PagedLayout:
+        starts, lens = self.query_starts.astype(np.int32), self.context_lens.astype(np.int32)
+        starts_there, lens_there, tables, slots = upload([starts, lens, self.block_tables, self.slots], device)
         return PagedLayout(
-            query_starts=on_device(self.query_starts.astype(np.int32), device),
-            context_lens=on_device(self.context_lens.astype(np.int32), device),
-            block_tables=on_device(self.block_tables, device),
-            slots=on_device(self.slots, device),
+            query_starts=starts_there,
+            context_lens=lens_there,
+            block_tables=tables,
+            slots=slots,
             max_query_len=int(np.diff(self.query_starts).max()),
             max_context_len=int(self.context_lens.max()),
         )
@@ -88,10 +90,14 @@ def block_tables(lists: Sequence[Sequence[int]]) -> NDArray[np.int32]:
 def cross_layout(rows: Sequence[Row], query_starts: Ints, device: torch.device) -> PagedLayout:
     """Every row's queries over all of its encoded source, which was written when it was encoded."""
     lens = _lens([row.encoder_ids for row in rows])
+    tables = block_tables([row.cross_block_ids for row in rows])
+    starts_there, lens_there, tables_there = upload(
+        [query_starts.astype(np.int32), lens.astype(np.int32), tables], device
+    )
     return PagedLayout(
-        query_starts=on_device(query_starts.astype(np.int32), device),
-        context_lens=on_device(lens.astype(np.int32), device),
-        block_tables=on_device(block_tables([row.cross_block_ids for row in rows]), device),
+        query_starts=starts_there,
+        context_lens=lens_there,
+        block_tables=tables_there,
         slots=torch.zeros(0, dtype=torch.int64, device=device),
         max_query_len=int(np.diff(query_starts).max()),
         max_context_len=int(lens.max()),
@@ -109,7 +115,7 @@ class SourceInputs:
 
     def layout(self, device: torch.device) -> PackedLayout:
         lens = np.diff(self.starts)
-        return PackedLayout(starts=on_device(self.starts.astype(np.int32), device), max_len=int(lens.max()))
+        return PackedLayout(starts=upload([self.starts.astype(np.int32)], device)[0], max_len=int(lens.max()))
 
 
 def make_source_inputs(rows: Sequence[Row], block_size: int) -> SourceInputs:
@@ -121,14 +127,6 @@ def make_source_inputs(rows: Sequence[Row], block_size: int) -> SourceInputs:
     tables = block_tables([row.cross_block_ids for row in rows])
     slots = tables[row_of, positions // block_size].astype(np.int64) * block_size + positions % block_size
     return SourceInputs(ids=ids, positions=positions, slots=slots, starts=starts)
-
-
-def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array as a tensor there; the copy to a GPU is queued, not waited for."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _lens(lists: Sequence[Sequence[int]]) -> Ints:

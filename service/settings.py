@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     max_sequences: int = _setting("Worker", 128, "sequences in one step", ge=1)
     prefix_caching: bool = _setting("Worker", True, "share the KV blocks of equal beginnings")
     deterministic: bool = _setting("Worker", False, "bitwise the same answer alone and in a crowd (slower)")
+    overlap: Literal["auto", "on", "off"] = _setting(
+        "Worker", "auto", "make the next step while the device runs this one; auto: on a GPU"
+    )
     step_timeout: float = _setting("Worker", 60.0, "seconds a step may take before the worker counts as stuck", gt=0)
     restart_budget: int = _setting("Worker", 5, "worker restarts within restart_window before giving up", ge=0)
     restart_window: float = _setting("Worker", 600.0, "seconds over which restarts are counted", gt=0)

@@ -120,6 +120,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         grammar_timeout_seconds=settings.grammar_timeout,
         prefix_caching=settings.prefix_caching,
         deterministic=settings.deterministic,
+        overlap=settings.overlap,
         log_format=settings.log_format,
         log_level=settings.log_level,
     )

@@ -1,15 +1,18 @@
 """A generating checkpoint in the worker: scheduler over runner, grammars compiled beside it, faults contained.
 
+With `look_ahead` a step is made and launched while the device still runs the one before, whose results are taken
+afterwards: scheduling costs the device nothing. Where the next step has to see the results first it waits for them.
 Knows messages, sequences and steps; not weights (the runner's) and not blocks (the scheduler's). Worker process, main
 thread; only grammar compilation happens elsewhere, and reports back through `GrammarCompiler.done`.
 """
 
 import logging
 import time
+from dataclasses import dataclass
 
-from model.batch import Batch, StepOutput
+from model.batch import Batch
 from model.grammar import GrammarCompiler
-from model.runner import Runner
+from model.runner import LaunchedStep, Runner
 from service.engine.protocol import GRAMMAR_ERROR, Encode, Generate, LaneStats, Loaded, Step, TokenOutput
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import sequence_from
@@ -17,21 +20,42 @@ from service.engine.sequence import sequence_from
 log = logging.getLogger("slimpajama.worker")
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step whose results are awaited."""
+
+    batch: Batch
+    launched: LaunchedStep
+
+
 class GenerationLane:
     """Implements `Lane`."""
 
-    def __init__(self, loaded: Loaded, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        scheduler: Scheduler,
+        runner: Runner,
+        grammars: GrammarCompiler,
+        *,
+        look_ahead: bool = False,
+    ) -> None:
         self.loaded = loaded
         self.busy_seconds = 0.0
         self._scheduler = scheduler
         self._runner = runner
         self._grammars = grammars
+        self._look_ahead = look_ahead
+        self._flight: Flight | None = None
+        self._landed: Batch | None = None
+        """The batch whose results the step last made took."""
         self._unstarted: set[int] = set()
         self._outbox: list[TokenOutput] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self._outbox) or self._scheduler.has_work or self._grammars.any_done
+        waits = bool(self._outbox) or self._flight is not None
+        return waits or self._scheduler.has_work or self._grammars.any_done
 
     @property
     def next_step_tokens(self) -> int:
@@ -54,24 +78,26 @@ class GenerationLane:
 
     def step(self, now: float) -> Step:
         delivered, self._outbox = self._outbox, []
-        delivered += self._scheduler.expire(now)
+        self._landed = None
+        if self._flight is not None and not self._scheduler.can_look_ahead:
+            delivered += self._land()
+        if self._flight is None:
+            # Who is in a step in flight still gets what it gives: deadlines are looked at when it lands.
+            delivered += self._forget_ended(self._scheduler.expire(now))
         delivered += self._take_grammars()
         batch = self._scheduler.schedule(now)
-        output = self._run(batch) if batch.rows else StepOutput(rows=[])
-        if output is None:
-            delivered += self._scheduler.fail_step(batch, "the step failed; see the worker's log")
-        elif batch.rows:
-            delivered += self._scheduler.update(batch, output, time.monotonic())
-        for entry in delivered:
-            if entry.finish_reason is not None:
-                self._forget(entry.request_id)
+        launched = self._launch(batch)
+        delivered += self._land()
+        delivered += self._follow(batch, launched)
+        if not self._look_ahead:
+            delivered += self._land()
         seconds = time.monotonic() - now
         self.busy_seconds += seconds
         return Step(
             model=self.loaded.model,
             started_ids=self._newly_started(),
             tokens=delivered,
-            stats=self._stats(batch, seconds),
+            stats=self._stats(seconds),
         )
 
     def close(self) -> Step:
@@ -82,14 +108,50 @@ class GenerationLane:
         ]
         return Step(model=self.loaded.model, tokens=outputs)
 
-    def _run(self, batch: Batch) -> StepOutput | None:
-        """The step's results; None if it raised as a whole (out of memory, a device error that leaves the device)."""
-        try:
-            return self._runner.run(batch)
-        except Exception:
-            log.exception("step failed", extra={"model": self.loaded.model, "rows": len(batch.rows)})
-            self._runner.recover()
+    def _launch(self, batch: Batch) -> LaunchedStep | None:
+        """None if there is nothing to launch, or if it raised (out of memory, say)."""
+        if not batch.rows:
             return None
+        try:
+            return self._runner.launch(batch)
+        except Exception:
+            self._recover(batch)
+            return None
+
+    def _land(self) -> list[TokenOutput]:
+        """Takes the results of the step in flight, if there is one. If it failed, a step made after it is lost too."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return []
+        self._landed = flight.batch
+        try:
+            output = self._runner.collect(flight.launched)
+        except Exception:
+            self._recover(flight.batch)
+            return self._fail(flight.batch)
+        return self._forget_ended(self._scheduler.update(flight.batch, output, time.monotonic()))
+
+    def _follow(self, batch: Batch, launched: LaunchedStep | None) -> list[TokenOutput]:
+        """Makes the step just made the one in flight, once the step before it has landed."""
+        if not batch.rows or not self._scheduler.awaits(batch):
+            return []
+        if launched is None:
+            return self._fail(batch)
+        try:
+            self._runner.sample(launched)
+        except Exception:
+            self._recover(batch)
+            return self._fail(batch)
+        self._flight = Flight(batch, launched)
+        return []
+
+    def _fail(self, batch: Batch) -> list[TokenOutput]:
+        return self._forget_ended(self._scheduler.fail_step(batch, "the step failed; see the worker's log"))
+
+    def _recover(self, batch: Batch) -> None:
+        """Called where the exception is handled."""
+        log.exception("step failed", extra={"model": self.loaded.model, "rows": len(batch.rows)})
+        self._runner.recover()
 
     def _take_grammars(self) -> list[TokenOutput]:
         """Lets requests run whose grammar is compiled; those whose grammar is not to be had end."""
@@ -99,7 +161,14 @@ class GenerationLane:
                 self._scheduler.grammar_ready(request_id)
             elif (output := self._scheduler.grammar_failed(request_id, f"{GRAMMAR_ERROR}{error}")) is not None:
                 ended.append(output)
-        return ended
+        return self._forget_ended(ended)
+
+    def _forget_ended(self, outputs: list[TokenOutput]) -> list[TokenOutput]:
+        """Gives back what it is given."""
+        for output in outputs:
+            if output.finish_reason is not None:
+                self._forget(output.request_id)
+        return outputs
 
     def _forget(self, request_id: int) -> None:
         self._unstarted.discard(request_id)
@@ -112,15 +181,16 @@ class GenerationLane:
         self._unstarted -= started
         return sorted(started)
 
-    def _stats(self, batch: Batch, seconds: float) -> LaneStats:
+    def _stats(self, seconds: float) -> LaneStats:
+        landed = self._landed
         return LaneStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
             num_waiting_tokens=self._scheduler.num_waiting_tokens,
             kv_cache_usage=self._scheduler.kv_cache_usage,
-            step_tokens=batch.num_tokens,
-            step_sequences=len(batch.rows),
+            step_tokens=landed.num_tokens if landed is not None else 0,
+            step_sequences=len(landed.rows) if landed is not None else 0,
             step_seconds=seconds,
-            forward_seconds=self._runner.forward_seconds if batch.rows else 0.0,
+            forward_seconds=self._runner.forward_seconds if landed is not None else 0.0,
             num_preempted=self._scheduler.num_preempted,
         )

@@ -67,7 +67,9 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         )
         cache = _make_cache(loaded, network.config, spec, config)
         runner = Runner(network, network.config, cache, backend, grammars=grammars)
-        lane: Lane = GenerationLane(loaded, _make_scheduler(cache, description, config), runner, grammars)
+        scheduler = _make_scheduler(cache, description, config)
+        look_ahead = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+        lane: Lane = GenerationLane(loaded, scheduler, runner, grammars, look_ahead=look_ahead)
     else:
         network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len, packed=False)
         if spec.quantization != "none":

@@ -24,13 +24,15 @@ class Placement:
         own = self.blocks.num_blocks_for(max(len(sequence.prompt_ids), max_tokens - 1))
         return sequence.width * own + self.blocks.num_blocks_for(len(sequence.encoder_ids))
 
-    def begin_step(self) -> None:
-        self._filled.clear()
+    def begin_step(self) -> list[int]:
+        """Where the blocks that the step being made fills, and that can be found from now on, are noted."""
+        self._filled = []
+        return self._filled
 
-    def forget_step(self) -> None:
+    def forget_step(self, filled: list[int]) -> None:
         """The step failed: what it should have filled is not to be found any more."""
-        self.blocks.forget(self._filled)
-        self._filled.clear()
+        self.blocks.forget(filled)
+        filled.clear()
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence computed rubbish: nobody else shall find it."""
@@ -73,6 +75,7 @@ class Placement:
             self.blocks.release(branch.block_ids)
             branch.block_ids = []
             branch.num_computed = 0
+            branch.num_pending = 0
             branch.fork_of = None
         self.blocks.release(sequence.cross_block_ids)
         sequence.cross_block_ids = []
@@ -133,6 +136,13 @@ class Placement:
             block = branch.block_ids[index]
             if self.blocks.register(block, branch.chain[index]):
                 self._filled.append(block)
+
+    def fill_late(self, branch: Branch) -> None:
+        """Its last known id has just come to be known: registers the block that the id completes, if the step that
+        computes it is made already."""
+        num_known = branch.num_tokens - branch.num_pending
+        if branch.num_computed >= num_known and num_known % self.block_size == 0:
+            self.fill(branch, num_known - 1, num_known)
 
     def fill_source(self, sequence: Sequence) -> None:
         """Registers the cross-attention blocks that this step's encoder pass fills."""

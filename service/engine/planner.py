@@ -30,7 +30,7 @@ class SchedulerLimits:
 
 @dataclass(slots=True)
 class Step:
-    """The step being made, and once made the one whose results are awaited."""
+    """A step being made, and once made one whose results are awaited."""
 
     batch: Batch = field(default_factory=lambda: Batch(rows=[]))
     entries: list[tuple[Sequence, Branch]] = field(default_factory=list)
@@ -39,6 +39,8 @@ class Step:
     reserved: int = 0
     """Tokens of the budget kept for running requests that have not had their turn: one for each of their rows."""
     num_preempted: int = 0
+    filled: list[int] = field(default_factory=list)
+    """Blocks that it fills and that can be found by their content."""
 
 
 class StepPlanner:
@@ -65,6 +67,22 @@ class StepPlanner:
         """Whether `plan` would give rows."""
         return bool(self.running) or self._trials.has_waiting or self._waiting.head() is not None
 
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether the next step can be made while the results of the last one are still unknown: nobody in it has to
+        see them first, and nobody will have to give way, which would lose what is on its way."""
+        if self._trials.active is not None:
+            return False
+        head = self._waiting.head()
+        if head is not None and self.running and head.priority > self.running[-1].priority:
+            return False
+        num_needed = 0
+        for sequence in self.running:
+            if sequence.beam is not None or sequence.wants_prompt_logprobs:
+                return False
+            num_needed += self.placement.num_blocks_to_step(sequence)
+        return num_needed <= self._blocks.num_free
+
     def enter(self, sequence: Sequence) -> None:
         """Queues a request that can run."""
         sequence.phase = Phase.waiting
@@ -83,8 +101,8 @@ class StepPlanner:
         """Makes the next step; one without rows if there is nothing to run."""
         if not self.running:
             self._trials.close_empty()
-        self.placement.begin_step()
         self.step = Step(budget=self._max_batch_tokens, reserved=self._num_rows)
+        self.step.filled = self.placement.begin_step()
         if not self._plan_long_source(now):
             self._plan_all(now)
         return self.step
@@ -92,17 +110,24 @@ class StepPlanner:
     # --- after a step
 
     def suspect_running(self) -> None:
-        """The step failed: its requests, which are all that run, are tried apart from each other from now on."""
+        """The step failed: its requests, and all others that run, are tried apart from each other from now on."""
         suspects, self.running = self.running, []
         for sequence in suspects:
             self._release(sequence)
         self._trials.begin(suspects)
 
-    def clear_suspects(self) -> None:
-        """Lets requests back to the others that got through the last step to its end while on trial."""
+    def requeue_running(self) -> None:
+        """The step failed, and it is known whose fault it was: the others are computed again."""
+        for sequence in self.running:
+            self._release(sequence)
+            self._queue.push(sequence)
+        self.running = []
+
+    def clear_suspects(self, step: Step) -> None:
+        """Lets requests back to the others that got through the step to its end while on trial."""
         if self._trials.active is None:
             return
-        for row, (sequence, _) in zip(self.step.batch.rows, self.step.entries, strict=True):
+        for row, (sequence, _) in zip(step.batch.rows, step.entries, strict=True):
             if row.samples and sequence.phase is Phase.running:
                 self.running.remove(sequence)
                 self._release(sequence)
@@ -186,14 +211,12 @@ class StepPlanner:
     def _run(self, sequence: Sequence) -> bool:
         """Adds the rows of a running request; False if it had to give way itself."""
         branch = sequence.branches[0]
+        if branch.num_pending and len(branch.output_ids) + branch.num_pending >= sequence.max_output:
+            return True  # the last token that it may have is on its way
         start = branch.num_computed
         size = self._blocks.block_size
         # The usual case, cheaply: one token more, in a block that it has.
-        if (
-            sequence.beam is None
-            and start + 1 == len(branch.prompt_ids) + len(branch.output_ids)
-            and start < len(branch.block_ids) * size
-        ):
+        if sequence.beam is None and start + 1 == branch.num_tokens and start < len(branch.block_ids) * size:
             self._add_row(sequence, branch, 1, False)
             return True
         if not self._make_room(sequence):
@@ -266,14 +289,22 @@ class StepPlanner:
         start = branch.num_computed
         end = start + length
         size = self._blocks.block_size
-        if start // size < end // size:
-            self.placement.fill(branch, start, end)
         prompt_ids, output_ids = branch.prompt_ids, branch.output_ids
-        samples = end == len(prompt_ids) + len(output_ids)
+        samples = end == branch.num_tokens
+        fed = branch.num_pending > 0
+        # What holds a token that nobody knows yet is told by `fill_late`.
+        if start // size < end // size and not fed:
+            self.placement.fill(branch, start, end)
+        branch.num_computed = end
+        branch.num_pending += samples
+        if fed:
+            token_ids = [0]
+        else:
+            token_ids = [output_ids[-1]] if samples and length == 1 and output_ids else branch.tokens(start, end)
         step.batch.rows.append(
             Row(
                 branch.row_id,
-                [output_ids[-1]] if samples and length == 1 and output_ids else branch.tokens(start, end),
+                token_ids,
                 start,
                 branch.block_ids,
                 sequence.sampling,
@@ -283,6 +314,7 @@ class StepPlanner:
                 sequence.cross_block_ids,
                 sequence.encoder_ids,
                 encode,
+                fed,
             )
         )
         step.entries.append((sequence, branch))

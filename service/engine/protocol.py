@@ -41,6 +41,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True
     deterministic: bool = False
+    overlap: Literal["auto", "on", "off"] = "auto"
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
 

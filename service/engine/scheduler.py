@@ -5,13 +5,14 @@ what it delivers is the message that goes out. How a step is made of the request
 process.
 """
 
+from collections import deque
 from itertools import count
 
 from model.batch import Batch, FinishReason, RowOutput, StepOutput
 from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
 from service.engine.deadlines import Deadlines
-from service.engine.planner import SchedulerLimits, StepPlanner
+from service.engine.planner import SchedulerLimits, Step, StepPlanner
 from service.engine.protocol import TokenOutput
 from service.engine.sequence import Branch, Phase, Sequence
 
@@ -21,7 +22,11 @@ MAX_TOKEN_ID = 2**31 - 1
 
 
 class Scheduler:
-    """`add`, `cancel`, `expire`, then for each step `schedule` and one of `update` and `fail_step`."""
+    """`add`, `cancel`, `expire`, then for each step `schedule` and one of `update` and `fail_step`.
+
+    The next step may be made before the results of the last one are there, if it `can_look_ahead`: its rows go on from
+    tokens that nobody knows yet, and what turns out not to have been wanted is dropped.
+    """
 
     def __init__(self, block_manager: BlockManager, limits: SchedulerLimits) -> None:
         self._blocks = block_manager
@@ -34,6 +39,8 @@ class Scheduler:
         """Those that wait for their grammar."""
         self._deadlines = Deadlines()
         self._beam_rows = count(-1, -1)
+        self._in_flight: deque[Step] = deque()
+        """Steps made whose results are awaited, the oldest first: one, or two for a moment when looking ahead."""
 
     # --- gauges
 
@@ -73,6 +80,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether `schedule` would give rows."""
         return self._planner.has_work
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether `schedule` may be called while a step's results are awaited."""
+        return self._planner.can_look_ahead
 
     @property
     def next_deadline(self) -> float | None:
@@ -166,28 +178,35 @@ class Scheduler:
 
     def schedule(self, now: float) -> Batch:
         """Makes the next step; a batch without rows if there is nothing to run."""
-        return self._planner.plan(now).batch
+        assert len(self._in_flight) < 2, "results of the step before the last one are still awaited"
+        step = self._planner.plan(now)
+        if step.batch.rows:
+            self._in_flight.append(step)
+        return step.batch
 
     def update(self, batch: Batch, output: StepOutput, now: float) -> list[TokenOutput]:
-        """Takes the results of the batch last made; says what each request gets of them.
+        """Takes the results of the oldest batch in flight; says what each request gets of them.
 
         A request that stopped by an id gets that id too, as the last of its `token_ids`. One whose deadline passed
         while the step ran still gets what the step gave it.
         """
-        assert batch is self._planner.step.batch, "results of a step that is not the last one made"
+        if not batch.rows:
+            return self.expire(now)
+        step = self._in_flight.popleft()
+        assert batch is step.batch, "results of a step that is not the oldest in flight"
         outputs = {row.sequence_id: row for row in output.rows}
         delivered: list[TokenOutput] = []
         beams: dict[int, list[RowOutput]] = {}
-        for row, (sequence, branch) in zip(batch.rows, self._planner.step.entries, strict=True):
+        for row, (sequence, branch) in zip(batch.rows, step.entries, strict=True):
             if sequence.phase is not Phase.running:
                 continue
+            branch.num_pending -= row.samples
             found = outputs.get(row.sequence_id)
             error = "the step gave no result for the request" if found is None else found.error
             if found is None or error is not None:
                 self._placement.forget(sequence)
                 delivered.append(self._finish(sequence, "error", error))
                 continue
-            branch.num_computed = row.start + len(row.token_ids)
             if found.prompt_logprobs and sequence.wants_prompt_logprobs:
                 self._gather_prompt_logprobs(sequence, row.start, found)
             if not row.samples:
@@ -198,7 +217,7 @@ class Scheduler:
                 delivered.append(self._take_token(sequence, found))
         for request_id, rows in beams.items():
             delivered += self._take_candidates(request_id, rows)
-        self._planner.clear_suspects()
+        self._planner.clear_suspects(step)
         late = {ended.request_id: ended for ended in self.expire(now)}
         for entry in delivered if late else ():
             if entry.request_id in late:
@@ -206,19 +225,30 @@ class Scheduler:
         delivered += late.values()
         return delivered
 
-    def fail_step(self, batch: Batch, error: str) -> list[TokenOutput]:
-        """The step raised: a request that was in it alone fails, several are tried in ever smaller groups.
+    def awaits(self, batch: Batch) -> bool:
+        """Whether the batch's results are still wanted: those of one made after a step that failed are not."""
+        return any(step.batch is batch for step in self._in_flight)
 
-        Nothing that the step should have written is relied on: all its requests are computed again, with the help of
-        what earlier steps left in the cache.
+    def fail_step(self, batch: Batch, error: str) -> list[TokenOutput]:
+        """The oldest step in flight raised: a request that was in it alone fails, several are tried in ever smaller
+        groups.
+
+        Nothing that the step, or one made after it, should have written is relied on: all requests that run are
+        computed again, with the help of what earlier steps left in the cache.
         """
-        assert batch is self._planner.step.batch, "failure of a step that is not the last one made"
-        self._placement.forget_step()
-        members = {sequence.request_id: sequence for sequence, _ in self._planner.step.entries}
+        if not batch.rows:
+            return []
+        assert batch is self._in_flight[0].batch, "failure of a step that is not the oldest in flight"
+        members = {sequence.request_id: sequence for sequence, _ in self._in_flight[0].entries}
+        for step in self._in_flight:
+            self._placement.forget_step(step.filled)
+        self._in_flight.clear()
         if len(members) > 1:
             self._planner.suspect_running()
             return []
-        return [self._finish(entry, "error", error) for entry in members.values() if entry.phase is Phase.running]
+        ended = [self._finish(entry, "error", error) for entry in members.values() if entry.phase is Phase.running]
+        self._planner.requeue_running()
+        return ended
 
     def _gather_prompt_logprobs(self, sequence: Sequence, start: int, found: RowOutput) -> None:
         """Appends the chunk's log-probabilities, less those that were there before a preemption."""
@@ -234,6 +264,8 @@ class Scheduler:
         assert token_id is not None
         sequence.output_ids.append(token_id)
         reason: FinishReason | None = "stop" if found.grammar_finished else self._finish_reason(sequence)
+        if reason is None:
+            self._placement.fill_late(sequence.branches[0])
         output = self._output(sequence) if reason is None else self._finish(sequence, reason)
         output.token_ids.append(token_id)
         if found.logprobs is not None:

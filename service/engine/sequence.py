@@ -23,7 +23,10 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """Prompt and output ids, of which the first `num_computed` have keys and values in `block_ids`."""
+    """Prompt and output ids, of which the first `num_computed` have keys and values in `block_ids`.
+
+    What a step computes counts as computed once the step is made.
+    """
 
     row_id: int
     prompt_ids: list[int]
@@ -34,12 +37,14 @@ class Branch:
     chain: list[bytes] = field(default_factory=list)
     """Digests of the leading full blocks of known tokens, as far as they were needed; outlives preemption."""
     num_computed: int = 0
+    num_pending: int = 0
+    """Tokens that steps in flight sample: they count as known, but only the device knows them yet."""
     fork_of: "Branch | None" = None
     """A beam's child whose blocks are not made yet: the sibling that went on with their parent's blocks."""
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
+        return len(self.prompt_ids) + len(self.output_ids) + self.num_pending
 
     def tokens(self, start: int, end: int) -> list[int]:
         """The known ids at positions start .. end - 1."""

@@ -6,7 +6,7 @@ import torch
 from model.attention.attend import CachedAttend
 from model.attention.cpu import CpuAttention
 from model.batch import Row, SamplingParams
-from model.cuda_graphs import LADDER, ladder_size, pad_inputs
+from model.cuda_graphs import LADDER, DecodeBuffers, ladder_size, pad_inputs
 from model.kv_cache import KVCache
 from model.step_inputs import make_inputs
 
@@ -30,16 +30,23 @@ def test_padding_rows_write_to_the_null_block_and_change_no_result(run_folder, s
         tensor.copy_(torch.randn(tensor.shape))
     before = [tensor.clone() for tensor in cache.keys + cache.values]
     inputs = make_inputs(rows, cache.block_size)
-    padded = pad_inputs(inputs, 8, num_blocks=9, null_block=cache.null_block, block_size=cache.block_size)
+    padded = pad_inputs(inputs, 8, null_block=cache.null_block, block_size=cache.block_size)
     assert padded.num_rows == len(padded.ids) == len(padded.slots) == 8
     assert padded.decodes_only
+    # As a graph reads it: into tensors for any length, that hold what the steps before left.
+    buffers = DecodeBuffers.make(8, num_blocks=20, context_length=80, device=torch.device("cpu"))
+    for tensor in (buffers.layout.block_tables, buffers.layout.slots, buffers.ids, buffers.positions):
+        tensor.random_(0, 17)
+    buffers.fill(padded, torch.from_numpy(inputs.ids))
     results, caches = [], []
-    for step in (inputs, padded):
+    for ids, positions, layout in (
+        (torch.from_numpy(inputs.ids), torch.from_numpy(inputs.positions), inputs.layout(torch.device("cpu"))),
+        (buffers.ids, buffers.positions, buffers.layout),
+    ):
         for tensor, old in zip(cache.keys + cache.values, before, strict=True):
             tensor.copy_(old)
         with torch.inference_mode():
-            attend = CachedAttend(cache, step.layout(torch.device("cpu")), CpuAttention())
-            results.append(network(torch.from_numpy(step.ids), torch.from_numpy(step.positions), attend))
+            results.append(network(ids, positions, CachedAttend(cache, layout, CpuAttention())))
         caches.append([tensor[: cache.num_blocks].clone() for tensor in cache.keys + cache.values])
     torch.testing.assert_close(results[1][:3], results[0])
     for plain, other in zip(*caches, strict=True):

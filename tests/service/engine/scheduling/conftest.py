@@ -6,7 +6,7 @@ function of the known tokens alone, so that a request has one right answer whate
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -112,15 +112,21 @@ class FakeRunner:
         self.requests: dict[int, Request] = {}
         """By the identity of the prompt's list, which rows share with their request."""
         self.memory: dict[int, object] = {}
+        self.tokens: dict[int, int | None] = {}
+        """What the last step sampled, by sequence: what only the device knows when a step is made ahead."""
+        self.launched = Batch(rows=[])
+        """The last step as it was launched."""
 
     def add(self, request: Request) -> None:
         self.requests[id(request.prompt_ids)] = request
 
     def run(self, batch: Batch, *, fails: bool = False) -> StepOutput:
         self._copy(batch.block_copies)
-        requests = [self.requests[id(row.prompt_ids)] for row in batch.rows]
+        rows = [self._fed(row) for row in batch.rows]
+        batch = self.launched = replace(batch, rows=rows)
+        requests = [self.requests[id(row.prompt_ids)] for row in rows]
         if fails or any(request.poisons for request in requests):
-            self._spoil(batch)
+            self.spoil(batch)
             raise StepFailedError
         written: set[int] = set()
         for row, request in zip(batch.rows, requests, strict=True):
@@ -130,7 +136,25 @@ class FakeRunner:
             self._write(row, request, written)
         for row, request in zip(batch.rows, requests, strict=True):
             self._read(row, request)
-        return StepOutput([self._output(row, request) for row, request in zip(batch.rows, requests, strict=True)])
+        outputs = [self._output(row, request) for row, request in zip(rows, requests, strict=True)]
+        self.tokens = {output.sequence_id: output.token_id for output in outputs}
+        return StepOutput(outputs)
+
+    def _fed(self, row: Row) -> Row:
+        """What a device sees of a row when it is launched; a fed one with the token sampled for it one step before."""
+        row = replace(
+            row,
+            output_ids=list(row.output_ids),
+            block_ids=list(row.block_ids),
+            cross_block_ids=list(row.cross_block_ids),
+        )
+        if not row.fed:
+            return row
+        assert row.token_ids == [0]
+        token = self.tokens[row.sequence_id]
+        # A row that failed has a token all the same on a device: anything.
+        token = VOCAB if token is None else token
+        return replace(row, token_ids=[token], output_ids=[*row.output_ids, token])
 
     def slot(self, block_ids: list[int], position: int) -> int:
         return block_ids[position // self.block_size] * self.block_size + position % self.block_size
@@ -149,7 +173,7 @@ class FakeRunner:
         assert in_order == at_once
         self.memory = at_once
 
-    def _spoil(self, batch: Batch) -> None:
+    def spoil(self, batch: Batch) -> None:
         """A step that raised has written anything anywhere that it was to write to."""
         for row in batch.rows:
             for position in range(row.start, row.start + len(row.token_ids)):
@@ -216,7 +240,15 @@ class FakeRunner:
 class Service:
     """A scheduler, its runner and the books on what every request was given. `check` is the law after each step."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, prefix_caching: bool = True, **limits: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool = True,
+        look_ahead: bool = False,
+        **limits: int | None,
+    ) -> None:
         self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
         defaults: dict[str, Any] = {"max_batch_tokens": 16, "max_sequences": 4, "max_model_len": 24}
         self.limits = SchedulerLimits(**{**defaults, **limits})
@@ -230,6 +262,10 @@ class Service:
         self.cached: dict[int, int] = {}
         self.now = 0.0
         self.batches: list[Batch] = []
+        self.look_ahead = look_ahead
+        self.flight: tuple[Batch, StepOutput | None, Batch] | None = None
+        """The step whose results are awaited, what they will be, and the batch as it was launched."""
+        self.num_ahead = 0
 
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
@@ -257,30 +293,53 @@ class Service:
         if output is not None:
             self.take(output)
 
-    def step(self, *, fails: bool = False, between: Callable[[], None] | None = None) -> Batch:
-        """One turn of the worker's loop; `between` happens while the step runs."""
-        for output in self.scheduler.expire(self.now):
-            self.take(output)
+    def step(
+        self, *, fails: bool = False, landing_fails: bool = False, between: Callable[[], None] | None = None
+    ) -> Batch:
+        """One turn of the worker's loop; `between` happens while the step runs.
+
+        `landing_fails`: the step before it turns out to have failed when this one has been launched already.
+        """
+        if self.flight is not None and not self.scheduler.can_look_ahead:
+            self.land()
+        if self.flight is None:
+            for output in self.scheduler.expire(self.now):
+                self.take(output)
         had_work = self.scheduler.has_work
         batch = self.scheduler.schedule(self.now)
         self.batches.append(batch)
-        assert bool(batch.rows) == had_work, "work, but no step"
+        assert bool(batch.rows) == had_work or self.flight is not None, "work, but no step"
+        self.num_ahead += bool(batch.rows) and self.flight is not None
         self.check_limits(batch)
         self.check()
         try:
             result = self.runner.run(batch, fails=fails)
         except StepFailedError:
-            if between is not None:
-                between()
+            result = None
+        self.land(fails=landing_fails)
+        if batch.rows and self.scheduler.awaits(batch):
+            self.flight = (batch, result, self.runner.launched)
+        if between is not None:
+            between()
+        # A step that raises at once is known to have failed once the one before it has landed.
+        if not self.look_ahead or result is None:
+            self.land()
+        self.check()
+        return batch
+
+    def land(self, *, fails: bool = False) -> None:
+        """Takes the results of the step in flight, if there is one."""
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        batch, result, launched = flight
+        if result is None or fails:
+            self.runner.spoil(launched)
             outputs = self.scheduler.fail_step(batch, "the step failed")
         else:
-            if between is not None:
-                between()
             outputs = self.scheduler.update(batch, result, self.now)
         for output in outputs:
             self.take(output)
-        self.check()
-        return batch
 
     def check_limits(self, batch: Batch) -> None:
         assert len(batch.rows) <= self.limits.max_sequences
@@ -288,7 +347,10 @@ class Service:
         alone = len({id(row.prompt_ids) for row in batch.rows}) == 1 and sources
         assert batch.num_tokens <= self.limits.max_batch_tokens or alone
         served = self.scheduler.step_request_ids
-        assert alone or all(sequence.request_id in served for sequence in self.scheduler._planner.running)
+        for sequence in self.scheduler._planner.running:
+            branch = sequence.branches[0]
+            ends = self.flight is not None and len(branch.output_ids) + branch.num_pending >= sequence.max_output
+            assert alone or ends or sequence.request_id in served
         chunk = self.limits.prefill_chunk or self.limits.max_batch_tokens
         assert all(len(row.token_ids) <= chunk for row in batch.rows)
 
@@ -314,7 +376,7 @@ class Service:
     def finish(self, max_steps: int = 2000) -> None:
         """Runs until nothing is left to run, and checks every answer."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and self.flight is None:
                 break
             self.step()
         assert not self.scheduler.has_work, "somebody starves"

@@ -64,6 +64,7 @@ class History(RuleBasedStateMachine):
         max_batch_tokens=st.integers(4, 24),
         max_sequences=st.sampled_from([1, 2, 3, 4, 6, 6]),
         prefill_chunk=st.sampled_from([None, 1, 3, 8]),
+        look_ahead=st.booleans(),
     )
     def start(self, num_slots: int, block_size: int, **settings: Any) -> None:
         num_blocks = num_slots // block_size
@@ -173,6 +174,10 @@ class History(RuleBasedStateMachine):
     def failing_step(self) -> None:
         self.service.step(fails=True)
 
+    @rule()
+    def step_after_one_that_turns_out_to_have_failed(self) -> None:
+        self.service.step(landing_fails=True)
+
     @rule(data=st.data(), fails=st.booleans(), seconds=st.integers(0, 2))
     def step_with_events_while_it_runs(self, data: st.DataObject, fails: bool, seconds: int) -> None:
         def between() -> None:
@@ -244,6 +249,7 @@ def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_r
             max_batch_tokens=chance.randint(6, 20),
             max_sequences=chance.randint(3, 6),
             prefill_chunk=chance.choice([None, 1, 2, 5]),
+            look_ahead=chance.random() < 0.7,
         )
         for _ in range(chance.randint(3, 9)):
             service.add(crowd_request(chance, make_request))
