@@ -138,9 +138,7 @@ class _Penalties:
         own = np.arange(longest) < self.lens[:, None]
         seen = [np.where(own, values[:, :longest], values[:, :1]) for values in (self.ids, self.counts)]
         rates = [self.repetition, self.presence, self.frequency]
-        row_index, ids, counts, repetition, presence, frequency = upload(
-            [self.indices[:, None], *seen, *rates], device
-        )
+        row_index, ids, counts, repetition, presence, frequency = upload([self.indices[:, None], *seen, *rates], device)
         scores = logits[row_index, ids]  # [R, U]
         scores = torch.where(scores > 0, scores / repetition, scores * repetition)  # arXiv 1909.05858, section 4.1
         scores -= frequency * counts + presence * (counts > 0)
