@@ -37,8 +37,10 @@ def check_books(engine: EngineClient) -> None:
         {"max_batch_tokens": 7},
         {"prefix_caching": False},
         {"kv_cache_bytes": 40 * 20480},
+        {"overlap": "on"},
+        {"overlap": "on", "kv_cache_bytes": 40 * 20480},
     ],
-    ids=["defaults", "chunks-of-7", "no-prefix-cache", "must-preempt"],
+    ids=["defaults", "chunks-of-7", "no-prefix-cache", "must-preempt", "ahead", "ahead-must-preempt"],
 )
 async def test_greedy_tokens_are_the_references_alone_and_64_at_once_cold_and_warm(
     make_engine: MakeEngine, reference_cases: list[dict[str, Any]], config: dict[str, Any]
