@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
+from model.fp8_linear import quantize_network
 from model.layers import GatedMLP, Linear, RMSNorm
 from model.ops import library
 
@@ -94,9 +95,12 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
 
     Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
     """
+    if quantization == "fp8":
+        quantize_network(network, kept=wide)
+        return
     linears = [module for module in network.modules() if isinstance(module, Linear)]
     usable = any(library.serves(linear.weight) for linear in linears)
-    if quantization != "none" and not (usable and quantization == "int8"):
+    if quantization == "int8" and not usable:
         raise CheckpointError(
             f"quantization {quantization} is not to be had here: int8 needs a CPU, dtype bfloat16 and the compiled "
             "operators (`make install` builds them where there is a C++ compiler)"

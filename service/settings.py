@@ -77,7 +77,9 @@ class Settings(BaseSettings):
     cache_dir: Path | None = _setting("Models", None, "where hub models are kept; unset: where huggingface_hub does")
     device: Device = _setting("Models", "auto", "auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting("Models", "auto", "type of the weights")
-    quantization: Literal["none", "int8", "fp8"] = _setting("Models", "none", "quantize the weights while loading")
+    quantization: Literal["none", "int8", "fp8"] = _setting(
+        "Models", "none", "quantize the weights while loading; int8 on CPUs, fp8 on GPUs from Hopper on"
+    )
     max_model_len: int | None = _setting("Models", None, "tokens of context; unset: what each checkpoint says", ge=1)
 
     worker_threads: int | None = _setting("Worker", None, "CPU threads of the worker; unset: one per core", ge=1)
