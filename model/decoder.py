@@ -7,6 +7,8 @@ Legend: T tokens packed in the step, S positions whose logits are wanted, E hidd
 D head size, F intermediate size, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from model.attention.interface import Attend, AttentionRules
 from model.config import DecoderConfig
 from model.layers import (
     MLP,
+    AddingNorm,
     Device,
     Embedding,
     GatedMLP,
@@ -25,6 +28,8 @@ from model.layers import (
     alibi_slopes,
     rotate,
 )
+
+TurnHeads = Callable[[Tensor, Rotation | None], Tensor]
 
 
 class Decoder(nn.Module):
@@ -52,10 +57,10 @@ class Decoder(nn.Module):
         if self.position_embedding is not None:
             hidden = hidden + self.position_embedding(positions)
         rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
+        delta: Tensor | None = None
         for layer in self.layers:
-            hidden = layer(hidden, rotations, attend)
-        normed: Tensor = self.norm(hidden)
-        return normed
+            hidden, delta = layer(hidden, delta, rotations, attend)
+        return _added(self.norm, hidden, delta)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, E]; returns float32 [S, V]."""
@@ -86,15 +91,20 @@ class DecoderLayer(nn.Module):
         self.mlp_output_norm = make_norm(config) if after else None
         self.parallel_residual = config.parallel_residual
 
-    def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
-        """hidden [T, E] in and out."""
-        attended = _normed(self.attention_norm, hidden)
-        attended = _normed(self.attention_output_norm, self.attention(attended, rotations, attend))
+    def forward(
+        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """The stream [T, E], and what the next layer is to add to it before all else, in and out.
+
+        A sum is left to who norms it, who may do both in one pass.
+        """
+        hidden, normed = _added(self.attention_norm, hidden, delta)
+        attended = _normed(self.attention_output_norm, self.attention(normed, rotations, attend))
         if self.parallel_residual:
-            out: Tensor = hidden + attended + self.mlp(_normed(self.mlp_norm, hidden))
-            return out
-        hidden = hidden + attended
-        return hidden + _normed(self.mlp_output_norm, self.mlp(_normed(self.mlp_norm, hidden)))
+            moved: Tensor = self.mlp(_normed(self.mlp_norm, hidden))
+            return hidden + attended, moved
+        hidden, normed = _added(self.mlp_norm, hidden, attended)
+        return hidden, _normed(self.mlp_output_norm, self.mlp(normed))
 
 
 class DecoderAttention(nn.Module):
@@ -125,22 +135,28 @@ class DecoderAttention(nn.Module):
         )
         local = window is not None and config.local_rotary is not None
         self.rotation = None if config.rotary is None else int(local)
+        self.turn: TurnHeads | None = None
+        """Norms and turns queries and keys in one pass, where the device has a kernel for it."""
 
     def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
         """hidden [T, E] in and out."""
         num_turned = self.num_heads + self.num_kv_heads
         fused = self.query_key_value(hidden).view(-1, self.num_fused_heads, self.head_size)  # [T, H + 2K, D]
         query_key, value = fused[:, :num_turned], fused[:, num_turned:]
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
-            query_key = torch.cat((self._normed(self.query_norm, query), self._normed(self.key_norm, key)), dim=1)
-        if self.rotation is not None:
-            # Queries and keys lie side by side, so one pass turns both.
-            query_key = rotate(query_key, rotations[self.rotation])
+        rotation = None if self.rotation is None else rotations[self.rotation]
+        query_key = self._turned(query_key, rotation) if self.turn is None else self.turn(query_key, rotation)
         query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
         attended = attend(self.index, query, key, value, self.rules)  # [T, H, D]
         out: Tensor = self.output(attended.flatten(1))
         return out
+
+    def _turned(self, query_key: Tensor, rotation: Rotation | None) -> Tensor:
+        """query_key [T, H + K, D], normed and turned."""
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
+            query_key = torch.cat((self._normed(self.query_norm, query), self._normed(self.key_norm, key)), dim=1)
+        # Queries and keys lie side by side, so one pass turns both.
+        return query_key if rotation is None else rotate(query_key, rotation)
 
     def _normed(self, norm: nn.Module, heads: Tensor) -> Tensor:
         """heads [T, H, D] in and out, each head for itself or all as one vector."""
@@ -163,3 +179,12 @@ def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
         return x
     out: Tensor = norm(x)
     return out
+
+
+def _added(norm: nn.Module | None, hidden: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """hidden + delta, and that normed."""
+    if isinstance(norm, AddingNorm):
+        return norm.add(hidden, delta)
+    if delta is not None:
+        hidden = hidden + delta
+    return hidden, _normed(norm, hidden)

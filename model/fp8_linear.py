@@ -7,11 +7,20 @@ Runs in the worker process.
 Legend: T rows, N outputs, K inputs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.layers import Linear
+
+Quantize = Callable[[Tensor, torch.dtype, float, float], tuple[Tensor, Tensor]]
+triton_quantize: Quantize | None
+try:
+    from model.triton_layers import quantize_rows as triton_quantize
+except ImportError:  # builds of torch for some platforms come without Triton
+    triton_quantize = None
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
@@ -49,6 +58,8 @@ class Fp8Linear(nn.Module):
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, K] in e4m3, and the float32 scales [T, 1] by which it is to be multiplied again."""
+    if x.device.type == "cuda" and triton_quantize is not None:
+        return triton_quantize(x, DTYPE, LARGEST, LEAST_SCALE)
     wide = x.float()
     scales = (wide.abs().amax(1, keepdim=True) / LARGEST).clamp(min=LEAST_SCALE)
     return (wide / scales).clamp(-LARGEST, LARGEST).to(DTYPE), scales

@@ -67,6 +67,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), weight.shape, weight, self.epsilon).to(x.dtype)
 
 
+class AddingNorm(nn.Module):
+    """A norm whose kernel takes the sum that comes before it along."""
+
+    def add(self, hidden: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """hidden + delta, and that normed."""
+        raise NotImplementedError
+
+
 class LayerNorm(nn.Module):
     """Layer normalization (arXiv 1607.06450), with or without a bias."""
 

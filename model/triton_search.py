@@ -10,8 +10,6 @@ Importing this needs Triton. Runs in the worker process.
 Legend: R rows, V vocabulary.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -46,14 +44,14 @@ def triton_search(
     return found
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _fixed(weight: Any) -> Any:
+@triton.jit
+def _fixed(weight):
     """A weight in units of 2^-40: the sum over any vocabulary is exact, whatever its order."""
     return (weight * 1099511627776.0).to(tl.int64)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _mass(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
+@triton.jit
+def _mass(row, size, least, BLOCK: tl.constexpr):
     """The mass of the tokens whose weights' bits are at least `least`."""
     total = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, size, BLOCK):
@@ -63,8 +61,8 @@ def _mass(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
     return tl.sum(total)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _count(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
+@triton.jit
+def _count(row, size, least, BLOCK: tl.constexpr):
     """How many tokens' weights' bits are at least `least`."""
     total = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, size, BLOCK):
@@ -74,8 +72,8 @@ def _count(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
     return tl.sum(total)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _mass_at_least(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
+@triton.jit
+def _mass_at_least(row, size, least, BLOCK: tl.constexpr):
     """The mass of the tokens whose weights are at least the float64 `least`."""
     total = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, size, BLOCK):
@@ -85,8 +83,8 @@ def _mass_at_least(row: Any, size: Any, least: Any, BLOCK: tl.constexpr) -> Any:
     return tl.sum(total)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _weight_reaching(row: Any, size: Any, mass: Any, BLOCK: tl.constexpr) -> Any:
+@triton.jit
+def _weight_reaching(row, size, mass, BLOCK: tl.constexpr):
     """The bits of the largest weight such that it and all heavier ones together have at least `mass`."""
     found = 0
     for step in range(31):
@@ -95,20 +93,20 @@ def _weight_reaching(row: Any, size: Any, mass: Any, BLOCK: tl.constexpr) -> Any
     return found
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _kernel(
-    found: Any,
-    weights: Any,
-    row_stride: Any,
-    noise: Any,
-    top_ks: Any,
-    top_ps: Any,
-    min_ps: Any,
-    tokens: Any,
-    decided: Any,
-    size: Any,
+    found,
+    weights,
+    row_stride,
+    noise,
+    top_ks,
+    top_ps,
+    min_ps,
+    tokens,
+    decided,
+    size,
     BLOCK: tl.constexpr,
-) -> None:
+):
     index = tl.program_id(0)
     token = tl.load(tokens + index)
     if tl.load(decided + index) == 0:

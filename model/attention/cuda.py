@@ -17,12 +17,16 @@ from model.attention.interface import AttentionRules, PackedLayout, PagedLayout
 from model.attention.padded import padded_attention
 from model.attention.reference import ReferenceAttention
 
+Store = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 Paged = Callable[[Tensor, Tensor, Tensor, PagedLayout, AttentionRules], Tensor]
 triton_paged: Paged | None
+triton_store: Store | None
 try:
     from model.attention.triton_paged import triton_paged
+    from model.triton_layers import store as triton_store
+    from model.triton_layers import stores
 except ImportError:  # builds of torch for some platforms come without Triton
-    triton_paged = None
+    triton_paged = triton_store = None
 
 FLASH_BLOCK_TOKENS = 256
 FLASH_MAX_HEAD_SIZE = 256
@@ -82,6 +86,9 @@ class CudaAttention:
         return out
 
     def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+        if triton_store is not None and stores(key, value, key_cache, value_cache):
+            triton_store(key, value, key_cache, value_cache, slots)
+            return
         key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
         value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
 

@@ -9,8 +9,6 @@ Importing this needs Triton. Runs in the worker process.
 Legend: T tokens in the step, B sequences, H query heads, K key/value heads, G = H / K, D head size, S splits.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -90,35 +88,35 @@ def _combined(partial: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     return (partial.where(shares > 0, 0.0) * shares).sum(0).to(dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _kernel(
-    out: Any,
-    partial: Any,
-    weights: Any,
-    query: Any,
-    key_cache: Any,
-    value_cache: Any,
-    query_starts: Any,
-    context_lens: Any,
-    block_tables: Any,
-    alibi_slopes: Any,
-    relative_bias: Any,
-    scale: Any,
-    softcap: Any,
-    window: Any,
-    reach: Any,
-    num_tokens: Any,
-    num_heads: Any,
-    tiles: Any,
-    query_stride: Any,
-    query_head_stride: Any,
-    key_block_stride: Any,
-    key_slot_stride: Any,
-    key_head_stride: Any,
-    value_block_stride: Any,
-    value_slot_stride: Any,
-    value_head_stride: Any,
-    table_stride: Any,
+    out,
+    partial,
+    weights,
+    query,
+    key_cache,
+    value_cache,
+    query_starts,
+    context_lens,
+    block_tables,
+    alibi_slopes,
+    relative_bias,
+    scale,
+    softcap,
+    window,
+    reach,
+    num_tokens,
+    num_heads,
+    tiles,
+    query_stride,
+    query_head_stride,
+    key_block_stride,
+    key_slot_stride,
+    key_head_stride,
+    value_block_stride,
+    value_slot_stride,
+    value_head_stride,
+    table_stride,
     G: tl.constexpr,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
@@ -132,7 +130,7 @@ def _kernel(
     CAPPED: tl.constexpr,
     ALIBI: tl.constexpr,
     BIASED: tl.constexpr,
-) -> None:
+):
     sequence = tl.program_id(0) // tiles
     kv_head = tl.program_id(1)
     split = tl.program_id(2)

@@ -22,6 +22,7 @@ from model.encode_network import load_encode_network
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.errors import CheckpointError
+from model.gpu_layers import fuse_layers
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
 from model.ops import library
@@ -57,6 +58,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
         if config.deterministic:
             _check_deterministic(network, dtype, device)
         compile_layers(network, spec.quantization, wide=network.output)
+        fuse_layers(network)
         pack(network)
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),

@@ -1,0 +1,251 @@
+# ruff: noqa: N803 - by Triton's custom its compile-time arguments are written in capitals
+"""What lies between a decoder's matrix products, each in one pass over memory: Triton kernels for GPUs.
+
+A sum and its norm, the gate of an MLP, norm and rotation of queries and keys, the writing of keys and values into the
+paged cache, and the quantizing of a projection's inputs. Each computes in float32 what the plain layers do and rounds
+once. Importing this needs Triton. Runs in the worker process.
+
+Legend: T tokens, E hidden size, F intermediate size, H query heads, K key/value heads, D head size, R rotated
+dimensions of a head.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+GATE_BLOCK = 1024
+
+
+def add_rms_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """x [.., E] and delta of its shape or None; the sum, and rms-normed times (weight + offset), of the same shape."""
+    size = x.shape[-1]
+    rows = x.reshape(-1, size).contiguous()
+    out = torch.empty_like(rows)
+    added = rows if delta is None else delta.reshape(-1, size).contiguous()
+    summed = rows if delta is None else torch.empty_like(rows)
+    block = triton.next_power_of_2(size)
+    _add_rms_norm[(len(rows),)](
+        out,
+        summed,
+        rows,
+        added,
+        weight,
+        size,
+        epsilon,
+        offset,
+        ADDS=delta is not None,
+        BLOCK=block,
+        num_warps=min(max(block // 512, 1), 16),
+    )
+    return summed.view(x.shape), out.view(x.shape)
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """gate_up [.., 2F], gate first; activation(gate) * up [.., F]. Activations: silu, gelu, gelu_tanh."""
+    size = gate_up.shape[-1] // 2
+    rows = gate_up.reshape(-1, 2 * size).contiguous()
+    out = torch.empty((len(rows), size), dtype=rows.dtype, device=rows.device)
+    _gated[(len(rows), triton.cdiv(size, GATE_BLOCK))](
+        out, rows, size, ACTIVATION=activation, BLOCK=GATE_BLOCK, num_warps=4
+    )
+    return out.view(*gate_up.shape[:-1], size)
+
+
+def turn_heads(
+    heads: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    norm: tuple[Tensor, Tensor, float, float] | None,
+    num_heads: int,
+) -> Tensor:
+    """heads [T, H + K, D], the first `num_heads` of them queries: normed each for itself, then turned.
+
+    `rotation` as in `layers.rotate`; `norm`: weights of queries and of keys [D], epsilon, offset.
+    """
+    num_tokens, num_all, size = heads.shape
+    out = torch.empty((num_tokens, num_all, size), dtype=heads.dtype, device=heads.device)
+    cos, sin = rotation if rotation is not None else (heads, heads)
+    query_weight, key_weight, epsilon, offset = norm if norm is not None else (heads, heads, 0.0, 0.0)
+    _turn[(num_tokens, num_all)](
+        out,
+        heads,
+        heads.stride(0),
+        heads.stride(1),
+        cos,
+        sin,
+        query_weight,
+        key_weight,
+        epsilon,
+        offset,
+        num_heads,
+        num_all,
+        D=size,
+        R=cos.shape[-1] if rotation is not None else 0,
+        NORMS=norm is not None,
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=1,
+    )
+    return out
+
+
+def store(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """key and value [T, K, D], heads side by side, to `slots` [T] of the caches [num_blocks, block_size, K, D]."""
+    num_tokens, num_kv_heads, size = key.shape
+    _store[(num_tokens,)](
+        key,
+        value,
+        key_cache,
+        value_cache,
+        slots,
+        key.stride(0),
+        value.stride(0),
+        key_cache.stride(1),
+        WIDTH=num_kv_heads * size,
+        BLOCK=triton.next_power_of_2(num_kv_heads * size),
+        num_warps=4,
+    )
+
+
+def stores(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
+    """Whether `store` takes these: heads side by side, slots one after the other."""
+    size = key.shape[2]
+    packed = key.stride(2) == value.stride(2) == 1 and key.stride(1) == value.stride(1) == size
+    return packed and key_cache.is_contiguous() and value_cache.is_contiguous()
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype, largest: float, least_scale: float) -> tuple[Tensor, Tensor]:
+    """x [T, K] in the 8-bit dtype, and the float32 scales [T, 1] by which it is to be multiplied again."""
+    rows = x.contiguous()
+    num_rows, size = rows.shape
+    out = torch.empty((num_rows, size), dtype=dtype, device=x.device)
+    scales = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    _quantize[(num_rows,)](
+        out, scales, rows, size, largest, least_scale, BLOCK=block, num_warps=min(max(block // 512, 1), 16)
+    )
+    return out, scales
+
+
+@triton.jit
+def _add_rms_norm(
+    out,
+    summed,
+    x,
+    delta,
+    weight,
+    size,
+    epsilon,
+    offset,
+    ADDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * size
+    place = tl.arange(0, BLOCK)
+    real = place < size
+    row = tl.load(x + start + place, mask=real, other=0.0).to(tl.float32)
+    if ADDS:
+        row += tl.load(delta + start + place, mask=real, other=0.0).to(tl.float32)
+        # Rounded as the stream is: the norm is that of what the next layer adds to.
+        narrow = row.to(summed.dtype.element_ty)
+        tl.store(summed + start + place, narrow, mask=real)
+        row = narrow.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(row * row, 0) / size + epsilon)
+    gain = tl.load(weight + place, mask=real, other=0.0).to(tl.float32) + offset
+    tl.store(out + start + place, (row * scale * gain).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _gated(out, gate_up, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = place < size
+    gate = tl.load(gate_up + row * 2 * size + place, mask=real, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * size + size + place, mask=real, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        gate = gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        # tanh(z) = 2 sigmoid(2 z) - 1
+        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    tl.store(out + row * size + place, (gate * up).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _turn(
+    out,
+    heads,
+    token_stride,
+    head_stride,
+    cos,
+    sin,
+    query_weight,
+    key_weight,
+    epsilon,
+    offset,
+    num_heads,
+    num_all,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    NORMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    place = tl.arange(0, BLOCK)
+    real = place < D
+    begin = heads + token * token_stride + head * head_stride
+    own = tl.load(begin + place, mask=real, other=0.0).to(tl.float32)
+    # Dimension i < R / 2 is turned with i + R / 2.
+    partner = tl.where(place < R // 2, place + R // 2, place - R // 2)
+    turned = place < R
+    other = tl.load(begin + partner, mask=turned, other=0.0).to(tl.float32)
+    if NORMS:
+        scale = tl.rsqrt(tl.sum(own * own, 0) / D + epsilon)
+        weight = key_weight
+        if head < num_heads:
+            weight = query_weight
+        own = own * scale * (tl.load(weight + place, mask=real, other=0.0).to(tl.float32) + offset)
+        other = other * scale * (tl.load(weight + partner, mask=turned, other=0.0).to(tl.float32) + offset)
+    if R > 0:
+        c = tl.load(cos + token * R + place, mask=turned, other=1.0).to(tl.float32)
+        s = tl.load(sin + token * R + place, mask=turned, other=0.0).to(tl.float32)
+        own = own * c + other * s
+    tl.store(out + (token * num_all + head) * D + place, own.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _store(
+    key,
+    value,
+    key_cache,
+    value_cache,
+    slots,
+    key_stride,
+    value_stride,
+    slot_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    real = place < WIDTH
+    target = tl.load(slots + token) * slot_stride + place
+    k = tl.load(key + token * key_stride + place, mask=real)
+    v = tl.load(value + token * value_stride + place, mask=real)
+    tl.store(key_cache + target, k.to(key_cache.dtype.element_ty), mask=real)
+    tl.store(value_cache + target, v.to(value_cache.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _quantize(out, scales, x, size, largest, least_scale, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    real = place < size
+    values = tl.load(x + row * size + place, mask=real, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(values), 0) / largest, least_scale)
+    tl.store(scales + row, scale)
+    scaled = tl.minimum(tl.maximum(values / scale, -largest), largest)
+    tl.store(out + row * size + place, scaled.to(out.dtype.element_ty), mask=real)
