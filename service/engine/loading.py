@@ -6,16 +6,17 @@ Runs in the worker process, on its loader thread; what it returns belongs to the
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from model.attention.backend import backend_for
+from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
 from model.compiled_layers import compile_layers, weight_bytes
-from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
 from model.encode_network import load_encode_network
@@ -25,6 +26,7 @@ from model.errors import CheckpointError
 from model.gpu_layers import fuse_layers
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
+from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
 from model.packed_linear import pack
 from model.runner import Runner
@@ -67,7 +69,7 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
             timeout_seconds=config.grammar_timeout_seconds,
             wake=wake,
         )
-        cache = _make_cache(loaded, network.config, spec, config)
+        cache = _make_cache(loaded, network, backend, spec, config)
         runner = Runner(network, network.config, cache, backend, grammars=grammars)
         scheduler = _make_scheduler(cache, description, config)
         look_ahead = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
@@ -102,9 +104,11 @@ def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.d
 
 
 def _make_cache(
-    loaded: Loaded, shape_of: DecoderConfig | EncoderDecoderConfig, spec: ModelSpec, config: WorkerConfig
+    loaded: Loaded, network: Decoder | EncoderDecoder, backend: AttentionBackend, spec: ModelSpec, config: WorkerConfig
 ) -> KVCache:
-    """A KV cache of the bytes asked for; without being told, a GiB on CPUs, a share of the memory left on GPUs."""
+    """A KV cache of the bytes asked for; without being told, a GiB on CPUs, and on GPUs what the largest step leaves of
+    the share of the memory that may be used."""
+    shape_of = network.config
     device = torch.device(loaded.device)
     shape = KVCacheShape(
         num_layers=shape_of.num_layers,
@@ -116,7 +120,19 @@ def _make_cache(
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
-        budget = free_device_bytes(device, config.kv_cache_fraction)
+        budget = free_device_bytes(device, config.kv_cache_fraction) - step_bytes(
+            shape,
+            device,
+            lambda cache: Runner(network, shape_of, cache, backend),
+            partial(
+                largest_batch,
+                config.max_batch_tokens,
+                config.max_sequences,
+                shape_of.context_length,
+                config.block_size,
+                encodes=isinstance(network, EncoderDecoder),
+            ),
+        )
     else:
         budget = CPU_KV_CACHE_BYTES
     loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget), config.block_size
