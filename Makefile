@@ -1,5 +1,5 @@
-# make install | serve | test | lint | bench | bench-costs | bench-peers | chaos | chart | image | rolling; each makes
-# the virtual environment when it is missing or out of date.
+# make install | serve | test | lint | bench | bench-costs | bench-gpu | bench-peers | chaos | chart | image | rolling;
+# each makes the virtual environment when it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
-.PHONY: install serve test lint bench bench-costs bench-peers chaos chart chart-tools chart-files image rolling
+.PHONY: install serve test lint bench bench-costs bench-gpu bench-peers chaos chart chart-tools chart-files image rolling
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -57,6 +57,10 @@ bench-costs: $(INSTALLED)
 # make bench-peers ARGS="--shapes smollm2-135m --precisions bf16 --peers llama.cpp,vLLM --streams 1,16 --rounds 1")
 bench-peers: $(INSTALLED)
 	$(BIN)/python -m tests.peers.run --write $(ARGS)
+
+# What the engine makes of a GPU, against what the same GPU copies and multiplies: make bench-gpu ARGS="--quantization fp8"
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m service.bench.gpu --write $(ARGS)
 
 # Everything that is true of the Dockerfile, the chart, its alerts and dashboards without a cluster.
 chart: $(INSTALLED) chart-tools

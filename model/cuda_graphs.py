@@ -136,6 +136,7 @@ class DecodeGraphs:
             self._network(ids, positions, attend)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Of this thread alone: the loader's may allocate memory for another checkpoint meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             hidden = self._network(ids, positions, attend)
         return _Captured(graph, buffers, hidden)
