@@ -176,7 +176,7 @@ def single_stream(bench: Bench, shape: str, network: Decoder) -> Line:
 
 
 def prefill(bench: Bench, shape: str, network: Decoder) -> Line:
-    """Whole prompts, against the products of their layers and of attention (logits are computed of last tokens only)."""
+    """Whole prompts, against the products of their layers and of attention (logits are of last tokens only)."""
     sizes = bench.sizes
     config = network.config
     lane = bench.lane(network)
