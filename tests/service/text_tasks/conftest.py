@@ -1,122 +1,20 @@
 """The worker's lanes in this process, over the tiny checkpoints of `tests/reference`, behind the application."""
 
-import itertools
 import json
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from lane_engine import LaneEngine
 from tiny_checkpoints import make
 
 from service.app import create_app
-from service.engine.assembly import load_model
-from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
-from service.engine.lanes import Lane
-from service.engine.loading import load_lane
-from service.engine.models import LoadedModel, ModelDirectory
-from service.engine.protocol import Encode, EncodeResult, Generate, TokenOutput, WorkerConfig
-from service.errors import GenerationFailed
-from service.model_source import ModelSource
+from service.engine.models import LoadedModel
 from service.settings import Settings
 
 RECORDED = Path(__file__).parents[2] / "reference" / "pipelines.json"
-
-
-class Stream:
-    """What `GenerationStream` is to the tasks; asking for more makes the lane's steps."""
-
-    def __init__(self, engine: "LaneEngine", lane: Lane, flight: GenerateFlight) -> None:
-        self.timings: Flight = flight
-        self.outputs: deque[TokenOutput] = deque()
-        self.ended = False
-        self._engine, self._lane, self._number = engine, lane, flight.number
-
-    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
-        while not self.ended:
-            while not self.outputs:
-                self._engine.step(self._lane)
-            output = self.outputs.popleft()
-            if output.error is not None:
-                raise GenerationFailed(output.error)
-            self.ended = output.finish_reason is not None
-            yield output
-
-    def cancel(self, outcome: str = "cancelled") -> None:
-        if not self.ended:
-            self.ended = True
-            self._lane.cancel(self._number)
-            self._engine.cancelled.append(outcome)
-
-
-class LaneEngine:
-    """The engine by what tasks and application ask of it; keeps what was asked of the lanes."""
-
-    alive = True
-
-    def __init__(self) -> None:
-        self.state = "ready"
-        self.models = ModelDirectory()
-        self.encoded: list[EncodeRequest] = []
-        self.generated: list[GenerateRequest] = []
-        self.cancelled: list[str] = []
-        self._lanes: dict[str, Lane] = {}
-        self._streams: dict[int, Stream] = {}
-        self._numbers = itertools.count(1)
-
-    def load(self, folder: Path, name: str | None = None, **settings: Any) -> LoadedModel:
-        source = ModelSource(name=name or folder.name, location=str(folder), version="1")
-        chosen = Settings(dtype="float32", kv_cache_memory=8 << 20, **settings)
-        model = load_model(source, chosen)
-        model.state = "ready"
-        self._lanes[model.key] = load_lane(
-            model.spec, WorkerConfig(models=[], block_size=4), lambda done, total: None, lambda: None
-        )
-        self.models[model.name] = model
-        return model
-
-    def resolve(self, name: str | None, task: str) -> LoadedModel:
-        return self.models.resolve(name, task)
-
-    async def encode(self, request: EncodeRequest) -> list[EncodeResult]:
-        self.encoded.append(request)
-        flight = EncodeFlight(request=request, results=[None] * len(request.inputs), **self._common(request))
-        lane, message = self._lanes[request.model], flight.message()
-        assert isinstance(message, Encode)
-        lane.submit(message, time.monotonic())
-        while any(result is None for result in flight.results):
-            for result in lane.step(time.monotonic()).encoded:
-                flight.deliver(result)
-        return [result for result in flight.results if result is not None]
-
-    def generate(self, request: GenerateRequest) -> Stream:
-        self.generated.append(request)
-        flight = GenerateFlight(request=request, **self._common(request))
-        lane, message = self._lanes[request.model], flight.message()
-        assert isinstance(message, Generate)
-        stream = self._streams[flight.number] = Stream(self, lane, flight)
-        lane.submit(message, time.monotonic())
-        return stream
-
-    def step(self, lane: Lane) -> None:
-        for output in lane.step(time.monotonic()).tokens:
-            self._streams[output.request_id].outputs.append(output)
-
-    def _common(self, request: GenerateRequest | EncodeRequest) -> dict[str, Any]:
-        model = self.models.by_key(request.model)
-        return {
-            "number": next(self._numbers), "model": model, "task": request.task, "client": "", "priority": 0,
-            "cost_tokens": 0, "num_prompt_tokens": 0, "accepted": time.monotonic(), "deadline": request.deadline,
-        }  # fmt: skip
-
-    async def start(self) -> None: ...
-
-    async def drain(self, timeout_seconds: float) -> None: ...
-
-    async def stop(self) -> None: ...
 
 
 @pytest.fixture
