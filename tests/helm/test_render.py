@@ -81,3 +81,25 @@ def test_every_kind_is_rendered_by_some_file(chart: Any) -> None:
     kinds = {found["kind"] for path in (chart.folder / "ci").iterdir() for found in chart.ci(path.name)}
     core = {"Deployment", "Service", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim", "Pod", "Ingress"}
     assert kinds == core | CUSTOM_KINDS | {"HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"}
+
+
+HUB = {"models": [{"name": "a", "hub": {"repository": "b/c"}}], "auth": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        (HUB | {"modelCache": {"persistent": True}}, True),
+        (HUB | {"modelCache": {"persistent": True, "accessModes": ["ReadWriteMany"]}}, False),
+        (HUB | {"modelCache": {"persistent": True}, "strategy": {"maxSurge": 0, "maxUnavailable": 1}}, False),
+        (HUB, False),
+    ],
+)
+def test_notes_warn_of_a_claim_that_a_second_node_cannot_have(
+    chart: Any, helm4: Any, values: dict[str, Any], warned: bool
+) -> None:
+    with helm4.Chart.load(chart.folder) as loaded:
+        made = loaded.render(values, name=chart.release, namespace=chart.namespace)
+    (notes,) = (text for path, text in made.items() if path.endswith("NOTES.txt"))
+    assert "No keys are asked for" in notes
+    assert ("The models' claim is ReadWriteOnce: pods on another node" in notes) == warned
