@@ -43,6 +43,7 @@ from service.tasks.answering import (
     write_answer,
 )
 from service.tasks.instructing import Commission, Spent, Writer, side_by_side
+from service.tasks.serial_text import SerialText
 from service.tasks.span_answers import SpanOptions
 
 router = APIRouter(prefix="/v1", tags=["answers"])
@@ -136,8 +137,8 @@ async def _stream(
         raise UnsupportedParameter("samples are counted when all have come: they are not streamed", param="samples")
     commission = commissions[0]
     prompt = await answer_prompt(commission, questions[0], truncate=body.truncate)
-    generation = writer.start(commission.model, prompt)
-    return await stream_text(request, commission.model, generation, {"object": "answer.chunk", "method": "generative"})
+    text = SerialText(writer, commission.model, [prompt])
+    return await stream_text(request, commission.model, text, {"object": "answer.chunk", "method": "generative"})
 
 
 async def _outcome(

@@ -52,15 +52,8 @@ async def create_embeddings(request: Request, body: EmbeddingsBody) -> Response:
     options = encode_options(request, body, "embed")
     work = embed(engine, model, texts, options, prompt=prompt, dimensions=body.dimensions)
     encoded = await until_gone(request, work)
-    # OpenAI's shape has no place for one item's error: the first fault is the request's.
-    for index, text in enumerate(encoded):
-        if text.error is not None:
-            text.error.param = "input" if isinstance(body.input, str) else f"input.{index}"
-            raise text.error
-    data = [
-        {"object": "embedding", "index": index, "embedding": _vector(text, body.encoding_format)}
-        for index, text in enumerate(encoded)
-    ]
+    raise_if_all_failed(encoded, param="input", single=isinstance(body.input, str))
+    data = [_item(index, text, body.encoding_format) for index, text in enumerate(encoded)]
     return envelope(request, model, data, usage_of(encoded))
 
 
@@ -73,6 +66,14 @@ def _texts(body: EmbeddingsBody) -> list[str]:
             param="input",
         )
     return [text for text in given if isinstance(text, str)]
+
+
+def _item(index: int, text: EncodedText, form: str) -> dict[str, Any]:
+    """A text that failed has no vector and says why; OpenAI's clients give it as None and the others as they are."""
+    item: dict[str, Any] = {"object": "embedding", "index": index}
+    if text.error is not None:
+        return item | {"embedding": None, "error": error_item(text.error)}
+    return item | {"embedding": _vector(text, form)}
 
 
 def _vector(text: EncodedText, form: str) -> Any:

@@ -20,7 +20,7 @@ from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
 from service.api.translate import TranslateBody, create_translation
-from service.errors import InvalidRequest, ServiceError
+from service.errors import GenerationFailed, InvalidRequest, ServiceError
 from service.http.envelope import validation_error
 from service.tasks.confidence import activated, best_first
 
@@ -193,7 +193,8 @@ async def _answered(work: Any) -> Any:
     found = msgspec.json.decode(response.body)
     for entry in found["data"]:
         if "error" in entry:
-            raise InvalidRequest(entry["error"]["message"], param=f"inputs.{entry['index']}")
+            kind = GenerationFailed if entry["error"]["type"] == ServiceError.type else InvalidRequest
+            raise kind(entry["error"]["message"], param=f"inputs.{entry['index']}")
     return found
 
 

@@ -83,9 +83,8 @@ async def _stream(request: Request, body: SummarizeBody, summarizer: Summarizer,
     if commission.is_sequence_to_sequence and body.style != "paragraph":
         refuse(body, ("style",), "is for whole summaries: this checkpoint's own are in paragraphs")
     prompt, summary = await until_gone(request, summarizer.begin(text, truncate=body.truncate))
-    generation = summarizer.start(prompt)
     head = {"object": "summary.chunk", "method": "abstractive", "pieces": summary.num_pieces}
-    return await stream_text(request, commission.model, generation, head, before=summary.spent)
+    return await stream_text(request, commission.model, summarizer.start(prompt), head, before=summary.spent)
 
 
 def _answer(

@@ -124,8 +124,8 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     note(request, way.model, {"prompt_tokens": num_tokens})
     response = json_response(answers[0] if single else answers)
     num_characters = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
-    started = found.scored[0].started
-    _add_timings(response, way.model, began, num_tokens=num_tokens, num_characters=num_characters, started=started)
+    times = (began, found.scored[0].tokenized, found.scored[0].started)
+    _add_timings(response, way.model, times, num_tokens=num_tokens, num_characters=num_characters)
     return response
 
 
@@ -297,27 +297,26 @@ def _answer(
     usage = usage_of(encoded)
     note(request, model, usage)
     response = json_response(answer)
-    started = next((text.started for text in encoded if text.started is not None), None)
+    read = next((text for text in encoded if text.started is not None), encoded[0])
     num_characters = sum(len(text) for text in texts)
-    _add_timings(
-        response, model, began, num_tokens=usage["prompt_tokens"], num_characters=num_characters, started=started
-    )
+    times = (began, read.tokenized, read.started)
+    _add_timings(response, model, times, num_tokens=usage["prompt_tokens"], num_characters=num_characters)
     return response
 
 
 def _add_timings(
     response: Response,
     model: LoadedModel,
-    began: float,
+    times: tuple[float, float | None, float | None],
     *,
     num_tokens: int,
     num_characters: int,
-    started: float | None = None,
 ) -> None:
-    """That server's headers, in whole milliseconds: what is before the first step is queue, what is after inference."""
+    """That server's headers, in whole milliseconds. `times`: the request's begin, its ids, its first step."""
     now = time.monotonic()
-    first = now if started is None else started
-    total, queue = round((now - began) * 1000), round((first - began) * 1000)
+    began, tokenized, started = times[0], times[1] or now, times[2] or now
+    tokenization, total = round((tokenized - began) * 1000), round((now - began) * 1000)
+    queue = round((started - began) * 1000) - tokenization
     device = model.loaded.device.partition(":")[0] if model.loaded is not None else "cpu"
     values = {
         "x-compute-type": device,
@@ -325,8 +324,9 @@ def _add_timings(
         "x-compute-characters": num_characters,
         "x-compute-tokens": num_tokens,
         "x-total-time": total,
+        "x-tokenization-time": tokenization,
         "x-queue-time": queue,
-        "x-inference-time": total - queue,
+        "x-inference-time": total - queue - tokenization,
     }
     for name, value in values.items():
         response.headers[name] = str(value)

@@ -28,7 +28,8 @@ from service.api.writing import (
     writing_options,
 )
 from service.errors import ServiceError
-from service.tasks.instructing import Commission, Spent, Writer, Written, side_by_side
+from service.tasks.instructing import Commission, Spent, Writer, side_by_side
+from service.tasks.long_translations import Translated, Translator
 from service.tasks.translation import TASK, TranslationEngine, choose
 
 router = APIRouter(prefix="/v1", tags=["translation"])
@@ -37,7 +38,11 @@ Language = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class TranslateBody(WritingBody):
-    """Languages are BCP-47 tags or the checkpoint's own codes; what a checkpoint has only one of can be left out."""
+    """Languages are BCP-47 tags or the checkpoint's own codes; what a checkpoint has only one of can be left out.
+
+    What is longer than the context is translated piece by piece, and `max_tokens` is then each piece's; with `truncate`
+    only what fits is read.
+    """
 
     input: Texts
     source: Language | None = None
@@ -53,29 +58,29 @@ async def create_translation(request: Request, body: TranslateBody) -> Response:
         model=chosen.model, assignment=chosen.assignment, choices=choices_of(body, sampled_top_k=body.top_k)
     )
     writer = Writer(engine, writing_options(request, body, TASK))
+    translator = Translator(writer, commission, chosen.target)
     languages = {"source": chosen.source, "target": chosen.target}
     if body.stream:
-        prompt = await commission.prompt(one_alone(body.input), truncate=body.truncate)
-        generation = writer.start(chosen.model, prompt)
-        return await stream_text(request, chosen.model, generation, {"object": "translation.chunk", **languages})
+        pieces = await until_gone(request, translator.cut(one_alone(body.input), truncate=body.truncate))
+        head = {"object": "translation.chunk", **languages, "pieces": len(pieces.prompts)}
+        return await stream_text(request, chosen.model, translator.start(pieces), head)
     texts = [body.input] if isinstance(body.input, str) else body.input
-    works = [partial(_outcome, writer, commission, text, body.truncate) for text in texts]
+    works = [partial(_outcome, translator, text, body.truncate) for text in texts]
     outcomes = await until_gone(request, side_by_side(works))
     raise_if_all_failed(outcomes, param="input", single=isinstance(body.input, str))
     data = [_item(index, outcome) for index, outcome in enumerate(outcomes)]
-    spent = Spent.total(outcome.spent for outcome in outcomes if isinstance(outcome, Written))
+    spent = Spent.total(outcome.spent for outcome in outcomes if isinstance(outcome, Translated))
     return envelope(request, chosen.model, data, usage_of(spent), **languages)
 
 
-async def _outcome(writer: Writer, commission: Commission, text: str, truncate: bool) -> Written | ServiceError:
-    async def translated() -> Written:
-        return await writer.write(commission.model, await commission.prompt(text, truncate=truncate))
-
-    return await settled(translated())
+async def _outcome(translator: Translator, text: str, truncate: bool) -> Translated | ServiceError:
+    return await settled(translator.translate(text, truncate=truncate))
 
 
-def _item(index: int, outcome: Written | ServiceError) -> dict[str, Any]:
+def _item(index: int, outcome: Translated | ServiceError) -> dict[str, Any]:
     if isinstance(outcome, ServiceError):
         return fault_item(index, outcome)
-    item = {"index": index, "translation": outcome.texts[0], "finish_reason": outcome.finish_reasons[0]}
+    item = {"index": index, "translation": outcome.text, "finish_reason": outcome.finish_reason}
+    if outcome.num_pieces > 1:
+        item["pieces"] = outcome.num_pieces
     return item | truncation(outcome.spent)

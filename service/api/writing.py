@@ -21,9 +21,10 @@ from service.api.schemas_openai import INT32, INT64, Count
 from service.api.state import request_record
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, ServiceError, UnsupportedParameter
-from service.tasks.generation import Delta, Generation, RequestOptions
+from service.tasks.generation import Delta, RequestOptions
 from service.tasks.instructing import Spent
 from service.tasks.sampling import SEED_MASK
+from service.tasks.serial_text import SerialText
 
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ def truncation(spent: Spent) -> dict[str, Any]:
 async def stream_text(
     request: Request,
     model: LoadedModel,
-    generation: Generation,
+    text: SerialText,
     head: Mapping[str, Any],
     *,
     before: Spent | None = None,
@@ -150,21 +151,20 @@ async def stream_text(
     """
     record = request_record(request)
     record.model, record.version, record.stream = model.name, model.version, True
-    deltas = aiter(generation)
+    deltas = aiter(text)
     try:
         first = await until_gone(request, _next(deltas))
     except BaseException:
-        generation.close()
+        text.close()
         raise
 
     def usage() -> dict[str, int]:
-        parts = [before or Spent(), Spent.by(generation.usage, generation.prompts[0])]
-        found = usage_of(Spent.total(parts))
+        found = usage_of(Spent.total([before or Spent(), text.spent]))
         note(request, model, found)
         return found
 
     common = {**head, "model": model.name, "model_version": model.version}
-    return EventStream(_events(first, deltas, common, usage, generation), on_close=generation.close)
+    return EventStream(_events(first, deltas, common, usage, text), on_close=text.close)
 
 
 async def _next(deltas: AsyncIterator[Delta]) -> Delta:
@@ -178,7 +178,7 @@ async def _events(
     deltas: AsyncGenerator[Delta, None],
     common: Mapping[str, Any],
     usage: Callable[[], dict[str, int]],
-    generation: Generation,
+    text: SerialText,
 ) -> AsyncGenerator[bytes, None]:
     try:
         yield _event(common, first, usage)
@@ -186,7 +186,7 @@ async def _events(
             yield _event(common, delta, usage)
         yield DONE
     finally:
-        generation.close()
+        text.close()
         await deltas.aclose()
 
 

@@ -189,6 +189,7 @@ def _scored(text: EncodedText) -> Scored:
         num_tokens=text.num_tokens,
         num_truncated=text.num_truncated,
         kept_tokens=text.num_tokens,
+        tokenized=text.tokenized,
         started=text.started,
         error=text.error,
     )

@@ -27,6 +27,7 @@ class Scored:
     num_truncated: int = 0
     kept_tokens: int = 0
     """Where it was cut: the tokens that the network read."""
+    tokenized: float | None = None
     started: float | None = None
     """When its request's first step began, in `time.monotonic()` seconds."""
     error: ServiceError | None = None

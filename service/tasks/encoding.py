@@ -5,6 +5,7 @@ there is much to do. Knows neither HTTP nor what the network answers. Runs in th
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -49,6 +50,8 @@ class EncodedText:
     input: EncodeInput
     num_truncated: int = 0
     values: NDArray[np.float32] | None = None
+    tokenized: float | None = None
+    """When its ids were there, in `time.monotonic()` seconds."""
     started: float | None = None
     """When its request's first step began, in `time.monotonic()` seconds."""
     error: ServiceError | None = None
@@ -81,8 +84,13 @@ async def tokenize(
     """
     limit = max_input_tokens(model) if max_tokens is None else min(max_tokens, max_input_tokens(model))
     if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
-        return await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt, limit)
-    return _tokenize(model, texts, truncate, side, prompt, limit)
+        encoded = await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt, limit)
+    else:
+        encoded = _tokenize(model, texts, truncate, side, prompt, limit)
+    now = time.monotonic()
+    for text in encoded:
+        text.tokenized = now
+    return encoded
 
 
 def _tokenize(

@@ -16,7 +16,7 @@ from service.errors import ContextLengthExceeded, InvalidRequest, ServiceError
 from service.tasks.embeddings import prompt_of
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, max_input_tokens, run_texts, tokenize
 from service.tasks.instructing import Spent
-from service.tasks.map_reduce import cut_text
+from service.tasks.pieces import cut_text
 from service.tasks.sentences import Span, split_sentences
 from service.tasks.summary_shape import Sentence, Shape, Summary, joined
 

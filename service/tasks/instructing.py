@@ -62,11 +62,14 @@ class Spent:
 
     @classmethod
     def total(cls, parts: "Iterable[Spent]") -> "Spent":
-        total, names = cls(), cls.__dataclass_fields__
+        total = cls()
         for part in parts:
-            for name in names:
-                setattr(total, name, getattr(total, name) + getattr(part, name))
+            total.add(part)
         return total
+
+    def add(self, part: "Spent") -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
 
     @classmethod
     def by(cls, usage: Usage, prompt: Prompt) -> "Spent":
@@ -75,6 +78,15 @@ class Spent:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             truncated_tokens=prompt.num_truncated,
+        )
+
+    def as_piece(self) -> "Spent":
+        """The same as a part of a long text's."""
+        return replace(
+            self,
+            map_calls=1,
+            map_prompt_tokens=self.prompt_tokens,
+            map_completion_tokens=self.completion_tokens,
         )
 
 
@@ -264,7 +276,7 @@ class Writer:
         return Written(texts=texts, finish_reasons=found.finish_reasons, spent=Spent.by(found.usage, prompt))
 
     def start(self, model: LoadedModel, prompt: Prompt) -> Generation:
-        """One text under way, to be closed by the caller."""
+        """One prompt's text under way, to be closed by the caller."""
         return start_generation(self.engine, model, [prompt], self.options)
 
 

@@ -126,4 +126,5 @@ async def _prompt_ids(model: LoadedModel, text: str, labels: LabelSet) -> list[i
     question = f"Which of these labels fits the text best? {', '.join(labels.labels)}. Answer with the label alone."
     blank = labels.template.replace(PLACE, "___")
     messages = [{"role": "user", "content": f"{question}\n\nText: {text}\n\n{blank}"}]
-    return await chat_prompt(model, Conversation(messages=messages))
+    # The grammar lets nothing but a label through: what thinks first must be told not to.
+    return await chat_prompt(model, Conversation(messages=messages, template_variables={"enable_thinking": False}))

@@ -4,7 +4,6 @@ A text longer than the context is summarized piece by piece, and then the pieces
 own sentences is in `extractive_summaries`. Knows neither HTTP nor torch. Runs in the API process.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,15 +13,16 @@ from model.description import CheckpointDescription
 from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import ContextLengthExceeded, ModelNotFound, TaskNotSupported
 from service.tasks.encoding import EncodeEngine
-from service.tasks.generation import Generation, GenerationEngine, Prompt
+from service.tasks.generation import GenerationEngine, Prompt
 from service.tasks.instructing import TEXT, Assignment, Commission, Spent, Writer, side_by_side
-from service.tasks.map_reduce import cut_text, map_reduce
+from service.tasks.map_reduce import map_reduce
+from service.tasks.pieces import fitting_pieces
+from service.tasks.serial_text import SerialText
 from service.tasks.summary_shape import Shape, Style, Summary, shaped
 
 Method = Literal["abstractive", "extractive"]
 
 TASK = "summarize"
-MAX_PIECES = 1024
 SHAPES: Mapping[Style, str] = {
     "paragraph": "in one paragraph",
     "bullets": 'as a list in which each point is a line that begins with "- "',
@@ -121,27 +121,12 @@ class Summarizer:
         summary.num_pieces = digest.num_pieces
         return await self._commission.prompt(digest.text), summary
 
-    def start(self, prompt: Prompt) -> Generation:
+    def start(self, prompt: Prompt) -> SerialText:
         """The summary under way, to be closed by the caller."""
-        return self._writer.start(self._commission.model, prompt)
+        return SerialText(self._writer, self._commission.model, [prompt])
 
     async def _cut(self, room: int, text: str) -> list[str]:
-        """Pieces that fit: those of a text have at times some tokens more than the text has in their place."""
-        tokenizer, commission = self._commission.model.tokenizer, self._commission
-        limit = room
-        while limit > 0:
-            pieces = await asyncio.to_thread(cut_text, tokenizer, text, limit)
-            if len(pieces) > MAX_PIECES:
-                message = f"the text is more than {MAX_PIECES:,} times as long as what {commission.model.name} reads"
-                raise ContextLengthExceeded(message, param="input")
-            try:
-                for piece in pieces:
-                    await commission.prompt(piece)
-            except ContextLengthExceeded:
-                limit = limit * 3 // 4
-                continue
-            return pieces
-        raise ContextLengthExceeded(f"the text cannot be cut for {commission.model.name}", param="input")
+        return [text[span.start : span.end] for span in await fitting_pieces(self._commission, text, room)]
 
     async def _shorten(self, spent: Spent, room: int, pieces: Sequence[str]) -> list[str]:
         """Each piece's summary, of a third of the room at most, so that three of them are one piece again."""
@@ -156,13 +141,7 @@ class Summarizer:
 
         async def shorten(piece: str) -> str:
             written = await self._writer.write(model, await commission.prompt(piece))
-            tokens = written.spent
-            spent.map_calls += 1
-            spent.map_prompt_tokens += tokens.prompt_tokens
-            spent.map_completion_tokens += tokens.completion_tokens
-            spent.prompt_tokens += tokens.prompt_tokens
-            spent.completion_tokens += tokens.completion_tokens
-            spent.cached_tokens += tokens.cached_tokens
+            spent.add(written.spent.as_piece())
             return written.texts[0].strip()
 
         return await side_by_side([partial(shorten, piece) for piece in pieces])

@@ -173,14 +173,55 @@ async def test_languages_are_named_to_an_instructed_checkpoint(client: httpx.Asy
     assert "from English into French (as in CA)" in prompt_text(engine, engine.requests[0])
 
 
-async def test_a_text_that_does_not_fit_is_refused_or_cut_and_said_to_be(
+async def test_a_text_that_does_not_fit_is_translated_in_pieces_or_cut_and_said_to_be(
     client: httpx.AsyncClient, engine: Any
 ) -> None:
-    response = await client.post("/v1/translate", json={"input": LONG, "target": "de"})
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
-    answer = await post(client, "/v1/translate", input=[LONG, "short"], target="de", truncate=True)
-    assert [item.get("truncated", False) for item in answer["data"]] == [True, False]
+    engine.reply = lambda request: f" <{len(engine.streams)}> "
+    text = " ".join(SENTENCES[:60]) + "\n\n" + " ".join(SENTENCES[60:])
+    answer = await post(client, "/v1/translate", input=text, target="de")
+    prompts = [prompt_text(engine, request) for request in engine.requests]
+    assert [sum(prompt.count(sentence) for prompt in prompts) for sentence in SENTENCES] == [1] * len(SENTENCES)
+    item = answer["data"][0]
+    assert item["pieces"] == len(prompts) > 3
+    assert item["translation"].split() == [f"<{number}>" for number in range(len(prompts))]
+    at_break = [prompt for prompt in prompts if "\n\n" + SENTENCES[60] in prompt]
+    assert ("\n\n" in item["translation"]) is not bool(at_break)
+    cut = await post(client, "/v1/translate", input=[text, "short"], target="de", truncate=True)
+    assert [item.get("truncated", False) for item in cut["data"]] == [True, False]
+
+
+async def test_a_text_that_fits_is_still_divided_where_its_translation_would_not(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
+    """A reply has a quarter of the context at most; a text of a third of it would be translated to its middle."""
+    engine.reply = "ok"
+    text = " ".join(SENTENCES[:14])
+    assert 2048 / 4 < len(text) < 2048 / 3
+    answer = await post(client, "/v1/translate", input=text, target="de")
+    assert answer["data"][0]["pieces"] == 2
+    own = await post(client, "/v1/translate", input=text, target="de", max_tokens=512)
+    assert "pieces" not in own["data"][0]
+
+
+async def test_between_pieces_stands_what_the_language_puts_there(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = "x"
+    for target, joint in (("de", " "), ("zh-Hant", ""), ("jpn_Jpan", "")):
+        answer = await post(client, "/v1/translate", input=LONG, target=target)
+        item = answer["data"][0]
+        assert item["translation"] == joint.join("x" * item["pieces"])
+
+
+async def test_a_translation_in_pieces_streams_as_it_is_whole(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = lambda request: f"<{len(engine.streams)}>"
+    whole = await post(client, "/v1/translate", input=LONG, target="de")
+    engine.streams.clear()
+    response = await client.post("/v1/translate", json={"input": LONG, "target": "de", "stream": True})
+    *chunks, last, done = events(response.text)
+    assert done == "[DONE]"
+    assert "".join(chunk["delta"] for chunk in [*chunks, last]) == whole["data"][0]["translation"]
+    assert [chunk["finish_reason"] for chunk in chunks] == [None] * len(chunks)
+    assert (last["finish_reason"], last["usage"]) == ("stop", whole["usage"])
+    assert last["pieces"] == whole["data"][0]["pieces"]
 
 
 async def test_translations_stream(client: httpx.AsyncClient, engine: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from service.tasks.voting import normalized, vote
 
 STORIES = Path(__file__).parents[4] / "shared/data/stories260K-hf"
+CHAT = Path(__file__).parents[3] / "checkpoints/slimpajama-tiny-lm"
 LABELS = ["happy", "sad", "very sad"]
 
 
@@ -36,11 +37,13 @@ def test_exact_answers_stay_apart() -> None:
     assert vote(["C", "C++", "C++"], same=str).votes == {"C++": 2, "C": 1}
 
 
-@pytest.fixture
-def ask(engine: Any, client: httpx.AsyncClient) -> Callable[..., Any]:
-    if not STORIES.is_dir():
-        pytest.skip("the stories260K checkpoint is not in ../shared/data")
-    engine.load(STORIES, "stories")
+@pytest.fixture(params=[STORIES, CHAT], ids=["plain", "chat"])
+def ask(engine: Any, client: httpx.AsyncClient, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """A checkpoint without a chat template, and one that is asked through its own."""
+    if not request.param.is_dir():
+        pytest.skip(f"{request.param.name} is not here")
+    model = engine.load(request.param)
+    assert (model.chat_template is not None) is (request.param == CHAT)
 
     async def post(**body: Any) -> dict[str, Any]:
         whole = {"input": "Lily was crying.", "labels": LABELS, "samples": 8, "seed": 3} | body
@@ -83,3 +86,15 @@ async def test_samples_of_a_text_share_its_prompt(ask: Callable[..., Any], engin
     assert len({tuple(request.prompt_ids) for request in engine.generated}) == 1
     assert len({request.sampling.seed for request in engine.generated}) == 4
     assert answer["usage"]["prompt_tokens"] == len(engine.generated[0].prompt_ids)
+
+
+async def test_the_question_is_put_in_the_checkpoints_own_template(ask: Callable[..., Any], engine: Any) -> None:
+    await ask(samples=2)
+    [model] = engine.models.values()
+    prompt = model.tokenizer.decode(engine.generated[0].prompt_ids, skip_special_tokens=False)
+    if model.chat_template is None:
+        assert prompt.endswith("Lily was crying.\nThis example is")
+    else:
+        assert prompt.startswith("<|im_start|>user\n")
+        assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert all(label in prompt for label in LABELS)

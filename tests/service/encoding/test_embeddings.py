@@ -106,13 +106,13 @@ async def test_token_ids_are_refused_with_advice(make_embedder: Any, refused: An
     assert "check_embedding_ctx_length=False" in error["message"]
 
 
-async def test_too_long_a_text_is_refused_and_named(make_embedder: Any, refused: Any) -> None:
+async def test_too_long_a_text_is_refused_with_the_numbers(make_embedder: Any, refused: Any) -> None:
     make_embedder()
-    error = await refused("/v1/embeddings", input=["a cat", LONG])
-    assert (error["param"], error["code"]) == ("input.1", "context_length_exceeded")
+    error = await refused("/v1/embeddings", input=LONG)
+    assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
     assert "122" in error["message"]
     assert "64" in error["message"]
-    assert (await refused("/v1/embeddings", input=LONG))["param"] == "input"
+    assert (await refused("/v1/embeddings", input=[LONG, LONG]))["param"] == "input.0"
 
 
 async def test_truncation_is_as_asked_for_and_is_reported(make_embedder: Any, post: Any) -> None:
@@ -122,16 +122,28 @@ async def test_truncation_is_as_asked_for_and_is_reported(make_embedder: Any, po
     assert_allclose(answer["data"][1]["embedding"], reference.encode(LONG), atol=1e-5)
 
 
-async def test_one_text_that_fails_in_the_network_fails_the_request(
-    make_embedder: Any, engine: Any, client: httpx.AsyncClient
-) -> None:
-    """OpenAI's shape has no place for an error of one text."""
+@pytest.mark.parametrize("form", ["float", "base64"])
+async def test_a_text_that_fails_fails_alone(make_embedder: Any, engine: Any, post: Any, form: str) -> None:
+    """Be it too long, or poison to the network: a batch of 2,048 is not lost for one of them."""
     make_embedder()
     engine.poison = set(engine.models["embedder"].tokenizer.encode("poison", add_special_tokens=False))
-    response = await client.post("/v1/embeddings", json={"input": ["a cat", "poison"]})
+    alone = await post("/v1/embeddings", input=[TEXTS[0], TEXTS[1]], encoding_format=form)
+    answer = await post("/v1/embeddings", input=[TEXTS[0], LONG, "poison", TEXTS[1]], encoding_format=form)
+    first, long, poisoned, second = answer["data"]
+    assert [first["embedding"], second["embedding"]] == [entry["embedding"] for entry in alone["data"]]
+    assert long["embedding"] is poisoned["embedding"] is None
+    assert (long["error"]["code"], poisoned["error"]["code"]) == ("context_length_exceeded", "generation_failed")
+    assert [entry["index"] for entry in answer["data"]] == [0, 1, 2, 3]
+
+
+async def test_a_lone_text_that_fails_in_the_network_fails_the_request(
+    make_embedder: Any, engine: Any, client: httpx.AsyncClient
+) -> None:
+    make_embedder()
+    engine.poison = set(engine.models["embedder"].tokenizer.encode("poison", add_special_tokens=False))
+    response = await client.post("/v1/embeddings", json={"input": "poison"})
     assert response.status_code == 500
-    error = response.json()["error"]
-    assert (error["code"], error["param"]) == ("generation_failed", "input.1")
+    assert response.json()["error"]["code"] == "generation_failed"
 
 
 async def test_a_checkpoint_that_gives_no_vectors_says_what_it_does(
@@ -151,5 +163,8 @@ async def test_the_openai_client_reads_the_vectors(make_embedder: Any, app: Any)
     async with httpx.AsyncClient(transport=transport) as http:
         client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http)
         answer = await client.embeddings.create(model="embedder", input=TEXTS, dimensions=16, user="me")
+        partly = await client.embeddings.create(model="embedder", input=["a cat", LONG])
     theirs = reference.encode(TEXTS, truncate_dim=16, normalize_embeddings=True)
     assert_allclose([entry.embedding for entry in answer.data], theirs, atol=1e-5)
+    assert partly.data[0].embedding
+    assert partly.data[1].embedding is None

@@ -23,10 +23,22 @@ from service.metrics import Metrics
 
 DATA = Path(__file__).parents[4] / "shared/data"
 STORIES = DATA / "stories260K-hf"
+ENCODER = Path(__file__).parents[3] / "checkpoints/slimpajama-tiny-encoder"
 FAULTY_WORKER = Path(__file__).parent / "faults/faulty_worker.py"
-KEY = "stories@1"
+KEY, ENCODER_KEY = "stories@1", "encoder@1"
 
 MakeEngine = Callable[..., Awaitable[EngineClient]]
+
+
+def load_encoder() -> LoadedModel:
+    return LoadedModel(
+        name="encoder",
+        version="1",
+        spec=ModelSpec(key=ENCODER_KEY, folder=str(ENCODER), dtype="float32"),
+        description=describe(ENCODER),
+        tokenizer=Tokenizer.load(ENCODER),
+        chat_template=None,
+    )
 
 
 def load_stories(*, kv_cache_bytes: int = 8 << 20, dtype: Literal["float32", "bfloat16"] = "float32") -> ModelDirectory:
@@ -49,15 +61,24 @@ async def make_engine() -> AsyncIterator[MakeEngine]:
     engines: list[EngineClient] = []
 
     async def make(
-        *, limits: dict[str, Any] | None = None, faulty: bool = False, queue: QueueLimits | None = None, **config: Any
+        *,
+        limits: dict[str, Any] | None = None,
+        faulty: bool = False,
+        queue: QueueLimits | None = None,
+        encoder: bool = False,
+        **config: Any,
     ) -> EngineClient:
-        kv_cache_bytes = config.pop("kv_cache_bytes", 8 << 20)
-        dtype = config.pop("dtype", "float32")
+        """`encoder`: with the shipped encoder beside the language model."""
+        directory = load_stories(
+            kv_cache_bytes=config.pop("kv_cache_bytes", 8 << 20), dtype=config.pop("dtype", "float32")
+        )
+        if encoder:
+            directory["encoder"] = load_encoder()
         settings = {"step_timeout_seconds": 20.0} | (limits or {})
         if faulty:
             settings["command"] = (sys.executable, str(FAULTY_WORKER))
         engine = EngineClient(
-            lambda: load_stories(kv_cache_bytes=kv_cache_bytes, dtype=dtype),
+            lambda: directory,
             WorkerConfig(models=[], num_threads=1, **config),
             SupervisorLimits(**settings),
             accounting=Accounting(Metrics(), queue or QueueLimits(1000, 10_000_000), time.monotonic()),
@@ -82,10 +103,12 @@ def reference_cases() -> list[dict[str, Any]]:
 
 
 def submit(
-    engine: EngineClient, prompt_ids: list[int], *, deadline: float | None = None, **sampling: Any
+    engine: EngineClient, prompt_ids: list[int], *, deadline: float | None = None, client: str = "", **sampling: Any
 ) -> GenerationStream:
     params = SamplingParams(**({"max_tokens": 60} | sampling))
-    return engine.generate(GenerateRequest(model=KEY, prompt_ids=prompt_ids, sampling=params, deadline=deadline))
+    return engine.generate(
+        GenerateRequest(model=KEY, prompt_ids=prompt_ids, sampling=params, deadline=deadline, client=client)
+    )
 
 
 async def read_ids(stream: GenerationStream) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from lane_engine import LaneEngine
 from tiny_checkpoints import make
 
@@ -39,8 +40,12 @@ def load(engine: LaneEngine, checkpoint: Callable[[str], Path]) -> Load:
 
 
 @pytest.fixture
-async def client(engine: LaneEngine) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(), engine)  # type: ignore[arg-type]
+def app(engine: LaneEngine) -> FastAPI:
+    return create_app(Settings(), engine)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client

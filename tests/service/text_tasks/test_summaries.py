@@ -11,7 +11,7 @@ import pytest
 
 from service.engine.models import LoadedModel
 from service.tasks.extractive_summaries import most_telling
-from service.tasks.map_reduce import cut_text
+from service.tasks.pieces import cut_text
 from service.tasks.sentences import split_sentences
 from service.tasks.summary_shape import Shape, shaped
 

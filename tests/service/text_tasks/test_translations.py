@@ -80,11 +80,48 @@ async def test_a_list_has_an_item_for_each_text_and_their_tokens_together(
 ) -> None:
     load("nllb")
     texts = ["The king.", "word " * 400, "The queen."]
-    answer = await post("/v1/translate", input=texts, source="en", target="fr", max_tokens=4, num_beams=1)
+    body = {"source": "en", "target": "fr", "max_tokens": 4, "min_tokens": 1, "num_beams": 1}
+    answer = await post("/v1/translate", input=texts, **body)
     assert [("translation" in item, item["index"]) for item in answer["data"]] == [(True, 0), (False, 1), (True, 2)]
     assert answer["data"][1]["error"]["code"] == "context_length_exceeded"
     assert answer["usage"]["prompt_tokens"] == sum(len(request.encoder_ids) + 1 for request in engine.generated)
     assert answer["usage"]["completion_tokens"] == 8
+
+
+SENTENCES = [f"The king of city {letter} lost a war in {1800 + n}." for n, letter in enumerate("abcdefghij" * 8)]
+
+
+def words_of(text: str) -> str:
+    """The tiny vocabulary has no full stop behind a number."""
+    return "".join(text.lower().replace(".", " ").split())
+
+
+async def test_a_text_past_the_context_is_translated_whole_in_pieces_and_every_token_counted(
+    load: Callable[..., LoadedModel], post: Callable[..., Any], engine: Any
+) -> None:
+    """It was refused; others cut it."""
+    model = load("nllb")
+    text = " ".join(SENTENCES[:60]) + "\n\n" + " ".join(SENTENCES[60:])
+    answer = await post("/v1/translate", input=text, source="en", target="fr", max_tokens=6)
+    pieces = [model.tokenizer.decode(request.encoder_ids) for request in engine.generated]
+    assert words_of(" ".join(pieces)) == words_of(text)
+    assert all(len(request.encoder_ids) <= model.description.context_length for request in engine.generated)
+    assert all(any(words_of(sentence) in words_of(piece) for piece in pieces) for sentence in SENTENCES)
+    item, usage = answer["data"][0], answer["usage"]
+    assert item["pieces"] == usage["map_calls"] == len(pieces) > 2
+    assert item["finish_reason"] == "length"
+    assert usage["prompt_tokens"] == usage["map_prompt_tokens"]
+    assert usage["prompt_tokens"] == sum(len(request.encoder_ids) + 1 for request in engine.generated)
+    assert usage["completion_tokens"] == usage["map_completion_tokens"] == 6 * len(pieces)
+
+
+async def test_pieces_leave_room_for_translations_that_are_longer_than_their_texts(
+    load: Callable[..., LoadedModel], post: Callable[..., Any], engine: Any
+) -> None:
+    """This checkpoint writes 29 tokens at most: pieces of 300 would all break off."""
+    load("nllb")
+    await post("/v1/translate", input=" ".join(SENTENCES), source="en", target="fr")
+    assert max(len(request.encoder_ids) for request in engine.generated) <= 29 / 1.5 + 4
 
 
 async def test_what_is_cut_is_said_to_be(

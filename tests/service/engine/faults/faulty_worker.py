@@ -3,15 +3,17 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from model.batch import Batch, Row, RowOutput, StepOutput
+from model.encoder_runner import EncodeItem, EncoderRunner, Result
 from model.runner import Runner
 from service.engine import worker
 
 CRASH, HANG, RAISE, NOT_A_NUMBER, CRASH_LATE = 200, 201, 202, 203, 204
 """Ids of bytes that no prompt of these tests holds."""
 
-_run = Runner.run
+_run, _encode = Runner.run, EncoderRunner.run
 
 
 def _has(row: Row, token_id: int) -> bool:
@@ -33,6 +35,22 @@ def faulty_run(self: Runner, batch: Batch) -> StepOutput:
     return output
 
 
+def faulty_encode(self: EncoderRunner, items: Sequence[EncodeItem]) -> list[Result]:
+    for item in items:
+        if CRASH in item.ids:
+            os._exit(3)
+        if HANG in item.ids:
+            time.sleep(600)
+        if RAISE in item.ids:
+            raise MemoryError("no room for this one")
+    results = _encode(self, items)
+    return [
+        "the output is not finite" if NOT_A_NUMBER in item.ids else result
+        for item, result in zip(items, results, strict=True)
+    ]
+
+
 if __name__ == "__main__":
     Runner.run = faulty_run  # type: ignore[method-assign]
+    EncoderRunner.run = faulty_encode  # type: ignore[assignment,method-assign]
     sys.exit(worker.main())
