@@ -52,8 +52,13 @@ RUN pip install --no-deps --no-build-isolation --target /opt/application . \
     && python -m model.ops.build \
     && python -c "from model.ops.files import LIBRARY; assert LIBRARY.stat().st_size"
 
-# Without what only building needs: headers, torch's own tests, the installer.
+# Without what only building needs: headers, torch's own tests, the installer. On GPUs Triton compiles a C module for the
+# host when it launches its first kernel: with no compiler in the image, that is done here.
 FROM dependencies AS runtime
+ARG TORCH_VARIANT=cpu
+COPY docker/prebuilt_cc.py /opt/slimpajama/bin/prebuilt-cc
+RUN if [ "${TORCH_VARIANT}" = cu13 ]; then python /opt/slimpajama/bin/prebuilt-cc --build; \
+    else rm /opt/slimpajama/bin/prebuilt-cc; fi
 # hadolint ignore=DL3003
 RUN site_packages="$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" \
     && cd "${site_packages}" \
@@ -83,6 +88,7 @@ ENV PATH=/opt/application/bin:/opt/slimpajama/bin:$PATH \
     HF_HOME=/tmp/cache/huggingface \
     TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor \
     TRITON_CACHE_DIR=/tmp/cache/triton \
+    CC=/opt/slimpajama/bin/prebuilt-cc \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 ARG TORCH_VARIANT=cpu
