@@ -51,9 +51,9 @@ make_base() {
     ! "${podman[@]}" image exists "$base" || return 0
     command -v debootstrap >/dev/null || fail "there is no debootstrap: apt-get install debootstrap"
     local root="$scratch/root"
-    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >"$scratch/log" 2>&1 ||
+    debootstrap --variant=minbase --include=python3,python3-venv,python3-dev,ca-certificates bookworm "$root" >"$scratch/log" 2>&1 ||
         { tail "$scratch/log"; fail "debootstrap"; }
-    # As slim images have it: neither packages nor documentation.
+    # As in the slim images of Python: its headers, but neither packages nor documentation.
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,info,locale}/*
     tar -C "$root" -c . | "${podman[@]}" import --quiet - "$base" >/dev/null
     rm -rf "$root"
