@@ -3,7 +3,6 @@
 import torch
 
 from model.attention.cpu import CpuAttention
-from model.attention.cuda import CudaAttention
 from model.attention.interface import AttentionBackend
 from model.attention.reference import ReferenceAttention
 
@@ -13,5 +12,8 @@ def backend_for(device: torch.device, *, deterministic: bool = False) -> Attenti
     if device.type == "cpu":
         return CpuAttention(deterministic=deterministic)
     if device.type == "cuda":
+        # Not above: its kernels' compilers take two seconds to import, which a worker on CPUs can do without.
+        from model.attention.cuda import CudaAttention
+
         return CudaAttention(deterministic=deterministic)
     return ReferenceAttention()

@@ -38,7 +38,7 @@ def converted(shape: str, form: str, cache: Path) -> Path:
     source, target = checkpoint(shape, cache), cache / "converted" / f"{shape}-{form}"
     kind, _, precision = form.partition("-")
     if kind == "gguf":
-        target = target.with_suffix(".gguf") if not target.name.endswith(".gguf") else target
+        target = target.with_name(target.name + ".gguf")
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

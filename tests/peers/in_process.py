@@ -20,8 +20,10 @@ def load(folder: str, backend: str, precision: str) -> SentenceTransformer:
     if backend == "torch":
         types = {"fp32": torch.float32, "bf16": torch.bfloat16}
         return SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": types[precision]})
-    if precision == "fp32":
-        return SentenceTransformer(folder, device="cpu", backend=backend)
+    if precision != "int8":
+        computed = {"ov_config": {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}}
+        more = computed if backend == "openvino" else {}
+        return SentenceTransformer(folder, device="cpu", backend=backend, model_kwargs=more)
     name = _quantize(folder, backend)
     return SentenceTransformer(folder, device="cpu", backend=backend, model_kwargs={"file_name": name})
 

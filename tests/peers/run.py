@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv/peers", help="environments, checkpoints, builds")
     parser.add_argument("--results", type=Path, default=ROOT / "bench-results/peers.jsonl")
-    parser.add_argument("--under", type=shlex.split, default=[], help='held while a round is measured, as "flock FILE"')
+    parser.add_argument("--under", type=shlex.split, default=[], help='held while rounds are measured, as "flock FILE"')
     parser.add_argument("--report", action="store_true", help="measure nothing: tables of the results there are")
     parser.add_argument("--write", action="store_true", help="write README.md, docs/peers.md, docs/peers.png, .json")
     return parser
@@ -81,8 +81,8 @@ def _compare(shape: str, precision: str, options: argparse.Namespace) -> None:
         cells = embedding_cells(shape, clients=options.clients, seconds=options.seconds)
     servers = _start_all(peers, shape, precision, options)
     try:
-        for number in range(options.rounds):
-            with _held(options.under):
+        with _held(options.under):
+            for number in range(options.rounds):
                 order = servers[number % len(servers) :] + servers[: number % len(servers)]
                 _round(order, cells, number, options)
     finally:

@@ -88,7 +88,7 @@ def _llama(place: Place, *more: str) -> list[str]:
 def _vllm(place: Place, *more: str) -> list[str]:
     folder = place.converted("w8a8").removesuffix("-int8") if place.precision == "int8" else place.checkpoint
     types = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
-    sizes = ["--max-model-len", str(max(place.context, 512)), "--max-num-seqs", str(max(place.slots, 64))]
+    sizes = ["--max-num-seqs", str(max(place.slots, 64))]
     command = [
         place.python("vllm"),
         "-m",
@@ -116,7 +116,19 @@ def _vllm_environment(place: Place) -> dict[str, str]:
 
 
 def _transformers(place: Place) -> list[str]:
-    options = ["--continuous-batching", "--device", "cpu", "--dtype", "bfloat16", "--port", str(place.port)]
+    options = [
+        "--continuous-batching",
+        "--cb-num-blocks",
+        "1024",
+        "--cb-max-batch-tokens",
+        "512",
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+        "--port",
+        str(place.port),
+    ]
     script = str(Path(place.python("transformers")).parent / "transformers")
     return [place.python("transformers"), script, "serve", place.checkpoint, *options]
 
@@ -151,7 +163,12 @@ def _in_process(backend: str) -> Callable[[Place], list[str]]:
 GENERATORS = (
     Peer(name=OURS, precisions=("bf16", "int8"), command=_ours, health="/readyz"),
     Peer(name="llama.cpp", precisions=("bf16", "int8"), command=_llama, fields={"cache_prompt": False}),
-    Peer(name="vLLM", precisions=("bf16", "int8"), command=_vllm, environment=_vllm_environment),
+    Peer(
+        name="vLLM",
+        precisions=("bf16", "int8"),
+        command=lambda place: _vllm(place, "--max-model-len", str(max(place.context, 512))),
+        environment=_vllm_environment,
+    ),
     Peer(name="OpenVINO GenAI", precisions=("bf16", "int8"), command=_openvino),
     Peer(
         name="transformers serve",
@@ -178,10 +195,10 @@ EMBEDDERS = (
         command=lambda place: _vllm(place, "--runner", "pooling"),
         environment=_vllm_environment,
     ),
-    Peer(name="infinity", precisions=("fp32", "bf16"), command=_infinity, health="/v1/health"),
+    Peer(name="infinity", precisions=("fp32", "bf16"), command=_infinity, health="/health"),
     Peer(name="in process: torch", precisions=("fp32", "bf16"), command=_in_process("torch"), piped=True),
     Peer(name="in process: ONNX", precisions=("fp32", "int8"), command=_in_process("onnx"), piped=True),
-    Peer(name="in process: OpenVINO", precisions=("fp32", "int8"), command=_in_process("openvino"), piped=True),
+    Peer(name="in process: OpenVINO", precisions=("fp32", "bf16", "int8"), command=_in_process("openvino"), piped=True),
 )
 
 
@@ -213,7 +230,7 @@ class Running:
         self.process.wait()
 
 
-def start(peer: Peer, place: Place, *, log: Path, patience_seconds: float = 420.0) -> Running:
+def start(peer: Peer, place: Place, *, log: Path, patience_seconds: float = 900.0) -> Running:
     """A ready server. Raises `Unavailable` with what it said last if it does not come up."""
     threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = {**os.environ, **threads, **peer.environment(place)}
@@ -229,11 +246,16 @@ def start(peer: Peer, place: Place, *, log: Path, patience_seconds: float = 420.
     while not _is_ready(running):
         if process.poll() is not None or time.perf_counter() - began > patience_seconds:
             running.end()
-            last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-            raise Unavailable(f"does not start: {''.join(last)[-250:]}")
+            raise Unavailable(f"does not start: {_last_error(log)}")
         time.sleep(0.1)
     running.start_seconds = time.perf_counter() - began
     return running
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line] or lines
+    return "".join(told[-1:])[-250:]
 
 
 def _is_ready(running: Running) -> bool:
