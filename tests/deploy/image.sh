@@ -95,7 +95,7 @@ check_contents() {
             ! python -c "import $module" 2>/dev/null || { echo "$module can be imported"; exit 1; }
         done
         for folder in /etc/pip.conf /build /root/.cache; do [ ! -e "$folder" ] || { echo "left: $folder"; exit 1; }; done
-        python -c "import service.otel; from model.ops.files import LIBRARY; assert LIBRARY.stat().st_size"' || fail "contents"
+        python -c "import service.otel, torch; from model.ops.files import LIBRARY; assert LIBRARY.stat().st_size"' || fail "contents"
     [ "$("${podman[@]}" image inspect --format '{{.Config.User}}' "$IMAGE")" = 10001:10001 ] || fail "user"
     ! "${podman[@]}" image inspect --format '{{.Config.Env}}' "$IMAGE" | grep -iE 'token|secret|password' || fail "env"
     seen "contents" "no setuid file, no compiler, no installer, no secret; compiled operators; user 10001:10001"
