@@ -25,6 +25,7 @@ from model.encoder import Encoder
 from model.encoder_decoder import EncoderDecoder
 from model.errors import CheckpointError
 from model.layers import Device
+from model.parallel import Division
 
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in total."""
@@ -50,16 +51,27 @@ def load_network(
     progress: Progress | None = None,
     *,
     max_model_len: int | None = None,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Network:
     """The network of a checkpoint folder, its parameters filled, in `dtype` (None: as stored).
 
+    With several ranks, this rank's part of a decoder; it never holds more than one whole parameter.
     Raises: CheckpointError, naming the file and the tensor at fault.
     """
     folder = Path(folder)
     raw, _, architecture = read_architecture(folder)
     config = architecture.configure(raw, max_model_len)
     network = NETWORKS[type(config)](config, device)
-    fill(network, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
+    weights = architecture.weights(config)
+    if num_ranks == 1:
+        fill(network, folder, weights, device=device, dtype=dtype, progress=progress)
+        return network
+    if not isinstance(network, Decoder):
+        raise CheckpointError("only decoders are divided over ranks")
+    division = Division(network.config, rank, num_ranks)
+    fill(network, folder, weights, device=device, dtype=dtype, progress=progress, part=division.part)
+    division.apply(network)
     return network
 
 
@@ -71,29 +83,33 @@ def fill(
     device: Device,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    part: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
+    `part` says what is kept of a whole parameter, given its name; only that goes to the device.
     Peak memory is the network and the largest stored tensor: files are mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
     with StoredTensors(folder) as stored:
         names = _resolve(stored, weight_map)
         dtype = stored.common_dtype() if dtype is None else dtype
-        wanted = [part.name for sources in weight_map.parameters.values() for part in sources]
+        wanted = [source.name for sources in weight_map.parameters.values() for source in sources]
         total = sum(stored.tensors[name].num_bytes for name in {names[name] for name in wanted if name in names})
         done = 0
         filled: dict[tuple[str, bool, torch.Size], nn.Parameter] = {}
         for target, sources in weight_map.parameters.items():
-            tensors = [stored.tensors[names[part.name]] for part in sources if part.name in names]
+            tensors = [stored.tensors[names[source.name]] for source in sources if source.name in names]
             shape = network.get_parameter(target).shape
             # One stored tensor may stand for several parameters (`aliases`): they share its memory.
             single = tensors[0].name if len(sources) == 1 and tensors else target
             key = (single, sources[0].transposed, shape)
             if key not in filled:
-                empty = torch.zeros(shape, dtype=dtype, device=device)
+                empty = torch.zeros(shape, dtype=dtype, device=device if part is None else "cpu")
                 filled[key] = nn.Parameter(empty, requires_grad=False)
                 _fill_parameter(filled[key], tensors, sources[: len(tensors)], stored)
+                if part is not None:
+                    filled[key] = nn.Parameter(part(target, filled[key].data).to(device), requires_grad=False)
                 done += sum(tensor.num_bytes for tensor in tensors)
             _set_parameter(network, target, filled[key])
             if progress is not None:

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     overlap: Literal["auto", "on", "off"] = _setting(
         "Worker", "auto", "make the next step while the device runs this one; auto: on a GPU"
     )
+    tensor_parallel_size: int = _setting(
+        "Worker", 1, "devices (or, on CPUs, processes) that decoders are divided over", ge=1, le=64
+    )
     step_timeout: float = _setting("Worker", 60.0, "seconds a step may take before the worker counts as stuck", gt=0)
     restart_budget: int = _setting("Worker", 5, "worker restarts within restart_window before giving up", ge=0)
     restart_window: float = _setting("Worker", 600.0, "seconds over which restarts are counted", gt=0)

@@ -121,6 +121,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         prefix_caching=settings.prefix_caching,
         deterministic=settings.deterministic,
         overlap=settings.overlap,
+        num_ranks=settings.tensor_parallel_size,
         log_format=settings.log_format,
         log_level=settings.log_level,
     )

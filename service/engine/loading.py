@@ -6,6 +6,7 @@ Runs in the worker process, on its loader thread; what it returns belongs to the
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
 from model.compiled_layers import compile_layers, weight_bytes
+from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
 from model.encode_network import load_encode_network
@@ -32,9 +34,11 @@ from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
+from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.lanes import Lane
 from service.engine.protocol import Loaded, ModelSpec, WorkerConfig
+from service.engine.ranks import Ranks
 from service.engine.scheduler import Scheduler, SchedulerLimits
 from service.engine.single_pass_lane import SinglePassLane
 
@@ -44,10 +48,19 @@ CPU_KV_CACHE_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 
-def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: Callable[[], None]) -> Lane:
-    """Raises CheckpointError, naming file and tensor, if the checkpoint is not what it should be."""
+def load_lane(
+    spec: ModelSpec,
+    config: WorkerConfig,
+    progress: Progress,
+    wake: Callable[[], None],
+    ranks: Ranks | None = None,
+) -> Lane:
+    """With `ranks`, a language model that is a decoder is divided over them; anything else is whole on rank 0.
+
+    Raises CheckpointError, naming file and tensor, if the checkpoint is not what it should be.
+    """
     began = time.monotonic()
-    device = _device(config.device)
+    device = _device(config.device) if ranks is None else ranks.device
     folder = Path(spec.folder)
     description = describe(folder, spec.max_model_len)
     dtype = _dtype(spec, folder, device)
@@ -55,13 +68,12 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
     network: nn.Module
     if description.head == "language_model":
-        network = load_network(folder, device, dtype, progress, max_model_len=spec.max_model_len)
-        assert isinstance(network, Decoder | EncoderDecoder)
+        divided = ranks if description.network == "decoder" else None
+        with divided.hold(spec, loaded.dtype) if divided is not None else nullcontext():
+            num_ranks = divided.size if divided is not None else 1
+            network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
         if config.deterministic:
             _check_deterministic(network, dtype, device)
-        compile_layers(network, spec.quantization, wide=network.output)
-        fuse_layers(network)
-        pack(network)
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,
@@ -69,11 +81,11 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
             timeout_seconds=config.grammar_timeout_seconds,
             wake=wake,
         )
-        cache = _make_cache(loaded, network, backend, spec, config)
-        runner = Runner(network, network.config, cache, backend, grammars=grammars)
+        make_runner = partial(_make_runner, network, backend, grammars, divided, spec.key)
+        cache = _make_cache(loaded, network, make_runner, spec, config)
         scheduler = _make_scheduler(cache, description, config)
-        look_ahead = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
-        lane: Lane = GenerationLane(loaded, scheduler, runner, grammars, look_ahead=look_ahead)
+        look_ahead = _looks_ahead(config, device, divided)
+        lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
         network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len, packed=False)
         if spec.quantization != "none":
@@ -90,6 +102,48 @@ def load_lane(spec: ModelSpec, config: WorkerConfig, progress: Progress, wake: C
     return lane
 
 
+def load_generating(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Decoder | EncoderDecoder:
+    """A generating network, or this rank's part of it, on the fastest layers that the device has."""
+    network = load_network(
+        spec.folder, device, dtype, progress, max_model_len=spec.max_model_len, rank=rank, num_ranks=num_ranks
+    )
+    assert isinstance(network, Decoder | EncoderDecoder)
+    compile_layers(network, spec.quantization, wide=network.output)
+    fuse_layers(network)
+    pack(network)
+    return network
+
+
+def _make_runner(
+    network: Decoder | EncoderDecoder,
+    backend: AttentionBackend,
+    grammars: GrammarCompiler,
+    ranks: Ranks | None,
+    model: str,
+    cache: KVCache,
+) -> Runner:
+    if ranks is None:
+        return Runner(network, network.config, cache, backend, grammars=grammars)
+    assert isinstance(network, Decoder)
+    return DividedRunner(network, cache, backend, ranks=ranks, model=model, grammars=grammars)
+
+
+def _looks_ahead(config: WorkerConfig, device: torch.device, ranks: Ranks | None) -> bool:
+    if ranks is not None:
+        if config.overlap == "on":
+            raise ValueError("overlap is not to be had with tensor_parallel_size above 1: tokens are rank 0's alone")
+        return False
+    return config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+
+
 def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Raises CheckpointError where bitwise the same answer in any batch cannot be promised."""
     if device.type != "cpu":
@@ -103,27 +157,35 @@ def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.d
         )
 
 
+def cache_shape(config: DecoderConfig | EncoderDecoderConfig, block_size: int, dtype: torch.dtype) -> KVCacheShape:
+    return KVCacheShape(
+        num_layers=config.num_layers,
+        block_size=block_size,
+        num_kv_heads=config.num_kv_heads,
+        head_size=config.head_size,
+        dtype=dtype,
+    )
+
+
 def _make_cache(
-    loaded: Loaded, network: Decoder | EncoderDecoder, backend: AttentionBackend, spec: ModelSpec, config: WorkerConfig
+    loaded: Loaded,
+    network: Decoder | EncoderDecoder,
+    make_runner: Callable[[KVCache], Runner],
+    spec: ModelSpec,
+    config: WorkerConfig,
 ) -> KVCache:
     """A KV cache of the bytes asked for; without being told, a GiB on CPUs, and on GPUs what the largest step leaves of
     the share of the memory that may be used."""
     shape_of = network.config
     device = torch.device(loaded.device)
-    shape = KVCacheShape(
-        num_layers=shape_of.num_layers,
-        block_size=config.block_size,
-        num_kv_heads=shape_of.num_kv_heads,
-        head_size=shape_of.head_size,
-        dtype=getattr(torch, loaded.dtype),
-    )
+    shape = cache_shape(shape_of, config.block_size, getattr(torch, loaded.dtype))
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
         budget = free_device_bytes(device, config.kv_cache_fraction) - step_bytes(
             shape,
             device,
-            lambda cache: Runner(network, shape_of, cache, backend),
+            make_runner,
             partial(
                 largest_batch,
                 config.max_batch_tokens,

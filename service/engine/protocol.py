@@ -42,6 +42,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     prefix_caching: bool = True
     deterministic: bool = False
     overlap: Literal["auto", "on", "off"] = "auto"
+    num_ranks: int = 1
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
 

@@ -43,6 +43,7 @@ from service.engine.protocol import (
     Unloaded,
     WorkerConfig,
 )
+from service.engine.ranks import Ranks, num_threads
 
 log = logging.getLogger("slimpajama.worker")
 
@@ -60,6 +61,7 @@ class Worker:
         self._bound = bound
         self._wake = wake
         self._config: WorkerConfig | None = None
+        self._ranks: Ranks | None = None
         self._lanes: dict[str, Lane] = {}
         self._arrivals: queue.SimpleQueue[Lane | LoadFailed | Loading] = queue.SimpleQueue()
         self._num_loading = 0
@@ -147,7 +149,10 @@ class Worker:
     def _configure(self, config: WorkerConfig) -> None:
         self._config = config
         logs.configure(config.log_format, config.log_level)
-        if config.num_threads is not None:
+        if config.num_ranks > 1:
+            self._ranks = Ranks(config)
+            torch.set_num_threads(num_threads(config))
+        elif config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._start_loading(config.models)
 
@@ -160,7 +165,9 @@ class Worker:
         def load() -> None:
             for spec in specs:
                 try:
-                    self._arrivals.put(load_lane(spec, config, self._report_progress(spec.key), self._wake))
+                    self._arrivals.put(
+                        load_lane(spec, config, self._report_progress(spec.key), self._wake, self._ranks)
+                    )
                 except Exception as error:
                     log.exception("loading failed", extra={"model": spec.key})
                     self._arrivals.put(LoadFailed(spec.key, f"{type(error).__name__}: {error}"))
@@ -207,6 +214,8 @@ class Worker:
         if lane is not None:
             self._connection.send(lane.close())
             del lane
+            if self._ranks is not None:
+                self._ranks.drop(key)
             free_memory()
             log.info("checkpoint unloaded", extra={"model": key})
         self._connection.send(Unloaded(key))

@@ -1,0 +1,94 @@
+"""A decoder divided over ranks says what the whole one says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from model.attention.attend import PackedAttend
+from model.attention.interface import PackedLayout
+from model.attention.reference import ReferenceAttention
+from model.checkpoint import load_network
+from model.decoder import Decoder
+from model.errors import CheckpointError
+from model.parallel import Division
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+}
+RANK = Path(__file__).parent / "rank.py"
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    def make(name: str) -> Path:
+        torch.manual_seed(4)
+        model = MODELS[name]()
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if key.endswith("bias"):
+                    parameter.normal_(0, 0.5)  # a bias added twice is to be seen
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_give_the_logits_of_one(name, make_folder, tmp_path):
+    folder = make_folder(name)
+    ids = torch.arange(20) * 13 % 97
+    torch.save(ids, tmp_path / "ids.pt")
+    command = [sys.executable, str(RANK), str(folder), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(RANK.parents[3])}
+    ranks = [subprocess.Popen([*command, str(rank), "2"], env=environment) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    network = load_network(folder)
+    layout = PackedLayout(starts=torch.tensor([0, 20], dtype=torch.int32), max_len=20)
+    with torch.inference_mode():
+        expected = network.logits(network(ids, torch.arange(20), PackedAttend(layout, ReferenceAttention())))
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_ranks_parts_are_the_whole(make_folder):
+    folder = make_folder("qwen2")
+    whole = load_network(folder)
+    assert isinstance(whole, Decoder)
+    halves = [Division(whole.config, rank, 2) for rank in range(2)]
+    for name, parameter in whole.named_parameters():
+        parts = [division.part(name, parameter) for division in halves]
+        divided = any(piece.shape != parameter.shape for piece in parts)
+        numbers = torch.cat([piece.flatten() for piece in parts]) if divided else parts[0].flatten()
+        assert torch.equal(numbers.sort().values, parameter.flatten().sort().values)
+        assert divided == any(f".{key}." in name and not name.endswith(("output.bias", "down.bias")) for key in
+                              ("query_key_value", "gate_up", "attention.output", "down"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "what"), [(3, "4 query heads"), (4, "2 key/value heads")])
+def test_what_cannot_be_divided_says_so(size, what, make_folder):
+    with pytest.raises(CheckpointError, match=what):
+        load_network(make_folder("llama"), rank=0, num_ranks=size)
