@@ -82,7 +82,9 @@ def _llama(place: Place, *more: str) -> list[str]:
     sizes = ["--parallel", str(place.slots), "--ctx-size", str(place.slots * place.context)]
     threads = ["--threads", str(place.threads), "--threads-batch", str(place.threads)]
     command = [str(llama_server(place.cache)), "--model", place.converted("gguf"), "--port", str(place.port)]
-    return [*command, *sizes, *threads, *more]
+    # On processors with AMX its own repacking of 8-bit weights ends in a segmentation fault (llama-cpp-python 0.3.36).
+    has_amx = place.precision == "int8" and "amx_int8" in Path("/proc/cpuinfo").read_text()
+    return [*command, *sizes, *threads, *more, *(["--no-repack"] if has_amx else [])]
 
 
 def _vllm(place: Place, *more: str) -> list[str]:
