@@ -147,10 +147,14 @@ class Runner:
         return StepOutput(rows=outputs)
 
     def recover(self) -> None:
-        """After a step that raised: forgets what was kept between steps and gives unused memory back."""
+        """After a step that raised: forgets what was kept between steps and gives unused memory back.
+
+        Raises where the fault stays with the device (a kernel's assertion): nothing can be computed any more.
+        """
         self._sampler = Sampler(self.config.vocab_size)
         self._tokens = None
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
     def _forward(self, rows: Sequence[Row], inputs: StepInputs, errors: dict[int, str]) -> Tensor:
@@ -248,6 +252,11 @@ def reads_outputs(sampling: SamplingParams) -> bool:
         or sampling.presence_penalty != 0.0
         or sampling.frequency_penalty != 0.0
     )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a step failed for want of memory, on whichever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _replace_foreign_ids(ids: NDArray[np.int64], starts: NDArray[np.int64], vocab_size: int) -> dict[int, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from model.batch import Batch
 from model.grammar import GrammarCompiler
-from model.runner import LaunchedStep, Runner
+from model.runner import LaunchedStep, Runner, is_out_of_memory
 from service.engine.protocol import GRAMMAR_ERROR, Encode, Generate, LaneStats, Loaded, Step, TokenOutput
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import sequence_from
@@ -51,6 +51,9 @@ class GenerationLane:
         """The batch whose results the step last made took."""
         self._unstarted: set[int] = set()
         self._outbox: list[TokenOutput] = []
+        self._out_of_memory = False
+        """Whether that was why the last step that failed did."""
+        self._max_batch_tokens = scheduler.max_batch_tokens
 
     @property
     def has_work(self) -> bool:
@@ -86,6 +89,7 @@ class GenerationLane:
             delivered += self._forget_ended(self._scheduler.expire(now))
         delivered += self._take_grammars()
         batch = self._scheduler.schedule(now)
+        self._note_smaller_steps()
         launched = self._launch(batch)
         delivered += self._land()
         delivered += self._follow(batch, launched)
@@ -114,8 +118,8 @@ class GenerationLane:
             return None
         try:
             return self._runner.launch(batch)
-        except Exception:
-            self._recover(batch)
+        except Exception as error:
+            self._recover(batch, error)
             return None
 
     def _land(self) -> list[TokenOutput]:
@@ -126,8 +130,8 @@ class GenerationLane:
         self._landed = flight.batch
         try:
             output = self._runner.collect(flight.launched)
-        except Exception:
-            self._recover(flight.batch)
+        except Exception as error:
+            self._recover(flight.batch, error)
             return self._fail(flight.batch)
         return self._forget_ended(self._scheduler.update(flight.batch, output, time.monotonic()))
 
@@ -139,19 +143,31 @@ class GenerationLane:
             return self._fail(batch)
         try:
             self._runner.sample(launched)
-        except Exception:
-            self._recover(batch)
+        except Exception as error:
+            self._recover(batch, error)
             return self._fail(batch)
         self._flight = Flight(batch, launched)
         return []
 
     def _fail(self, batch: Batch) -> list[TokenOutput]:
-        return self._forget_ended(self._scheduler.fail_step(batch, "the step failed; see the worker's log"))
+        reason = "the step failed; see the worker's log"
+        if self._out_of_memory:
+            reason = "there was no memory for the step, even with this request alone"
+        return self._forget_ended(self._scheduler.fail_step(batch, reason, out_of_memory=self._out_of_memory))
 
-    def _recover(self, batch: Batch) -> None:
-        """Called where the exception is handled."""
+    def _recover(self, batch: Batch, error: Exception) -> None:
+        """Called where the exception is handled. Raises where the device cannot go on: then the process must end."""
         log.exception("step failed", extra={"model": self.loaded.model, "rows": len(batch.rows)})
+        self._out_of_memory = is_out_of_memory(error)
         self._runner.recover()
+
+    def _note_smaller_steps(self) -> None:
+        tokens = self._scheduler.max_batch_tokens
+        if tokens < self._max_batch_tokens:
+            log.warning(
+                "too little memory: steps are smaller", extra={"model": self.loaded.model, "max_tokens": tokens}
+            )
+            self._max_batch_tokens = tokens
 
     def _take_grammars(self) -> list[TokenOutput]:
         """Lets requests run whose grammar is compiled; those whose grammar is not to be had end."""

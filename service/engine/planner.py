@@ -1,19 +1,20 @@
-"""One step made: which waiting requests come in, who gives way for memory, how many tokens of whom are computed.
+"""One step made: which waiting requests come in, and who gives way for memory.
 
-A request has known tokens and computed tokens; the step spends a budget of tokens on closing the gap. Order: by
+A request has known tokens and computed tokens; the step spends a budget of tokens on closing the gap (how many of whom
+is in `rows`). Order: by
 `priority` (higher first), then by arrival. A request is admitted with all blocks of its known tokens, and when memory
 runs out the least urgent one gives its blocks back, to be computed again later. Knows nothing of results, deadlines or
 messages; time is an argument. Runs in the worker process.
 """
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 
-from model.batch import Batch, Row
 from model.block_manager import BlockManager
 from service.engine.placement import Placement
-from service.engine.sequence import Branch, Phase, Sequence
+from service.engine.rows import RowMaker, Step
+from service.engine.sequence import Phase, Sequence
 from service.engine.trials import Trials
 from service.engine.waiting import WaitingQueue
 
@@ -28,19 +29,8 @@ class SchedulerLimits:
     prefill_chunk: int | None = None
 
 
-@dataclass(slots=True)
-class Step:
-    """A step being made, and once made one whose results are awaited."""
-
-    batch: Batch = field(default_factory=lambda: Batch(rows=[]))
-    entries: list[tuple[Sequence, Branch]] = field(default_factory=list)
-    """Who each row of the batch belongs to."""
-    budget: int = 0
-    reserved: int = 0
-    """Tokens of the budget kept for running requests that have not had their turn: one for each of their rows."""
-    num_preempted: int = 0
-    filled: list[int] = field(default_factory=list)
-    """Blocks that it fills and that can be found by their content."""
+MIN_BATCH_TOKENS = 32
+"""Steps that memory is too short for are made smaller, but not smaller than this."""
 
 
 class StepPlanner:
@@ -50,8 +40,8 @@ class StepPlanner:
         self.placement = Placement(blocks)
         self.max_sequences = min(limits.max_sequences, limits.max_batch_tokens)
         self._blocks = blocks
-        self._max_batch_tokens = limits.max_batch_tokens
-        self._prefill_chunk = min(limits.prefill_chunk or limits.max_batch_tokens, limits.max_batch_tokens)
+        self.max_batch_tokens = limits.max_batch_tokens
+        self._rows = RowMaker(self.placement, limits.prefill_chunk or limits.max_batch_tokens)
         self._watermark = max(1, self.placement.capacity // 20)
         self._waiting = WaitingQueue()
         self._trials = Trials()
@@ -100,8 +90,8 @@ class StepPlanner:
     def plan(self, now: float) -> Step:
         """Makes the next step; one without rows if there is nothing to run."""
         if not self.running:
-            self._trials.close_empty()
-        self.step = Step(budget=self._max_batch_tokens, reserved=self._num_rows)
+            self._shrink(self._trials.close_empty())
+        self.step = Step(budget=self.max_batch_tokens, reserved=self._num_rows)
         self.step.filled = self.placement.begin_step()
         if not self._plan_long_source(now):
             self._plan_all(now)
@@ -109,15 +99,20 @@ class StepPlanner:
 
     # --- after a step
 
-    def suspect_running(self) -> None:
-        """The step failed: its requests, and all others that run, are tried apart from each other from now on."""
+    def suspect_running(self, too_many_tokens: int = 0) -> None:
+        """The step failed: its requests, and all others that run, are tried apart from each other from now on.
+
+        `too_many_tokens`: how many the step had, where there was no memory for it. If nobody turns out to be at fault,
+        steps are smaller from then on.
+        """
         suspects, self.running = self.running, []
         for sequence in suspects:
             self._release(sequence)
-        self._trials.begin(suspects)
+        self._trials.begin(suspects, too_many_tokens)
 
-    def requeue_running(self) -> None:
+    def convict_running(self) -> None:
         """The step failed, and it is known whose fault it was: the others are computed again."""
+        self._trials.convict()
         for sequence in self.running:
             self._release(sequence)
             self._queue.push(sequence)
@@ -132,6 +127,12 @@ class StepPlanner:
                 self.running.remove(sequence)
                 self._release(sequence)
                 self._waiting.push(sequence)
+
+    def _shrink(self, too_many_tokens: int) -> None:
+        if too_many_tokens:
+            smaller = max(too_many_tokens * 3 // 4, MIN_BATCH_TOKENS)
+            self.max_batch_tokens = min(self.max_batch_tokens, smaller)
+            self.max_sequences = min(self.max_sequences, self.max_batch_tokens)
 
     # --- who takes part
 
@@ -166,13 +167,13 @@ class StepPlanner:
         if paused_last or head is None or not head.encoder_ids or self.placement.has_source(head):
             return False
         cost = len(head.encoder_ids) + head.width
-        if cost + self._num_rows <= self._max_batch_tokens:
+        if cost + self._num_rows <= self.max_batch_tokens:
             return False
         step = self.step
         step.budget, step.reserved = max(step.budget, cost), 0
         self._paused_last = self._admit(head, 0, now)
         if not self._paused_last:
-            step.budget, step.reserved = self._max_batch_tokens, self._num_rows
+            step.budget, step.reserved = self.max_batch_tokens, self._num_rows
         return self._paused_last
 
     def _admit(self, head: Sequence, position: int, now: float) -> bool:
@@ -195,7 +196,7 @@ class StepPlanner:
             step.reserved -= self.running[-1].width
             self._preempt(self.running[-1])
         self._start(head, now)
-        self._add_rows(head, step.budget - step.reserved)
+        self._rows.add(step, head, step.budget - step.reserved)
         return True
 
     def _start(self, sequence: Sequence, now: float) -> None:
@@ -217,11 +218,11 @@ class StepPlanner:
         size = self._blocks.block_size
         # The usual case, cheaply: one token more, in a block that it has.
         if sequence.beam is None and start + 1 == branch.num_tokens and start < len(branch.block_ids) * size:
-            self._add_row(sequence, branch, 1, False)
+            self._rows.add_next(self.step, sequence, branch)
             return True
         if not self._make_room(sequence):
             return False
-        self._add_rows(sequence, self.step.budget - self.step.reserved)
+        self._rows.add(self.step, sequence, self.step.budget - self.step.reserved)
         return True
 
     def _make_room(self, sequence: Sequence) -> bool:
@@ -249,73 +250,3 @@ class StepPlanner:
         self._num_rows -= sequence.width
         self.num_waiting_tokens += sequence.num_tokens
         sequence.phase = Phase.waiting
-
-    # --- what is computed
-
-    def _add_rows(self, sequence: Sequence, available: int) -> None:
-        """Adds its rows to the batch, with at most `available` tokens, the source's included."""
-        step = self.step
-        branches = sequence.branches
-        encode = bool(sequence.encoder_ids) and not sequence.encoded
-        if encode:
-            sequence.encoded = True
-            self.placement.fill_source(sequence)
-            available -= len(sequence.encoder_ids)
-            step.budget -= len(sequence.encoder_ids)
-        share = min(self._prefill_chunk, available // len(branches))
-        # Branches sample together: none takes its last token before all can.
-        complete = max([self._gap(sequence, branch) for branch in branches]) <= share
-        for branch in branches:
-            # Looked at once more: the branch before may fill, in this step, what this one needs.
-            gap = self._gap(sequence, branch)
-            length = min(gap, share) if complete else min(gap - 1, share)
-            if length > 0:
-                self._add_row(sequence, branch, length, encode)
-                encode = False
-        assert not encode
-
-    def _gap(self, sequence: Sequence, branch: Branch) -> int:
-        """Tokens to compute, after what other rows have computed in the meantime."""
-        gap = branch.num_tokens - branch.num_computed
-        if gap > 1:
-            skipped = self.placement.catch_up(sequence, branch)
-            gap -= skipped
-            if not sequence.delivered:
-                sequence.num_cached_tokens = min(sequence.num_cached_tokens + skipped, len(sequence.prompt_ids))
-        return gap
-
-    def _add_row(self, sequence: Sequence, branch: Branch, length: int, encode: bool) -> None:
-        step = self.step
-        start = branch.num_computed
-        end = start + length
-        size = self._blocks.block_size
-        prompt_ids, output_ids = branch.prompt_ids, branch.output_ids
-        samples = end == branch.num_tokens
-        fed = branch.num_pending > 0
-        # What holds a token that nobody knows yet is told by `fill_late`.
-        if start // size < end // size and not fed:
-            self.placement.fill(branch, start, end)
-        branch.num_computed = end
-        branch.num_pending += samples
-        if fed:
-            token_ids = [0]
-        else:
-            token_ids = [output_ids[-1]] if samples and length == 1 and output_ids else branch.tokens(start, end)
-        step.batch.rows.append(
-            Row(
-                branch.row_id,
-                token_ids,
-                start,
-                branch.block_ids,
-                sequence.sampling,
-                samples,
-                output_ids,
-                prompt_ids,
-                sequence.cross_block_ids,
-                sequence.encoder_ids,
-                encode,
-                fed,
-            )
-        )
-        step.entries.append((sequence, branch))
-        step.budget -= length

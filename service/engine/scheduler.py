@@ -12,13 +12,13 @@ from model.batch import Batch, FinishReason, RowOutput, StepOutput
 from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
 from service.engine.deadlines import Deadlines
-from service.engine.planner import SchedulerLimits, Step, StepPlanner
+from service.engine.planner import SchedulerLimits, StepPlanner
 from service.engine.protocol import TokenOutput
+from service.engine.refusals import fault_of_ids, refusal
+from service.engine.rows import Step
 from service.engine.sequence import Branch, Phase, Sequence
 
 __all__ = ["Scheduler", "SchedulerLimits"]
-
-MAX_TOKEN_ID = 2**31 - 1
 
 
 class Scheduler:
@@ -67,6 +67,11 @@ class Scheduler:
         return self._blocks.usage
 
     @property
+    def max_batch_tokens(self) -> int:
+        """Tokens of a step at the most, as things stand."""
+        return self._planner.max_batch_tokens
+
+    @property
     def request_ids(self) -> list[int]:
         """Requests that are here, running or waiting."""
         return list(self._sequences)
@@ -99,13 +104,13 @@ class Scheduler:
         A request with `sampling.grammar` is not run before `grammar_ready`.
         """
         assert sequence.request_id not in self._sequences, f"request {sequence.request_id} is here already"
-        refusal = _fault_of_ids(sequence)
-        if refusal is None:
+        fault = fault_of_ids(sequence)
+        if fault is None:
             self._prepare(sequence)
-            refusal = self._refusal(sequence)
-        if refusal is not None:
+            fault = refusal(sequence, self._placement, self.max_model_len, self._planner.max_sequences)
+        if fault is not None:
             sequence.phase = Phase.finished
-            return TokenOutput(request_id=sequence.request_id, finish_reason="error", error=refusal)
+            return TokenOutput(request_id=sequence.request_id, finish_reason="error", error=fault)
         reason = self._finish_reason(sequence) or ("deadline" if _is_past(sequence.deadline, now) else None)
         if reason is not None:
             sequence.phase = Phase.finished
@@ -134,26 +139,6 @@ class Scheduler:
                 sequence.beam = BeamSearch(sampling.beam, eos_ids=sampling.stop_ids, max_tokens=sequence.max_output)
         root = self._placement.root(sequence)
         sequence.branches = [Branch(row_id, sequence.prompt_ids, sequence.output_ids, root)]
-
-    def _refusal(self, sequence: Sequence) -> str | None:
-        """Why it could not run even alone."""
-        num_prompt, max_tokens = len(sequence.prompt_ids), sequence.sampling.max_tokens
-        if num_prompt == 0:
-            return "the prompt has no tokens"
-        limit = self.max_model_len - (1 if max_tokens > 0 else 0)
-        if num_prompt > limit:
-            return f"the prompt has {num_prompt:,} tokens; the limit is {limit:,}"
-        if sequence.width > self._planner.max_sequences:
-            return f"{sequence.width} beams are asked for; the limit is {self._planner.max_sequences} rows in a step"
-        num_blocks = self._placement.max_blocks(sequence, min(num_prompt + max_tokens, self.max_model_len))
-        if num_blocks > self._placement.capacity:
-            size = self._blocks.block_size
-            return (
-                f"the request may need {num_blocks * size:,} tokens of KV cache ({len(sequence.encoder_ids):,} "
-                f"encoded, {num_prompt:,} prompt, up to {max_tokens:,} output, times {sequence.width}); "
-                f"the cache holds {self._placement.capacity * size:,}"
-            )
-        return None
 
     def grammar_ready(self, request_id: int) -> None:
         sequence = self._compiling.pop(request_id, None)
@@ -229,9 +214,10 @@ class Scheduler:
         """Whether the batch's results are still wanted: those of one made after a step that failed are not."""
         return any(step.batch is batch for step in self._in_flight)
 
-    def fail_step(self, batch: Batch, error: str) -> list[TokenOutput]:
+    def fail_step(self, batch: Batch, error: str, *, out_of_memory: bool = False) -> list[TokenOutput]:
         """The oldest step in flight raised: a request that was in it alone fails, several are tried in ever smaller
-        groups.
+        groups; if it was memory that they lacked, and none of them lacks it apart from the others, steps are smaller
+        from then on.
 
         Nothing that the step, or one made after it, should have written is relied on: all requests that run are
         computed again, with the help of what earlier steps left in the cache.
@@ -244,10 +230,10 @@ class Scheduler:
             self._placement.forget_step(step.filled)
         self._in_flight.clear()
         if len(members) > 1:
-            self._planner.suspect_running()
+            self._planner.suspect_running(batch.num_tokens if out_of_memory else 0)
             return []
         ended = [self._finish(entry, "error", error) for entry in members.values() if entry.phase is Phase.running]
-        self._planner.requeue_running()
+        self._planner.convict_running()
         return ended
 
     def _gather_prompt_logprobs(self, sequence: Sequence, start: int, found: RowOutput) -> None:
@@ -318,15 +304,6 @@ class Scheduler:
             output.prompt_logprobs = sequence.prompt_logprobs
             sequence.delivered = True
         return output
-
-
-def _fault_of_ids(sequence: Sequence) -> str | None:
-    """No vocabulary is so large; smaller faults are found where the vocabulary is known."""
-    for ids in (sequence.prompt_ids, sequence.output_ids, sequence.encoder_ids):
-        for extreme in (min(ids, default=0), max(ids, default=0)):
-            if not 0 <= extreme <= MAX_TOKEN_ID:
-                return f"token id {extreme} is not between 0 and {MAX_TOKEN_ID:,}"
-    return None
 
 
 def _is_past(deadline: float | None, now: float) -> bool:

@@ -9,6 +9,7 @@ import torch
 from model.attention.cpu import CpuAttention
 from model.batch import Batch, BeamParams, Grammar, Row, SamplingParams
 from model.grammar import GrammarCompiler
+from model.runner import is_out_of_memory
 
 PROMPT = [5, 9, 33, 7, 12, 80, 41, 6, 6, 90]
 
@@ -160,6 +161,25 @@ def test_a_raising_step_leaves_a_runner_that_runs(make_runner):
     expected = make_runner("llama").run(Batch([row(0, PROMPT)])).rows[0].token_id
     assert runner.run(Batch([row(0, PROMPT)])).rows[0].token_id == expected
     assert runner.forward_seconds > 0
+
+
+def test_a_fault_that_stays_with_the_device_is_raised_so_that_the_process_ends(make_runner, monkeypatch):
+    def stuck(device):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    runner = make_runner("llama")
+    runner.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", stuck)
+    with pytest.raises(RuntimeError, match="assert"):
+        runner.recover()
+
+
+def test_want_of_memory_is_told_from_other_faults():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("a shape is wrong"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from service.admission import QueueLimits
 from service.engine.client import EngineClient
 from service.errors import DeadlineExceeded, GenerationFailed, Overloaded, Quarantined, Unavailable, WorkerLost
 from tests.service.engine.conftest import MakeEngine, read_ids, sample, submit
-from tests.service.engine.faults.faulty_worker import CRASH, CRASH_LATE, HANG, NOT_A_NUMBER, RAISE
+from tests.service.engine.faults.faulty_worker import CRASH, CRASH_LATE, CROWDED, HANG, NOT_A_NUMBER, RAISE
 
 PROMPT = [1, 403, 407, 261, 378]
 
@@ -134,6 +134,21 @@ async def test_a_request_whose_step_fails_fails_alone_without_a_restart(
     with pytest.raises(GenerationFailed):
         await read_ids(bad)
     assert await asyncio.gather(*tasks) == [case["new_ids"] for case in reference_cases]
+    assert sample(engine, "slimpajama_worker_restarts_total") == 0
+    check_books(engine)
+
+
+async def test_a_step_too_large_for_memory_fails_nobody_and_steps_are_smaller_from_then_on(
+    make_engine: MakeEngine, reference_cases: list[dict[str, Any]]
+) -> None:
+    """Sixty requests decode together until each step fails; apart from each other all have room."""
+    engine = await make_engine(faulty=True)
+    good = [submit(engine, case["prompt_ids"], max_tokens=len(case["new_ids"])) for case in reference_cases]
+    crowd = [submit(engine, [*PROMPT, CROWDED], max_tokens=60) for _ in range(60)]
+    results = await asyncio.gather(*(read_ids(stream) for stream in [*good, *crowd]))
+    assert results[: len(good)] == [case["new_ids"] for case in reference_cases]
+    assert results[len(good) :] == [results[-1]] * 60
+    assert len(results[-1]) == 60
     assert sample(engine, "slimpajama_worker_restarts_total") == 0
     check_books(engine)
 

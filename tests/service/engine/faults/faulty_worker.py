@@ -5,22 +5,26 @@ import sys
 import time
 from collections.abc import Sequence
 
+import torch
+
 from model.batch import Batch, Row, RowOutput, StepOutput
 from model.encoder_runner import EncodeItem, EncoderRunner, Result
-from model.runner import Runner
+from model.runner import LaunchedStep, Runner
 from service.engine import worker
 
-CRASH, HANG, RAISE, NOT_A_NUMBER, CRASH_LATE = 200, 201, 202, 203, 204
+CRASH, HANG, RAISE, NOT_A_NUMBER, CRASH_LATE, CROWDED = 200, 201, 202, 203, 204, 205
 """Ids of bytes that no prompt of these tests holds."""
+ROOM = 40
+"""So many tokens of crowded requests find memory in one step."""
 
-_run, _encode = Runner.run, EncoderRunner.run
+_launch, _collect, _encode = Runner.launch, Runner.collect, EncoderRunner.run
 
 
 def _has(row: Row, token_id: int) -> bool:
     return token_id in row.prompt_ids
 
 
-def faulty_run(self: Runner, batch: Batch) -> StepOutput:
+def faulty_launch(self: Runner, batch: Batch) -> LaunchedStep:
     for row in batch.rows:
         if _has(row, CRASH) or (_has(row, CRASH_LATE) and len(row.output_ids) >= 3):
             os._exit(3)
@@ -28,8 +32,14 @@ def faulty_run(self: Runner, batch: Batch) -> StepOutput:
             time.sleep(600)
         if _has(row, RAISE):
             raise MemoryError("no room for this one")
-    output = _run(self, batch)
-    for index, row in enumerate(batch.rows):
+    if sum(len(row.token_ids) for row in batch.rows if _has(row, CROWDED)) > ROOM:
+        raise torch.OutOfMemoryError("no room for so many")
+    return _launch(self, batch)
+
+
+def faulty_collect(self: Runner, step: LaunchedStep) -> StepOutput:
+    output = _collect(self, step)
+    for index, row in enumerate(step.rows):
         if _has(row, NOT_A_NUMBER):
             output.rows[index] = RowOutput(row.sequence_id, error="the logits are not finite")
     return output
@@ -51,6 +61,6 @@ def faulty_encode(self: EncoderRunner, items: Sequence[EncodeItem]) -> list[Resu
 
 
 if __name__ == "__main__":
-    Runner.run = faulty_run  # type: ignore[method-assign]
+    Runner.launch, Runner.collect = faulty_launch, faulty_collect  # type: ignore[method-assign]
     EncoderRunner.run = faulty_encode  # type: ignore[assignment,method-assign]
     sys.exit(worker.main())

@@ -266,6 +266,8 @@ class Service:
         self.flight: tuple[Batch, StepOutput | None, Batch] | None = None
         """The step whose results are awaited, what they will be, and the batch as it was launched."""
         self.num_ahead = 0
+        self.memory_tokens: int | None = None
+        """Steps with more tokens fail for want of memory."""
 
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
@@ -313,7 +315,7 @@ class Service:
         self.check_limits(batch)
         self.check()
         try:
-            result = self.runner.run(batch, fails=fails)
+            result = self.runner.run(batch, fails=fails or self.lacks_memory(batch))
         except StepFailedError:
             result = None
         self.land(fails=landing_fails)
@@ -327,6 +329,9 @@ class Service:
         self.check()
         return batch
 
+    def lacks_memory(self, batch: Batch) -> bool:
+        return self.memory_tokens is not None and batch.num_tokens > self.memory_tokens
+
     def land(self, *, fails: bool = False) -> None:
         """Takes the results of the step in flight, if there is one."""
         flight, self.flight = self.flight, None
@@ -335,7 +340,7 @@ class Service:
         batch, result, launched = flight
         if result is None or fails:
             self.runner.spoil(launched)
-            outputs = self.scheduler.fail_step(batch, "the step failed")
+            outputs = self.scheduler.fail_step(batch, "the step failed", out_of_memory=self.memory_tokens is not None)
         else:
             outputs = self.scheduler.update(batch, result, self.now)
         for output in outputs:
