@@ -55,6 +55,10 @@ class SamplingParams:
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
     suppressed_ids: tuple[int, ...] = ()
+    allowed_ids: tuple[int, ...] = ()
+    """If there are any, no other id is sampled."""
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
+    """The last id of each is not sampled behind the others."""
     beam: BeamParams | None = None
 
     @property

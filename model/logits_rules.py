@@ -42,6 +42,8 @@ class LogitsRules:
             [(i, p.forced_eos_id) for i, p in enumerate(params) if p.forced_eos_id is not None], vocab_size
         )
         self._ngrams = [i for i, p in enumerate(params) if p.no_repeat_ngram_size > 0]
+        self._banned = [i for i, p in enumerate(params) if p.banned_sequences]
+        self._allowed = [(i, _inside(p.allowed_ids, vocab_size)) for i, p in enumerate(params) if p.allowed_ids]
         before = previous._penalties if previous is not None else None
         self._penalties: _Penalties | None = _Penalties.of(rows, before)
         self.any = bool(
@@ -51,6 +53,8 @@ class LogitsRules:
             or len(self._forced_first.rows)
             or len(self._forced_last.rows)
             or self._ngrams
+            or self._banned
+            or self._allowed
             or self._penalties is not None
         )
 
@@ -65,6 +69,14 @@ class LogitsRules:
         for i in self._ngrams:
             banned = repeated_ngram_ends(rows[i].prompt_ids + rows[i].output_ids, rows[i].sampling.no_repeat_ngram_size)
             logits[i, on_device(banned[banned < self._vocab_size], device)] = -torch.inf
+        for i in self._banned:
+            ends = _inside(sequence_ends(rows[i], rows[i].sampling.banned_sequences), self._vocab_size)
+            logits[i, on_device(ends, device)] = -torch.inf
+        for i, allowed in self._allowed:
+            index = on_device(allowed, device)
+            kept = logits[i, index]
+            logits[i] = -torch.inf
+            logits[i, index] = kept
         stops = self._early_stops
         if len(stops.rows):
             active = num_outputs[stops.rows] < self._min_tokens[stops.rows]
@@ -189,6 +201,23 @@ class _Penalties:
         if num_ids > self.ids.shape[1]:
             self.ids = np.pad(self.ids, ((0, 0), (0, more)))
             self.counts = np.pad(self.counts, ((0, 0), (0, more)))
+
+
+def _inside(ids: Sequence[int], vocab_size: int) -> Ints:
+    found = np.array(ids, np.int64)
+    return found[(found >= 0) & (found < vocab_size)]
+
+
+def sequence_ends(row: Row, sequences: Sequence[Sequence[int]]) -> list[int]:
+    """The ids that would complete one of the sequences, given the row's known ids.
+
+    Worked example: sequences (5,) and (6, 7), last known id 6: [5, 7].
+    """
+    longest = max(len(sequence) for sequence in sequences) - 1
+    known = row.output_ids[-longest:] if longest else []
+    if len(known) < longest:
+        known = row.prompt_ids[len(known) - longest :] + known
+    return [ids[-1] for ids in sequences if list(ids[:-1]) == known[len(known) - len(ids) + 1 :]]
 
 
 def repeated_ngram_ends(ids: Sequence[int], size: int) -> Ints:

@@ -248,6 +248,7 @@ def reads_outputs(sampling: SamplingParams) -> bool:
     return (
         sampling.grammar is not None
         or sampling.no_repeat_ngram_size > 0
+        or any(len(ids) > 1 for ids in sampling.banned_sequences)
         or sampling.repetition_penalty != 1.0
         or sampling.presence_penalty != 0.0
         or sampling.frequency_penalty != 0.0

@@ -162,6 +162,8 @@ def sampling_options(
         ignore_eos=body.ignore_eos,
         stop=body.stops,
         stop_token_ids=tuple(body.stop_token_ids),
+        allowed_token_ids=tuple(body.allowed_token_ids or ()),
+        bad_words=tuple(body.bad_words),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,

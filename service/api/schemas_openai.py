@@ -14,6 +14,7 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_ALLOWED = 4096
 MAX_LOGPROBS = 20
 INT32 = 2**31 - 1
 INT64 = 2**63
@@ -116,6 +117,8 @@ class GenerationBody(Strict):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = []
     stop_token_ids: list[TokenId] = Field(default=[], max_length=MAX_CHOICES)
     include_stop_str_in_output: bool = False
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED)] | None = None
+    bad_words: list[StopText] = Field(default=[], max_length=MAX_CHOICES)
     min_tokens: Count = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True

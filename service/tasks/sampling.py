@@ -38,6 +38,8 @@ class SamplingOptions:
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
@@ -92,6 +94,8 @@ def sampling_params(
         logit_bias={int(key): value for key, value in options.logit_bias.items()},
         seed=(secrets.randbits(63) if options.seed is None else options.seed) & SEED_MASK,
         min_tokens=options.min_tokens,
+        allowed_ids=options.allowed_token_ids,
+        banned_sequences=_banned(model, options.bad_words),
         stop_ids=tuple(dict.fromkeys((*eos_ids, *options.stop_token_ids))),
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
@@ -147,12 +151,27 @@ def _max_tokens(
     return asked
 
 
+def _banned(model: LoadedModel, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Each word's ids, at the beginning of a text and behind a space."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word, f" {word.lstrip()}"):
+            ids = tuple(model.tokenizer.encode(text, add_special_tokens=False))
+            if ids:
+                found[ids] = None
+    return tuple(found)
+
+
 def _check_ids(options: SamplingOptions, model: LoadedModel) -> None:
     vocab_size = model.description.vocab_size
-    try:
-        model.tokenizer.check_ids(options.stop_token_ids, vocab_size=vocab_size)
-    except TokenizerError as error:
-        raise InvalidRequest(str(error), param="stop_token_ids") from error
+    for param, ids in (
+        ("stop_token_ids", options.stop_token_ids),
+        ("allowed_token_ids", options.allowed_token_ids),
+    ):
+        try:
+            model.tokenizer.check_ids(ids, vocab_size=vocab_size)
+        except TokenizerError as error:
+            raise InvalidRequest(str(error), param=param) from error
     for key in options.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
             message = f"logit_bias: {key[:32]!r} is not a token id below {vocab_size:,}"

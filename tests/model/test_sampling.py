@@ -77,6 +77,10 @@ PROCESSORS = {
     "no repeated 3-gram": ({"no_repeat_ngram_size": 3}, lambda: hf.NoRepeatNGramLogitsProcessor(3)),
     "no repeated token": ({"no_repeat_ngram_size": 1}, lambda: hf.NoRepeatNGramLogitsProcessor(1)),
     "n-gram longer than the text": ({"no_repeat_ngram_size": 40}, lambda: hf.NoRepeatNGramLogitsProcessor(40)),
+    "banned sequences": (
+        {"banned_sequences": ((5,), (3, 9, 7), (9, 20), (20, 3), (3, 3, 9, 11))},
+        lambda: hf.NoBadWordsLogitsProcessor([[5], [3, 9, 7], [9, 20], [20, 3], [3, 3, 9, 11]], eos_token_id=[1]),
+    ),
     "forced last": ({"forced_eos_id": 7, "max_tokens": 9}, lambda: hf.ForcedEOSTokenLogitsProcessor(12, 7, "cpu")),
     "forced last, not yet": (
         {"forced_eos_id": 7, "max_tokens": 10},
@@ -101,6 +105,26 @@ def test_the_first_token_can_be_forced(make_row, logits):
     assert Sampler(V).sample(logits[:1].clone(), [make_row(temperature=1.0, forced_bos_id=11)])[0].token_id == 11
     later = make_row(output_ids=[4], forced_bos_id=11)
     torch.testing.assert_close(scores_after(later, logits[0]), logits[0].log_softmax(dim=0))
+
+
+def test_a_banned_sequence_may_begin_in_the_prompt_and_be_longer_than_the_text(make_row, logits):
+    row = make_row(
+        prompt_ids=[6, 3], output_ids=[9], banned_sequences=((3, 9, 7), (6, 3, 9, 8), (1, 6, 3, 9, 2), (9, V))
+    )
+    expected = logits[0].log_softmax(dim=0)
+    expected[[7, 8]] = -torch.inf
+    torch.testing.assert_close(scores_after(row, logits[0]), expected)
+
+
+def test_where_some_ids_are_allowed_no_other_is_sampled(make_row, logits):
+    row = make_row(allowed_ids=(4, 9, V + 3), suppressed_ids=(9,), logit_bias={20: 100.0})
+    scores = scores_after(row, logits[0])
+    assert scores.isfinite().nonzero().flatten().tolist() == [4]
+    rows = [make_row(n, temperature=2.0, seed=n, allowed_ids=(4, 9)) for n in range(2)] + [make_row(2)]
+    free = Sampler(V).sample(logits[:1].clone(), [make_row(2)])[0].token_id
+    found = [output.token_id for output in Sampler(V).sample(logits[:1].repeat(3, 1), rows)]
+    assert {*found[:2]} <= {4, 9}
+    assert found[2] == free
 
 
 def test_all_rules_together_act_in_the_order_of_transformers(make_row, logits):

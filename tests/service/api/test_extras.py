@@ -127,6 +127,31 @@ async def test_faulty_structured_outputs_are_named(client: httpx.AsyncClient, bo
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_allowed_ids_and_bad_words_reach_the_engine(client: httpx.AsyncClient, engine: Any, path: str) -> None:
+    await post(client, path, allowed_token_ids=[7, 8], bad_words=["no", " x"])
+    sampling, encode = engine.requests[0].sampling, engine.models["tiny"].tokenizer.encode
+    assert sampling.allowed_ids == (7, 8)
+    assert set(sampling.banned_sequences) == {tuple(encode(text)) for text in ("no", " no", " x")}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [264]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids.0"),
+        ({"bad_words": [""]}, "bad_words.0"),
+        ({"bad_words": "no"}, "bad_words"),
+    ],
+)
+async def test_faulty_bounds_of_the_vocabulary_are_named(
+    client: httpx.AsyncClient, body: dict[str, Any], param: str
+) -> None:
+    response = await client.post(CHAT, json={"messages": HELLO, **body})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 async def test_what_a_model_thinks_is_told_apart_from_what_it_says(client: httpx.AsyncClient, engine: Any) -> None:
     engine.reply = THOUGHT
     message = (await post(client, CHAT, model="thinker"))["choices"][0]["message"]
