@@ -123,8 +123,12 @@ app.kubernetes.io/part-of: slimpajama
 {{- $_ := set $config "tls_certificate" "/etc/slimpajama/tls/tls.crt" }}
 {{- $_ := set $config "tls_key" "/etc/slimpajama/tls/tls.key" }}
 {{- end }}
+{{- $ranks := int (dig "tensor_parallel_size" (ternary $values.accelerator.count 1 (eq $values.accelerator.type "nvidia")) $values.settings) }}
+{{- if gt $ranks 1 }}
+{{- $_ := set $config "tensor_parallel_size" $ranks }}
+{{- end }}
 {{- if include "slimpajama.cpus" . }}
-{{- $_ := set $config "worker_threads" (include "slimpajama.cpus" . | int) }}
+{{- $_ := set $config "worker_threads" (max 1 (div (include "slimpajama.cpus" . | int) $ranks)) }}
 {{- end }}
 {{- range $key, $value := $values.settings }}
 {{- if and (kindIs "float64" $value) (eq (float64 (int64 $value)) $value) }}

@@ -73,6 +73,12 @@ tests/helm/test_refusals.py. */ -}}
 {{- if and $values.networkPolicy.enabled (dig "otlp_endpoint" "" $values.settings) (empty $values.networkPolicy.egress) }}
 {{- fail "settings.otlp_endpoint with networkPolicy.enabled: let traces out to the collector by a rule of networkPolicy.egress" }}
 {{- end }}
+{{- if and (eq $values.accelerator.type "nvidia") (gt (int (dig "tensor_parallel_size" 1 $values.settings)) (int $values.accelerator.count)) }}
+{{- fail (printf "settings.tensor_parallel_size is %d with %d GPUs: raise accelerator.count, and leave the setting out: it follows" (int $values.settings.tensor_parallel_size) (int $values.accelerator.count)) }}
+{{- end }}
+{{- if and (eq $values.accelerator.type "nvidia") (contains "/mig-" $values.accelerator.resourceName) (gt (int $values.accelerator.count) 1) }}
+{{- fail "accelerator.count above 1 with slices of a GPU (MIG): a process can use one slice only; raise replicaCount instead" }}
+{{- end }}
 {{- if and (eq $values.accelerator.type "none") $values.accelerator.runtimeClassName }}
 {{- fail "accelerator.runtimeClassName without accelerator.type=nvidia: no GPU is requested" }}
 {{- end }}

@@ -57,6 +57,14 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
         OPEN | {"networkPolicy": {"enabled": True}, "settings": {"otlp_endpoint": "http://collector:4318"}},
         "a rule of networkPolicy.egress",
     ),
+    "more ranks than GPUs": (
+        OPEN | {"accelerator": {"type": "nvidia", "count": 2}, "settings": {"tensor_parallel_size": 4}},
+        "settings.tensor_parallel_size is 4 with 2 GPUs",
+    ),
+    "several slices of a GPU": (
+        OPEN | {"accelerator": {"type": "nvidia", "count": 2, "resourceName": "nvidia.com/mig-3g.40gb"}},
+        "raise replicaCount instead",
+    ),
     "runtime class without GPU": (OPEN | {"accelerator": {"runtimeClassName": "nvidia"}}, "no GPU is requested"),
     "GPUs among the resources": (
         OPEN | {"resources": {"limits": {"nvidia.com/gpu": 1}}},

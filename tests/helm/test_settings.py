@@ -81,6 +81,29 @@ def test_threads_follow_the_cpus(chart: Any, tmp_path: Path, cpus: object, threa
     assert loaded(chart, chart.render(values), tmp_path).worker_threads == threads
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "given", "size"),
+    [
+        ({"type": "nvidia", "count": 4}, {}, 4),
+        ({"type": "nvidia", "count": 4}, {"tensor_parallel_size": 1}, 1),
+        ({"type": "nvidia", "count": 1}, {}, 1),
+        ({"type": "none", "count": 4}, {}, 1),
+    ],
+)
+def test_decoders_are_divided_over_the_gpus_of_a_replica(
+    chart: Any, tmp_path: Path, accelerator: dict[str, Any], given: dict[str, Any], size: int
+) -> None:
+    values = {"auth": {"enabled": False}, "accelerator": accelerator, "settings": given}
+    assert loaded(chart, chart.render(values), tmp_path).tensor_parallel_size == size
+
+
+def test_ranks_share_the_cpus(chart: Any, tmp_path: Path) -> None:
+    """The setting counts threads of each rank."""
+    cpus = {"resources": {kind: {"cpu": 6} for kind in ("requests", "limits")}}
+    values = {"auth": {"enabled": False}, "settings": {"tensor_parallel_size": 2}} | cpus
+    assert loaded(chart, chart.render(values), tmp_path).worker_threads == 3
+
+
 def test_sources_become_folders_that_are_mounted(chart: Any) -> None:
     for name in ("pvc-values.yaml", "image-volume-values.yaml", "gpu-hub-values.yaml", "everything-values.yaml"):
         objects = chart.ci(name)
