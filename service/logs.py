@@ -123,7 +123,9 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
+    """What a caller gave; libraries that make records of their own (Ray does) keep private notes on them."""
+    given = {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
+    fields = {name: value for name, value in given.items() if not name.startswith("_")}
     request_id = request_id_context.get()
     return {"request_id": request_id, **fields} if request_id else fields
 

@@ -71,6 +71,14 @@ def test_json_line_holds_the_traceback(make_line):
     assert "ValueError: broken" in parsed["exception"]
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_private_notes_of_a_library_stay_out_of_the_line(make_line, formatter):
+    """Ray stamps every record of a process that imports it."""
+    line = make_line(formatter, model="tiny", _ray_timestamp_ns=17)
+    assert "tiny" in line
+    assert "_ray_timestamp_ns" not in line
+
+
 def test_lines_within_a_request_carry_its_id(make_line):
     token = request_id_context.set("req-7")
     try:
