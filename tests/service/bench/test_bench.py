@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,14 @@ async def test_embeddings_of_any_server_are_measured_for_a_time(tmp_path: Path) 
     data = tmp_path / "figures.json"
     work = ["--endpoint", "embeddings", "--path", "/embeddings", "--items", "3", "--encoding-format", "base64"]
     load = ["--concurrency", "2", "--seconds", "0.2", "--warm-up", "0", "--json", str(data)]
+    began = time.perf_counter()
     assert await asyncio.to_thread(main, ["--url", url, *work, *load]) == 0
+    assert time.perf_counter() - began >= 0.2
     server.close()
     await server.wait_closed()
     (run,) = json.loads(data.read_text())["runs"]
     assert run["items_per_second"] == pytest.approx(3 * run["requests_per_second"])
     assert run["prompt_tokens_per_second"] == pytest.approx(5 * run["requests_per_second"])
-    assert 0.2 <= run["seconds"] < 60
 
 
 @pytest.mark.parametrize(
