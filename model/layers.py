@@ -7,6 +7,7 @@ Legend: T tokens, E hidden size, H heads, D head size, R rotated dimensions of a
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
@@ -67,12 +68,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), weight.shape, weight, self.epsilon).to(x.dtype)
 
 
-class AddingNorm(nn.Module):
+class AddingNorm(nn.Module, ABC):
     """A norm whose kernel takes the sum that comes before it along."""
 
+    @abstractmethod
     def add(self, hidden: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """hidden + delta, and that normed."""
-        raise NotImplementedError
 
 
 class LayerNorm(nn.Module):

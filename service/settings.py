@@ -159,6 +159,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate and tls_key go together: one of them is missing")
         if self.no_auth and self.api_keys_file is not None:
             raise ValueError("no_auth and api_keys_file contradict each other: drop one")
+        if self.overlap == "on" and self.tensor_parallel_size > 1:
+            raise ValueError("overlap is not to be had with tensor_parallel_size above 1: leave it at auto")
         seen: set[tuple[str, str | None]] = set()
         for source in self.model:
             if (source.name, source.version) in seen:

@@ -21,7 +21,7 @@ log = logging.getLogger("slimpajama.worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
+class StepInFlight:
     """A step whose results are awaited."""
 
     batch: Batch
@@ -46,7 +46,7 @@ class GenerationLane:
         self._runner = runner
         self._grammars = grammars
         self._look_ahead = look_ahead
-        self._flight: Flight | None = None
+        self._flight: StepInFlight | None = None
         self._landed: Batch | None = None
         """The batch whose results the step last made took."""
         self._unstarted: set[int] = set()
@@ -146,7 +146,7 @@ class GenerationLane:
         except Exception as error:
             self._recover(batch, error)
             return self._fail(batch)
-        self._flight = Flight(batch, launched)
+        self._flight = StepInFlight(batch, launched)
         return []
 
     def _fail(self, batch: Batch) -> list[TokenOutput]:

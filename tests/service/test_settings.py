@@ -133,6 +133,12 @@ def test_tls_needs_certificate_and_key(tmp_path):
         load_settings({"tls_certificate": str(file)})
 
 
+def test_ranks_cannot_overlap():
+    with pytest.raises(SettingsError, match="overlap"):
+        load_settings({"overlap": "on", "tensor_parallel_size": 2})
+    assert load_settings({"overlap": "auto", "tensor_parallel_size": 2}).tensor_parallel_size == 2
+
+
 def test_no_auth_contradicts_a_key_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("a:12345678")

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
+from fastapi import FastAPI
 
 from model.calibration import read_calibration
 from model.description import fingerprint
@@ -21,25 +20,9 @@ from service.tasks.confidence import softmax
 LABELS = ["a", "b", "c"]
 
 
-class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-
 @pytest.fixture
-async def url(engine: Any) -> AsyncIterator[str]:
-    app = create_app(Settings(), engine)
-    server = Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1))
-    task = asyncio.create_task(server.serve())
-    await server.listening.wait()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await task
+def app(engine: Any) -> FastAPI:
+    return create_app(Settings(), engine)
 
 
 @pytest.fixture
@@ -63,14 +46,14 @@ async def examples(client: httpx.AsyncClient, temperature: float) -> str:
 
 
 async def test_the_temperature_of_the_data_is_found_and_served(
-    overconfident: Path, engine: Any, client: httpx.AsyncClient, url: str, tmp_path: Path,
+    overconfident: Path, engine: Any, client: httpx.AsyncClient, base_url: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     engine.load(overconfident, "before")
     version = fingerprint(overconfident)
     data = tmp_path / "data.jsonl"
     data.write_text(await examples(client, 5.0))
-    arguments = ["--url", url, "--data", str(data), "--folder", str(overconfident)]
+    arguments = ["--url", base_url, "--data", str(data), "--folder", str(overconfident)]
     assert await asyncio.to_thread(main, arguments) == 0
     assert "temperature" in capsys.readouterr().out
     calibration = read_calibration(overconfident, version)
@@ -97,14 +80,14 @@ async def test_the_temperature_of_the_data_is_found_and_served(
     ],
 )
 async def test_data_that_cannot_be_used_is_said_so(
-    content: str | None, advice: str, overconfident: Path, engine: Any, url: str, tmp_path: Path,
+    content: str | None, advice: str, overconfident: Path, engine: Any, base_url: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     engine.load(overconfident)
     data = tmp_path / "data.jsonl"
     if content is not None:
         data.write_text(content)
-    arguments = ["--url", url, "--data", str(data), "--folder", str(overconfident)]
+    arguments = ["--url", base_url, "--data", str(data), "--folder", str(overconfident)]
     assert await asyncio.to_thread(main, arguments) == 1
     assert advice in capsys.readouterr().err
     assert not (overconfident / "calibration.json").exists()
