@@ -140,15 +140,19 @@ class DecoderAttention(nn.Module):
 
     def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
         """hidden [T, E] in and out."""
+        attended = self.attended(self.query_key_value(hidden), rotations, attend)
+        out: Tensor = self.output(attended.flatten(1))
+        return out
+
+    def attended(self, fused: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
+        """fused [T, (H + 2K) * D], as projected; returns [T, H, D]."""
         num_turned = self.num_heads + self.num_kv_heads
-        fused = self.query_key_value(hidden).view(-1, self.num_fused_heads, self.head_size)  # [T, H + 2K, D]
+        fused = fused.view(-1, self.num_fused_heads, self.head_size)
         query_key, value = fused[:, :num_turned], fused[:, num_turned:]
         rotation = None if self.rotation is None else rotations[self.rotation]
         query_key = self._turned(query_key, rotation) if self.turn is None else self.turn(query_key, rotation)
         query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
-        attended = attend(self.index, query, key, value, self.rules)  # [T, H, D]
-        out: Tensor = self.output(attended.flatten(1))
-        return out
+        return attend(self.index, query, key, value, self.rules)
 
     def _turned(self, query_key: Tensor, rotation: Rotation | None) -> Tensor:
         """query_key [T, H + K, D], normed and turned."""

@@ -141,8 +141,8 @@ class EncoderLayer(nn.Module):
             out: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
         else:
             assert norm is not None
-            hidden = norm(hidden + self._attended(hidden, view, attend))
-            out = self.mlp_norm(hidden + self.mlp(hidden))
+            hidden = norm.of_sum(hidden, self._attended(hidden, view, attend))
+            out = self.mlp_norm.of_sum(hidden, self.mlp(hidden))
         return out
 
     def _attended(self, hidden: Tensor, view: LayerView, attend: Attend) -> Tensor:

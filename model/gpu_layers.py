@@ -1,7 +1,7 @@
 """Layers of a network on a GPU that run on the fused kernels of `triton_layers`, where Triton is there.
 
-`fuse_layers` replaces them in a network that has been filled; it computes the same, with fewer roundings and passes
-over memory. What has no kernel stays as it is. Runs in the worker process.
+They compute the same, with fewer roundings and passes over memory; `gpu_network` puts them in place of the plain ones.
+Runs in the worker process.
 """
 
 from types import ModuleType
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.decoder import DecoderAttention
-from model.layers import AddingNorm, GatedMLP, RMSNorm, Rotation, gelu_tanh
+from model.layers import AddingNorm, GatedMLP, LayerNorm, RMSNorm, Rotation, gelu_tanh
 
 triton_layers: ModuleType | None
 try:
@@ -37,6 +37,19 @@ class FusedRMSNorm(AddingNorm):
         assert triton_layers is not None
         found: tuple[Tensor, Tensor] = triton_layers.add_rms_norm(hidden, delta, self.weight, self.epsilon, self.offset)
         return found
+
+
+class FusedLayerNorm(LayerNorm):
+    """Layer normalization of a sum in one pass."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.epsilon
+
+    def of_sum(self, x: Tensor, delta: Tensor) -> Tensor:
+        assert triton_layers is not None
+        out: Tensor = triton_layers.add_layer_norm(x, delta, self.weight, self.bias, self.epsilon)
+        return out
 
 
 class FusedGatedMLP(nn.Module):
@@ -70,30 +83,3 @@ class FusedTurn:
         assert triton_layers is not None
         turned: Tensor = triton_layers.turn_heads(query_key, rotation, self.norm, self.num_heads)
         return turned
-
-
-def fuse_layers(network: nn.Module) -> None:
-    """Replaces what has a kernel; a network on another device, or without Triton, stays as it is."""
-    if triton_layers is None or next(network.parameters()).device.type != "cuda":
-        return
-    convert(network)
-
-
-def convert(network: nn.Module) -> None:
-    """The replacing itself, on any device."""
-    for attention in [module for module in network.modules() if isinstance(module, DecoderAttention)]:
-        if _turns(attention):
-            attention.turn = FusedTurn(attention)
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, RMSNorm):
-                module.add_module(name, FusedRMSNorm(child))
-            elif isinstance(child, GatedMLP) and child.activation in ACTIVATION_NAMES:
-                module.add_module(name, FusedGatedMLP(child, ACTIVATION_NAMES[child.activation]))
-
-
-def _turns(attention: DecoderAttention) -> bool:
-    """Whether the kernel does what this attention wants: norms of each head for itself, or none."""
-    if attention.query_norm is None:
-        return True
-    return attention.per_head_norm and isinstance(attention.query_norm, RMSNorm)

@@ -88,6 +88,11 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
+    def of_sum(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The sum normed; kernels that take both in one pass override this."""
+        out: Tensor = self(x + delta)
+        return out
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")

@@ -8,10 +8,12 @@ Legend: T tokens packed in the step, B texts, E hidden size.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.embedding_config import Pooling, PoolingMode
+from model.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,20 @@ def _max(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
 
 
 def _sum(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    if hidden.device.type != "cpu":
+        return _sum_at_once(hidden, spans)
     return torch.stack([_kept(hidden, span).sum(dim=0, dtype=torch.float32) for span in spans])
+
+
+def _sum_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The same in one pass, where a launch for each text would cost more than the sums."""
+    lengths = [span.end - span.first for span in spans]
+    places = np.concatenate([np.arange(span.first, span.end) for span in spans])
+    rows = hidden
+    if len(places) < len(hidden) or (np.diff(places) != 1).any():
+        rows = hidden.index_select(0, on_device(places, hidden.device))
+    counts = on_device(np.array(lengths, np.int64), hidden.device)
+    return torch.segment_reduce(rows.float(), "sum", lengths=counts, unsafe=True, initial=0)
 
 
 def _lengths(hidden: Tensor, spans: Sequence[Span]) -> Tensor:

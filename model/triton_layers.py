@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 GATE_BLOCK = 1024
+MANY_TOKENS = 1024
+"""From so many tokens on there are programs enough for each to take more heads."""
 
 
 def add_rms_norm(
@@ -43,6 +45,18 @@ def add_rms_norm(
     return summed.view(x.shape), out.view(x.shape)
 
 
+def add_layer_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+    """x and delta [.., E]; the layer norm of their sum, of the same shape."""
+    size = x.shape[-1]
+    rows, added = x.reshape(-1, size).contiguous(), delta.reshape(-1, size).contiguous()
+    out = torch.empty_like(rows)
+    block = triton.next_power_of_2(size)
+    _add_layer_norm[(len(rows),)](
+        out, rows, added, weight, bias, size, epsilon, BLOCK=block, num_warps=min(max(block // 512, 1), 16)
+    )
+    return out.view(x.shape)
+
+
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """gate_up [.., 2F], gate first; activation(gate) * up [.., F]. Activations: silu, gelu, gelu_tanh."""
     size = gate_up.shape[-1] // 2
@@ -68,7 +82,8 @@ def turn_heads(
     out = torch.empty((num_tokens, num_all, size), dtype=heads.dtype, device=heads.device)
     cos, sin = rotation if rotation is not None else (heads, heads)
     query_weight, key_weight, epsilon, offset = norm if norm is not None else (heads, heads, 0.0, 0.0)
-    _turn[(num_tokens, num_all)](
+    heads_at_once = min(16 if num_tokens >= MANY_TOKENS else 4, triton.next_power_of_2(num_all))
+    _turn[(num_tokens, triton.cdiv(num_all, heads_at_once))](
         out,
         heads,
         heads.stride(0),
@@ -84,8 +99,9 @@ def turn_heads(
         D=size,
         R=cos.shape[-1] if rotation is not None else 0,
         NORMS=norm is not None,
+        HEADS=heads_at_once,
         BLOCK=triton.next_power_of_2(size),
-        num_warps=1,
+        num_warps=4 if heads_at_once > 4 else 1,
     )
     return out
 
@@ -157,6 +173,21 @@ def _add_rms_norm(
 
 
 @triton.jit
+def _add_layer_norm(out, x, delta, weight, bias, size, epsilon, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * size
+    place = tl.arange(0, BLOCK)
+    real = place < size
+    row = tl.load(x + start + place, mask=real, other=0.0).to(tl.float32)
+    row += tl.load(delta + start + place, mask=real, other=0.0).to(tl.float32)
+    centred = tl.where(real, row - tl.sum(row, 0) / size, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / size + epsilon)
+    row = centred * scale * tl.load(weight + place, mask=real, other=0.0).to(tl.float32)
+    if bias is not None:
+        row += tl.load(bias + place, mask=real, other=0.0).to(tl.float32)
+    tl.store(out + start + place, row.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
 def _gated(out, gate_up, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -190,30 +221,35 @@ def _turn(
     D: tl.constexpr,
     R: tl.constexpr,
     NORMS: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    place = tl.arange(0, BLOCK)
-    real = place < D
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    place = tl.arange(0, BLOCK)[None, :]
+    real = (place < D) & (head < num_all)
     begin = heads + token * token_stride + head * head_stride
-    own = tl.load(begin + place, mask=real, other=0.0).to(tl.float32)
+    own = tl.load(begin + place, mask=real, other=0.0).to(tl.float32)  # [HEADS, BLOCK]
     # Dimension i < R / 2 is turned with i + R / 2.
     partner = tl.where(place < R // 2, place + R // 2, place - R // 2)
     turned = place < R
-    other = tl.load(begin + partner, mask=turned, other=0.0).to(tl.float32)
+    other = tl.load(begin + partner, mask=turned & real, other=0.0).to(tl.float32)
     if NORMS:
-        scale = tl.rsqrt(tl.sum(own * own, 0) / D + epsilon)
-        weight = key_weight
-        if head < num_heads:
-            weight = query_weight
-        own = own * scale * (tl.load(weight + place, mask=real, other=0.0).to(tl.float32) + offset)
-        other = other * scale * (tl.load(weight + partner, mask=turned, other=0.0).to(tl.float32) + offset)
+        scale = tl.rsqrt(tl.sum(own * own, 1) / D + epsilon)[:, None]
+        own = own * scale * (_weight(query_weight, key_weight, head < num_heads, place, place < D) + offset)
+        other = other * scale * (_weight(query_weight, key_weight, head < num_heads, partner, turned) + offset)
     if R > 0:
         c = tl.load(cos + token * R + place, mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + token * R + place, mask=turned, other=0.0).to(tl.float32)
         own = own * c + other * s
     tl.store(out + (token * num_all + head) * D + place, own.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _weight(query_weight, key_weight, is_query, place, there):
+    of_query = tl.load(query_weight + place, mask=there, other=0.0).to(tl.float32)
+    of_key = tl.load(key_weight + place, mask=there, other=0.0).to(tl.float32)
+    return tl.where(is_query, of_query, of_key)
 
 
 @triton.jit

@@ -33,24 +33,25 @@ FLASH_MAX_HEAD_SIZE = 256
 
 
 def _flash() -> Callable[..., Any] | None:
-    """PyTorch's packed flash attention, if this version's takes block tables and a number of splits."""
+    """PyTorch's packed flash attention, from the version on that knows windows."""
     try:
         found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
         return None
-    known = inspect.signature(found).parameters
-    return found if {"block_table", "num_splits", "window_size"} <= set(known) else None
+    return found if "window_size" in inspect.signature(found).parameters else None
 
 
 flash_attention = _flash()
+FLASH_KNOWS = frozenset(inspect.signature(flash_attention).parameters) if flash_attention is not None else frozenset()
+"""Later versions' also reads a paged cache and lets query heads share a key head."""
+FLASH_READS_PAGES = {"block_table", "seqused_k", "enable_gqa"} <= FLASH_KNOWS
 
 
 class CudaAttention:
-    """`AttentionBackend` for CUDA. `deterministic` forbids split sums whose order follows the batch."""
+    """`AttentionBackend` for CUDA."""
 
-    def __init__(self, *, deterministic: bool = False) -> None:
+    def __init__(self) -> None:
         self._reference = ReferenceAttention()
-        self._num_splits = 1 if deterministic else None
 
     def paged(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
@@ -67,7 +68,8 @@ class CudaAttention:
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:
             return self._reference.packed(query, key, value, layout, rules)
-        if not serves_flash(query.dtype, query.shape[2], rules):
+        grouped = query.shape[1] != key.shape[1]
+        if not serves_flash(query.dtype, query.shape[2], rules) or (grouped and "enable_gqa" not in FLASH_KNOWS):
             return padded_attention(query, key, value, layout, rules)
         assert flash_attention is not None
         out: Tensor = flash_attention(
@@ -80,8 +82,7 @@ class CudaAttention:
             layout.max_len,
             scale=rules.scale,
             window_size=flash_window(rules),
-            enable_gqa=query.shape[1] != key.shape[1],
-            num_splits=self._num_splits,
+            **({"enable_gqa": True} if grouped else {}),
         )
         return out
 
@@ -109,14 +110,13 @@ class CudaAttention:
             enable_gqa=query.shape[1] != key_cache.shape[2],
             seqused_k=layout.context_lens,
             block_table=layout.block_tables,
-            num_splits=self._num_splits,
         )
         return out
 
 
 def paged_kernel(dtype: torch.dtype, head_size: int, block_size: int, rules: AttentionRules) -> str:
     """ "flash", "triton" or "reference": the fastest that is there and knows the rules."""
-    if serves_flash(dtype, head_size, rules) and block_size % FLASH_BLOCK_TOKENS == 0:
+    if FLASH_READS_PAGES and serves_flash(dtype, head_size, rules) and block_size % FLASH_BLOCK_TOKENS == 0:
         return "flash"
     return "triton" if triton_paged is not None and rules.sinks is None else "reference"
 

@@ -3,7 +3,7 @@
 
 Each program takes a tile of one sequence's queries together with all query heads that share a key head, and walks
 over the keys through the block table with the running softmax of arXiv 2205.14135. Where every row computes a single
-token, the context is also cut into splits (arXiv 2311.01282), so that few long sequences still fill the device.
+token and the rows are few, the context is also cut into splits (arXiv 2311.01282), so that the device is still full.
 Importing this needs Triton. Runs in the worker process.
 
 Legend: T tokens in the step, B sequences, H query heads, K key/value heads, G = H / K, D head size, S splits.
@@ -17,8 +17,12 @@ from torch import Tensor
 from model.attention.interface import AttentionRules, PagedLayout
 
 KEYS_PER_STEP = 64
-TOKENS_PER_SPLIT = 512
+QUERY_ROWS = 128
+PREFILL_WARPS = 8
+NUM_STAGES = 3
 MAX_SPLITS = 16
+FILLING_PROGRAMS = 512
+"""Programs that fill a large GPU: a few for each of its multiprocessors."""
 
 
 def triton_paged(
@@ -30,17 +34,15 @@ def triton_paged(
     group = num_heads // num_kv_heads
     decodes = layout.max_query_len == 1
     # The matrix unit wants at least 16 rows: a tile holds (query, head of the group) pairs.
-    rows = max(16 if decodes else 64, triton.next_power_of_2(group))
+    small = 16 if decodes else 64 if head_size > 128 or query.dtype == torch.float32 else QUERY_ROWS
+    rows = max(small, triton.next_power_of_2(group))
     queries = 1 if decodes else rows // group
     tiles = -(-layout.max_query_len // queries)
-    # By the longest context alone and not by the batch: a sequence is summed in the same order in any company of
-    # the same `max_context_len`, and a captured graph has a fixed grid.
-    splits = min(-(-layout.max_context_len // TOKENS_PER_SPLIT), MAX_SPLITS) if decodes else 1
+    programs = len(layout.context_lens) * tiles * num_kv_heads
+    splits = num_splits(programs, layout.max_context_len) if decodes else 1
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    partial = torch.empty((splits, num_tokens, num_heads, head_size), dtype=torch.float32, device=query.device)
-    weights = torch.full((splits, num_tokens, num_heads), -torch.inf, dtype=torch.float32, device=query.device)
-    if splits == 1:
-        partial = partial[:, :0]
+    partial = out.new_empty((splits if splits > 1 else 0, num_tokens, num_heads, head_size), dtype=torch.float32)
+    weights = out.new_empty(partial.shape[:3], dtype=torch.float32)
     _kernel[(len(layout.context_lens) * tiles, num_kv_heads, splits)](
         out,
         partial,
@@ -77,15 +79,31 @@ def triton_paged(
         CAPPED=rules.softcap is not None,
         ALIBI=rules.alibi_slopes is not None,
         BIASED=rules.relative_bias is not None,
-        num_warps=4,
+        num_warps=PREFILL_WARPS if rows == QUERY_ROWS else 4,
+        num_stages=NUM_STAGES,
     )
-    return out if splits == 1 else _combined(partial, weights, query.dtype)
+    if splits > 1:
+        _combine[(num_tokens, num_heads)](
+            out,
+            partial,
+            weights,
+            num_tokens * num_heads,
+            D=head_size,
+            D_PADDED=triton.next_power_of_2(head_size),
+            SPLITS=splits,
+            SPLITS_PADDED=triton.next_power_of_2(splits),
+            num_warps=2,
+        )
+    return out
 
 
-def _combined(partial: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Joins the splits' normalised results [S, T, H, D] by their log-sum-exp [S, T, H]; -inf marks an empty split."""
-    shares = torch.softmax(weights, dim=0)[..., None]
-    return (partial.where(shares > 0, 0.0) * shares).sum(0).to(dtype)
+def num_splits(programs: int, max_context_len: int) -> int:
+    """Into how many parts each context is cut so that `programs` become enough to fill the device.
+
+    Worked example: 8 programs and contexts up to 4,096 give 16 parts; 256 programs 2; 1,000 are enough as they are.
+    """
+    wanted = -(-FILLING_PROGRAMS // programs)
+    return max(1, min(wanted, MAX_SPLITS, -(-max_context_len // KEYS_PER_STEP)))
 
 
 @triton.jit
@@ -147,11 +165,6 @@ def _kernel(
     position = context - num_queries + place
     dim = tl.arange(0, D_PADDED)
     within = dim < D
-    q = tl.load(
-        query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
-        mask=real[:, None] & within[None, :],
-        other=0.0,
-    )
 
     # The keys that some query of the tile sees: [low, high).
     oldest = context - num_queries + first
@@ -169,6 +182,12 @@ def _kernel(
     high = tl.minimum(high, low + share)
     if first >= num_queries:
         high = low
+    wanted = place < tl.where(low < high, num_queries, 0)  # an empty split needs no queries
+    q = tl.load(
+        query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
+        mask=(real & wanted)[:, None] & within[None, :],
+        other=0.0,
+    )
 
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -231,6 +250,35 @@ def _kernel(
         tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
     else:
         offset = split.to(tl.int64) * num_tokens * num_heads
-        tl.store(partial + offset * D + target, found, mask=mask)
         seen = real & (total > 0)
-        tl.store(weights + offset + token * num_heads + head, peak + tl.log(tl.where(seen, total, 1.0)), mask=seen)
+        tl.store(partial + offset * D + target, found, mask=mask & seen[:, None])
+        weight_of_split = tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), float("-inf"))
+        tl.store(weights + offset + token * num_heads + head, weight_of_split, mask=real)
+
+
+@triton.jit
+def _combine(
+    out,
+    partial,
+    weights,
+    split_stride,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLITS_PADDED: tl.constexpr,
+):
+    """Joins the splits' normalised results [S, T, H, D] by their log-sum-exp [S, T, H]; -inf marks an empty split."""
+    place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    split = tl.arange(0, SPLITS_PADDED)
+    dim = tl.arange(0, D_PADDED)
+    weight = tl.load(weights + split * split_stride + place, mask=split < SPLITS, other=float("-inf"))
+    peak = tl.max(weight, 0)
+    share = tl.exp(weight - tl.where(peak == float("-inf"), 0.0, peak))
+    total = tl.sum(share, 0)
+    share = share / tl.where(total > 0, total, 1.0)
+    found = tl.load(
+        partial + (split[:, None].to(tl.int64) * split_stride + place) * D + dim[None, :],
+        mask=(share > 0)[:, None] & (dim < D)[None, :],
+        other=0.0,
+    )
+    tl.store(out + place * D + dim, tl.sum(found * share[:, None], 0).to(out.dtype.element_ty), mask=dim < D)

@@ -7,6 +7,7 @@ A tool; nothing of the service imports it.
 """
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -180,13 +181,17 @@ def prefill(bench: Bench, shape: str, network: Decoder) -> Line:
     sizes = bench.sizes
     config = network.config
     lane = bench.lane(network)
-    numbers = iter(range(10**9))
+    numbers, chance = itertools.count(), random.Random(0)
+    count = sizes.prefill_tokens // sizes.prefill_length
+    rounds = iter(
+        [
+            [[chance.randrange(config.vocab_size) for _ in range(sizes.prefill_length)] for _ in range(count)]
+            for _ in range(sizes.repeats + 1)
+        ]
+    )
 
     def run() -> None:
-        chance = random.Random(next(numbers))
-        count = sizes.prefill_tokens // sizes.prefill_length
-        prompts = [[chance.randrange(config.vocab_size) for _ in range(sizes.prefill_length)] for _ in range(count)]
-        run_requests(lane, [request_of(next(numbers), prompt, 1) for prompt in prompts])
+        run_requests(lane, [request_of(next(numbers), prompt, 1) for prompt in next(rounds)])
 
     rate = sizes.prefill_tokens / bench.seconds(run)
     heads = config.num_heads + 2 * config.num_kv_heads + config.num_heads

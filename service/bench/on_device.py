@@ -19,7 +19,7 @@ from model.embedding_config import EmbeddingConfig, Normalize, Pooling
 from model.encode_network import EncodeNetwork
 from model.encoder import Encoder
 from model.encoder_runner import EncoderRunner
-from model.gpu_layers import fuse_layers
+from model.gpu_network import fuse_layers
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache
 from model.runner import Runner
@@ -119,4 +119,6 @@ def make_embedder(shape: str, device: torch.device, dtype: torch.dtype) -> Encod
     network = Encoder(config, device)
     fill_at_random(network, device, dtype)
     modules = SentenceModules(EmbeddingConfig(steps=(Pooling(modes=("mean",)), Normalize())), device)
-    return EncoderRunner(EncodeNetwork(network, reading=modules), backend_for(device), device)
+    encode_network = EncodeNetwork(network, reading=modules)
+    fuse_layers(encode_network)
+    return EncoderRunner(encode_network, backend_for(device), device)

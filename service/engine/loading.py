@@ -25,7 +25,7 @@ from model.encode_network import load_encode_network
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.errors import CheckpointError
-from model.gpu_layers import fuse_layers
+from model.gpu_network import fuse_layers
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
 from model.memory_profile import largest_batch, step_bytes
@@ -90,6 +90,7 @@ def load_lane(
         network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len, packed=False)
         if spec.quantization != "none":
             compile_layers(network, spec.quantization)
+        fuse_layers(network)
         pack(network)
         lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
     loaded.weight_bytes = weight_bytes(network)
@@ -144,13 +145,11 @@ def _looks_ahead(config: WorkerConfig, device: torch.device, ranks: Ranks | None
 
 def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Raises CheckpointError where bitwise the same answer in any batch cannot be promised."""
-    if device.type != "cpu":
-        return
     config = network.config if isinstance(network, Decoder) else None
     plain = config is not None and config.positions != "alibi" and config.attention_softcap is None
-    if not (plain and dtype == torch.bfloat16 and library.LOADED):
+    if not (plain and device.type == "cpu" and dtype == torch.bfloat16 and library.LOADED):
         raise CheckpointError(
-            "deterministic is not to be had here: on CPUs it needs dtype bfloat16, the compiled operators and a "
+            "deterministic is not to be had here: it needs a CPU, dtype bfloat16, the compiled operators and a "
             "decoder without ALiBi and softcaps"
         )
 

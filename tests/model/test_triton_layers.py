@@ -22,15 +22,16 @@ from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
 from model.fp8_linear import DTYPE, LARGEST, LEAST_SCALE
 from model.fp8_linear import quantize_rows as plain_quantize
-from model.gpu_layers import convert
+from model.gpu_network import convert
 from model.layers import gelu_tanh, rotate
+from model.one_row_layers import OneRowLayer
 
 pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a CUDA device or TRITON_INTERPRET=1", allow_module_level=True)
 
-from model import triton_layers  # noqa: E402 - needs Triton
+from model import triton_layers, triton_one_row  # noqa: E402 - needs Triton
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -64,8 +65,9 @@ def test_a_gate(name):
 
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("rotated", [0, 8, 24])
-def test_heads_are_normed_and_turned(normed, rotated):
-    num_heads, num_kv_heads, size, tokens = 3, 2, 24, 4
+@pytest.mark.parametrize("tokens", [4, 1030])
+def test_heads_are_normed_and_turned(normed, rotated, tokens):
+    num_heads, num_kv_heads, size = 3, 2, 24
     heads = random(tokens, num_heads + 2 * num_kv_heads, size)[:, : num_heads + num_kv_heads]
     angles = random(tokens, 1, rotated // 2, seed=4) if rotated else None
     rotation = None
@@ -147,3 +149,45 @@ def test_a_network_with_the_kernels_is_the_network_without(name, tmp_path):
     assert {"FusedRMSNorm", "FusedGatedMLP"} <= kinds
     assert "RMSNorm" not in kinds
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert any(isinstance(layer, OneRowLayer) for layer in network.layers) == (name in ("llama", "qwen3"))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("gate", ["", "silu", "gelu", "gelu_tanh"])
+def test_one_row_is_normed_and_projected(gate, adds, bias):
+    size, outputs = 72, 2 * 45
+    x, delta, gain = random(1, size), random(1, size, seed=1), random(size, seed=2)
+    weight, offsets = random(outputs, size, seed=3) / 10, random(outputs, seed=4) if bias else None
+    summed, found = triton_one_row.norm_project(x, delta if adds else None, (gain, 1e-5, 1.0), weight, offsets, gate)
+    whole = x + delta if adds else x
+    expected = F.linear(F.rms_norm(whole, (size,), gain + 1.0, 1e-5), weight, offsets)
+    if gate:
+        first, second = expected.chunk(2, dim=1)
+        expected = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": gelu_tanh}[gate](first) * second
+    torch.testing.assert_close(summed, whole)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_row_is_projected_in_chunks(bias, monkeypatch):
+    monkeypatch.setattr(triton_one_row, "CHUNK", 32)
+    x, weight, offsets = random(1, 72), random(45, 72, seed=3), random(45, seed=4) if bias else None
+    found = triton_one_row.project(x, weight, offsets)
+    torch.testing.assert_close(found, F.linear(x, weight, offsets), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_one_row_of_a_network_is_that_row_among_others(name, tmp_path):
+    torch.manual_seed(2)
+    MODELS[name]().save_pretrained(tmp_path)
+    network = load_network(tmp_path, DEVICE)
+    convert(network)
+    ids = torch.tensor([5, 9], device=DEVICE)
+    found = []
+    for count in (1, 2):
+        starts = torch.arange(count + 1, dtype=torch.int32, device=DEVICE)
+        attend = PackedAttend(PackedLayout(starts=starts, max_len=1), ReferenceAttention())
+        with torch.inference_mode():
+            found.append(network.logits(network(ids[:count], torch.zeros_like(ids[:count]), attend))[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,43 @@
+"""Puts the layers with fused kernels into a network that has been filled, if it is on a GPU and Triton is there.
+
+The network computes the same afterwards. What has no kernel stays as it is. Runs in the worker process.
+"""
+
+from torch import nn
+
+from model.decoder import Decoder, DecoderAttention
+from model.gpu_layers import ACTIVATION_NAMES, FusedGatedMLP, FusedLayerNorm, FusedRMSNorm, FusedTurn, triton_layers
+from model.layers import GatedMLP, LayerNorm, RMSNorm
+from model.one_row_layers import add_short_cuts
+
+
+def fuse_layers(network: nn.Module) -> None:
+    """Replaces what has a kernel; a network on another device, or without Triton, stays as it is."""
+    if triton_layers is None or next(network.parameters()).device.type != "cuda":
+        return
+    convert(network)
+
+
+def convert(network: nn.Module) -> None:
+    """The replacing itself, on any device."""
+    for attention in [module for module in network.modules() if isinstance(module, DecoderAttention)]:
+        if _turns(attention):
+            attention.turn = FusedTurn(attention)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, RMSNorm):
+                module.add_module(name, FusedRMSNorm(child))
+            elif type(child) is LayerNorm:
+                module.add_module(name, FusedLayerNorm(child))
+            elif isinstance(child, GatedMLP) and child.activation in ACTIVATION_NAMES:
+                module.add_module(name, FusedGatedMLP(child, ACTIVATION_NAMES[child.activation]))
+    for module in network.modules():
+        if isinstance(module, Decoder):
+            add_short_cuts(module)
+
+
+def _turns(attention: DecoderAttention) -> bool:
+    """Whether the kernel does what this attention wants: norms of each head for itself, or none."""
+    if attention.query_norm is None:
+        return True
+    return attention.per_head_norm and isinstance(attention.query_norm, RMSNorm)
