@@ -18,7 +18,7 @@ MAX_NORMED = 8192
 CHUNK = 4096
 PROGRAMS = 1056
 """Eight for each multiprocessor of a large GPU."""
-NUM_WARPS = 8
+NUM_WARPS = 4
 NUM_STAGES = 3
 Norm = tuple[Tensor, float, float]
 """Weight [K], epsilon, and what is added to the weight."""

@@ -3,7 +3,7 @@
 
 `candidates` says the law: the inverse of the cumulated distribution in the order weight descending, id ascending.
 Nothing is sorted: float32 weights from 0 to 1 order as their bits do, so the weight at which a count or a mass is
-reached is found bit by bit, and only tokens of that very weight are told apart by their ids. Masses are sums of
+reached is found by its bits, and only tokens of that very weight are told apart by their ids. Masses are sums of
 integers, so a row's do not depend on its company; what weighs less than 2^-40 of the heaviest counts as nothing.
 Importing this needs Triton. Runs in the worker process.
 
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 TOKENS_PER_STEP = 2048
+STAGES = tl.constexpr(3)
 
 
 def triton_search(
@@ -39,7 +40,7 @@ def triton_search(
         decided,
         weights.shape[1],
         BLOCK=TOKENS_PER_STEP,
-        num_warps=8,
+        num_warps=16,
     )
     return found
 
@@ -54,7 +55,7 @@ def _fixed(weight):
 def _mass(row, size, least, BLOCK: tl.constexpr):
     """The mass of the tokens whose weights' bits are at least `least`."""
     total = tl.zeros((BLOCK,), tl.int64)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
         weight = tl.load(row + place, mask=place < size, other=0.0)
         total += tl.where(weight.to(tl.int32, bitcast=True) >= least, _fixed(weight), 0)
@@ -62,21 +63,10 @@ def _mass(row, size, least, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _count(row, size, least, BLOCK: tl.constexpr):
-    """How many tokens' weights' bits are at least `least`."""
-    total = tl.zeros((BLOCK,), tl.int64)
-    for start in range(0, size, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        weight = tl.load(row + place, mask=place < size, other=-1.0)
-        total += (weight.to(tl.int32, bitcast=True) >= least).to(tl.int64)
-    return tl.sum(total)
-
-
-@triton.jit
 def _mass_at_least(row, size, least, BLOCK: tl.constexpr):
     """The mass of the tokens whose weights are at least the float64 `least`."""
     total = tl.zeros((BLOCK,), tl.int64)
-    for start in range(0, size, BLOCK):
+    for start in tl.range(0, size, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
         weight = tl.load(row + place, mask=place < size, other=0.0)
         total += tl.where(weight.to(tl.float64) >= least, _fixed(weight), 0)
@@ -84,12 +74,22 @@ def _mass_at_least(row, size, least, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _weight_reaching(row, size, mass, BLOCK: tl.constexpr):
-    """The bits of the largest weight such that it and all heavier ones together have at least `mass`."""
+def _weight_reaching(row, size, wanted, COUNTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The bits of the largest weight such that it and all heavier ones together have at least the mass `wanted`, or
+    are so many. No weight is above 1, so its bits are 30, found three at a time."""
     found = 0
-    for step in range(31):
-        candidate = found | (1 << (30 - step))
-        found = tl.where(_mass(row, size, candidate, BLOCK) >= mass, candidate, found)
+    digit = tl.arange(0, 8)
+    for step in range(10):
+        candidate = found | (digit << (27 - 3 * step))
+        total = tl.zeros((8, BLOCK), tl.int64)
+        for start in tl.range(0, size, BLOCK, num_stages=STAGES):
+            place = start + tl.arange(0, BLOCK)
+            weight = tl.load(row + place, mask=place < size, other=-1.0)
+            amount = tl.full((BLOCK,), 1, tl.int64) if COUNTS else _fixed(weight)
+            heavy = weight.to(tl.int32, bitcast=True)[None, :] >= candidate[:, None]
+            total += tl.where(heavy, amount[None, :], 0)
+        reached = tl.sum(total, 1) >= wanted
+        found = found | (tl.maximum(tl.sum(reached.to(tl.int32)) - 1, 0) << (27 - 3 * step))
     return found
 
 
@@ -115,14 +115,12 @@ def _kernel(
         top_k = tl.load(top_ks + index)
         kth = 0
         if (top_k > 0) & (top_k < size):
-            for step in range(31):
-                candidate = kth | (1 << (30 - step))
-                kth = tl.where(_count(row, size, candidate, BLOCK) >= top_k, candidate, kth)
+            kth = _weight_reaching(row, size, top_k, True, BLOCK)
         kept = _mass(row, size, kth, BLOCK)
         top_p = tl.load(top_ps + index)
         if top_p < 1.0:
             wanted = tl.maximum(tl.ceil(top_p * kept.to(tl.float64)).to(tl.int64), 1)
-            last = _weight_reaching(row, size, wanted, BLOCK)
+            last = _weight_reaching(row, size, wanted, False, BLOCK)
             heavier = _mass(row, size, last + 1, BLOCK)
             each = _fixed(last.to(tl.float32, bitcast=True))
             kept = heavier + tl.cdiv(wanted - heavier, each) * each
@@ -131,11 +129,11 @@ def _kernel(
             kept = tl.minimum(kept, _mass_at_least(row, size, min_p, BLOCK))
         # The first token that brings the mass past the target: at least the next integer.
         target = tl.minimum((tl.load(noise + index) * kept.to(tl.float64)).to(tl.int64), kept - 1)
-        chosen = _weight_reaching(row, size, target + 1, BLOCK)
+        chosen = _weight_reaching(row, size, target + 1, False, BLOCK)
         each = _fixed(chosen.to(tl.float32, bitcast=True))
         rank = (target - _mass(row, size, chosen + 1, BLOCK)) // each
         before = tl.zeros((), tl.int64)
-        for start in range(0, size, BLOCK):
+        for start in tl.range(0, size, BLOCK, num_stages=STAGES):
             place = start + tl.arange(0, BLOCK)
             weight = tl.load(row + place, mask=place < size, other=-1.0)
             same = (weight.to(tl.int32, bitcast=True) == chosen).to(tl.int64)

@@ -17,9 +17,8 @@ from torch import Tensor
 from model.attention.interface import AttentionRules, PagedLayout
 
 KEYS_PER_STEP = 64
-QUERY_ROWS = 128
-PREFILL_WARPS = 8
-NUM_STAGES = 3
+PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, PREFILL_STAGES = 64, 32, 4, 3
+DECODE_STAGES = 2
 MAX_SPLITS = 16
 FILLING_PROGRAMS = 512
 """Programs that fill a large GPU: a few for each of its multiprocessors."""
@@ -34,8 +33,7 @@ def triton_paged(
     group = num_heads // num_kv_heads
     decodes = layout.max_query_len == 1
     # The matrix unit wants at least 16 rows: a tile holds (query, head of the group) pairs.
-    small = 16 if decodes else 64 if head_size > 128 or query.dtype == torch.float32 else QUERY_ROWS
-    rows = max(small, triton.next_power_of_2(group))
+    rows = max(16 if decodes else PREFILL_ROWS, triton.next_power_of_2(group))
     queries = 1 if decodes else rows // group
     tiles = -(-layout.max_query_len // queries)
     programs = len(layout.context_lens) * tiles * num_kv_heads
@@ -72,15 +70,15 @@ def triton_paged(
         BLOCK_SIZE=key_cache.shape[1],
         ROWS=rows,
         QUERIES=queries,
-        KEYS=KEYS_PER_STEP,
+        KEYS=KEYS_PER_STEP if decodes else PREFILL_KEYS,
         SPLITS=splits,
         CAUSAL=rules.causal,
         WINDOWED=rules.window is not None,
         CAPPED=rules.softcap is not None,
         ALIBI=rules.alibi_slopes is not None,
         BIASED=rules.relative_bias is not None,
-        num_warps=PREFILL_WARPS if rows == QUERY_ROWS else 4,
-        num_stages=NUM_STAGES,
+        num_warps=4 if decodes else PREFILL_WARPS,
+        num_stages=DECODE_STAGES if decodes else PREFILL_STAGES,
     )
     if splits > 1:
         _combine[(num_tokens, num_heads)](
