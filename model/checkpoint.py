@@ -40,7 +40,7 @@ NETWORKS: Mapping[type, Callable[..., Network]] = {
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
 """Floating-point types as the file's header names them; nothing else is weights."""
 
 
@@ -173,12 +173,13 @@ class StoredTensors:
         return found
 
     def common_dtype(self) -> torch.dtype:
-        """The dtype that most of the bytes are stored in."""
+        """The dtype that most of the bytes are stored in; of 8 bits, bfloat16, which holds all of their values."""
         counts: dict[torch.dtype, int] = {}
         for tensor in self:
             if tensor.dtype is not None:
                 counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.num_bytes
-        return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+        most = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+        return torch.bfloat16 if most.itemsize == 1 else most
 
     def _open(self, path: Path) -> None:
         try:

@@ -47,6 +47,14 @@ def language_model_recipe(raw: dict[str, Any]) -> LanguageModelRecipe:
     )
 
 
+def for_profile(raw: dict[str, Any], profile: str) -> dict[str, Any]:
+    """The settings with those of the table `gpu` in their places where the profile is "gpu"."""
+    chosen = {key: value for key, value in raw.items() if key != "gpu"}
+    for key, value in raw.get("gpu", {}).items() if profile == "gpu" else ():
+        chosen[key] = {**chosen[key], **value} if isinstance(value, dict) else value
+    return chosen
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     parser.add_argument("config", type=Path, help="a file of model/training/configs")
@@ -54,18 +62,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training-runs"), help="tokens, states, curves")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "checkpoints")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--profile", choices=("cpu", "gpu"), help="whose settings to take; default: the device's")
+    parser.add_argument("--train-only", action="store_true", help="stop before export and evaluation")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    raw = tomllib.loads(arguments.config.read_text())
+    profile = arguments.profile or ("cpu" if arguments.device == "cpu" else "gpu")
+    raw = for_profile(tomllib.loads(arguments.config.read_text()), profile)
     name, kind = raw.pop("name"), raw.pop("kind")
     work, output = arguments.work / name, arguments.output / name
+    options = {"device": arguments.device, "train_only": arguments.train_only}
     if kind == "encoder":
-        train_encoder(encoder_recipe(raw), arguments.data, work, output, device=arguments.device)
+        train_encoder(encoder_recipe(raw), arguments.data, work, output, **options)
     elif kind == "language_model":
-        recipe = language_model_recipe(raw)
-        train_language_model_checkpoint(recipe, arguments.data, work, output, device=arguments.device)
+        train_language_model_checkpoint(language_model_recipe(raw), arguments.data, work, output, **options)
     else:
         parser.error(f'kind is "{kind}"; it must be "encoder" or "language_model"')
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.training.networks import Bert, BertLayer, BertResidual
-from model.training.teacher import pad
+from model.training.tables import Ids, TokenTable
 
 
 @torch.inference_mode()
@@ -75,14 +75,19 @@ def start_student(
     layers: Sequence[int],
     *,
     intermediate_size: int,
-    texts: Sequence[Sequence[int]],
+    texts: Sequence[Ids],
     strength: float = 0.01,
 ) -> Bert:
-    """A student of the given teacher layers, fitted on `texts` (ids of the student's own vocabulary)."""
+    """A student of the given teacher layers, fitted on `texts` (ids of the student's own vocabulary).
+
+    A student with all of the teacher's layers, none narrowed, is the teacher."""
     shape = replace(teacher.shape, num_layers=len(layers), intermediate_size=intermediate_size, dropout=0.0)
+    if shape == teacher.shape:
+        return teacher
     student = Bert(shape).eval()
     student.embeddings.load_state_dict(teacher.embeddings.state_dict())
-    batches = [pad(texts[start : start + 32]) for start in range(0, len(texts), 32)]
+    table = TokenTable(texts, "cpu")
+    batches = [table.batch(range(start, min(start + 32, len(texts)))) for start in range(0, len(texts), 32)]
     ours = [teacher.embeddings(ids, torch.zeros_like(ids)) for ids, _ in batches]
     theirs = list(ours)
     masks = [mask for _, mask in batches]

@@ -74,7 +74,7 @@ def fables(data: Path) -> tuple[list[Fable], list[Fable]]:
     return without(rows, ids), [rows[i] for i in ids]
 
 
-def encoder_texts(data: Path, *, seed: int = 11) -> list[str]:
+def encoder_texts(data: Path, *, seed: int, sentences_per_book: int) -> list[str]:
     """The distinct texts on which the student learns the teacher's embeddings: mostly sentences, some paragraphs."""
     rng = random.Random(seed)
     texts: list[str] = []
@@ -85,26 +85,46 @@ def encoder_texts(data: Path, *, seed: int = 11) -> list[str]:
     for label in {row.label for row in sources.banking77(data, "train") + sources.clinc150(data, "train")}:
         texts.append(label.replace("_", " ").lower())
     texts += sources.english_sentences(data) + sources.prompts(data)
-    texts += _question_texts(data, rng) + _science_texts(data)
-    texts += _prose(data, rng) + _encyclopedia(data)
-    distinct = dict.fromkeys(" ".join(text.split())[:2000] for text in texts)
-    kept = sorted(text for text in distinct if len(text) > 3)
-    rng.shuffle(kept)
+    texts += _question_texts(data) + _science_texts(data)
+    texts += _prose(data, rng, sentences_per_book) + _encyclopedia(data)
+    return distinct(texts, seed=seed)
+
+
+def distinct(texts: list[str], *, seed: int) -> list[str]:
+    """Every text once, spaces evened out, in a seeded order."""
+    kept = sorted(text for text in {" ".join(text.split())[:2000] for text in texts} if len(text) > 3)
+    random.Random(seed).shuffle(kept)
     return kept
 
 
-def _question_texts(data: Path, rng: random.Random) -> list[str]:
+def texts_with_words(words: list[str], texts: list[str], *, copies: int, seed: int) -> list[str]:
+    """Each word alone, asked for, and `copies` times in place of a word of a sentence.
+
+    From such texts a student whose vocabulary has lost the words learns where the teacher places them."""
+    rng = random.Random(seed)
+    sentences = [text for text in texts if 40 < len(text) < 160]
+    found = []
+    for word in words:
+        found += [word, f"What is {word}?"]
+        for sentence in rng.sample(sentences, copies):
+            parts = sentence.split(" ")
+            places = [place for place, part in enumerate(parts) if len(part) > 4 and part.isalpha()]
+            if places:
+                parts[rng.choice(places)] = word
+                found.append(" ".join(parts))
+    return found
+
+
+def _question_texts(data: Path) -> list[str]:
     train, _ = questions(data)
     medical = medical_questions(data)
     texts = [question.question for question in train + medical]
     for context in dict.fromkeys(question.context for question in train):
         texts += [context, *sources.split_sentences(context)]
-    passages = [
-        passage for context in dict.fromkeys(q.context for q in medical) for passage in context.split("\n\n") if passage
-    ]
-    sentences = [s for passage in passages for s in sources.split_sentences(passage) if 30 < len(s) < 400]
-    texts += rng.sample([passage for passage in passages if 200 < len(passage) < 1500], 1000)
-    return texts + rng.sample(sentences, 8000)
+    papers = dict.fromkeys(question.context for question in medical)
+    passages = [passage for paper in papers for passage in paper.split("\n\n") if passage]
+    texts += [passage for passage in passages if 200 < len(passage) < 1500]
+    return texts + [s for passage in passages for s in sources.split_sentences(passage) if 30 < len(s) < 400]
 
 
 def _science_texts(data: Path) -> list[str]:
@@ -116,17 +136,17 @@ def _science_texts(data: Path) -> list[str]:
     return texts
 
 
-def _prose(data: Path, rng: random.Random) -> list[str]:
+def _prose(data: Path, rng: random.Random, sentences_per_book: int) -> list[str]:
     texts: list[str] = []
     books, _ = novels(data)
     for text in books.values():
         sentences = [s for s in sources.split_sentences(text) if 20 < len(s) < 400]
-        texts += rng.sample(sentences, 300)
+        texts += rng.sample(sentences, min(len(sentences), sentences_per_book))
     reviews = [line for row in sources.movie_reviews(data) for line in row.text.split("\n") if 20 < len(line) < 400]
-    texts += rng.sample(reviews, 30000)
+    texts += rng.sample(reviews, min(len(reviews), 100 * sentences_per_book))
     story_rows, _ = stories(data)
     story_sentences = [s for story in story_rows for s in sources.split_sentences(story)]
-    texts += rng.sample(story_sentences, 8000) + story_rows[:1000]
+    texts += story_sentences + story_rows[:1000]
     fable_rows, _ = fables(data)
     for fable in fable_rows:
         texts += [fable.title, fable.lesson, fable.text, *sources.split_sentences(fable.text)]
@@ -135,4 +155,4 @@ def _prose(data: Path, rng: random.Random) -> list[str]:
 
 def _encyclopedia(data: Path) -> list[str]:
     paragraphs = sources.wikitext(data)
-    return [s for paragraph in paragraphs for s in sources.split_sentences(paragraph)] + paragraphs[::2]
+    return [s for paragraph in paragraphs for s in sources.split_sentences(paragraph)] + paragraphs

@@ -1,12 +1,13 @@
-"""From text to batches: token streams packed into windows, and padded conversations with a mask over the answer.
+"""From text to batches: token streams packed into windows, and padded conversations whose answers carry the loss.
 
-A batch is a pure function of (seed, step), so a resumed run sees exactly what an uninterrupted one would have seen.
+A batch is (inputs, targets, weights), each [B, L]; a weight says how much its target counts. It is a pure function of
+(seed, step), so a resumed run sees what an uninterrupted one would have seen. The tokens lie on the device.
 Runs in the training process.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.training import corpus, sources
+from model.training.tables import MULTIPLE
 from model.training.tokenizers import END_OF_TEXT
 
-IGNORED = -100
+Batch = tuple[Tensor, Tensor, Tensor]
 PIECE_CHARACTERS = 6000
 
 
@@ -34,14 +36,14 @@ def cut_into_pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
 
 
 def prose_documents(data: Path, *, seed: int, story_copies: int = 2) -> list[str]:
-    """What the language model reads: pieces of novels, stories, fables and encyclopedia paragraphs, shuffled."""
+    """What the language model reads: novels in pieces, stories, fables, reviews, encyclopedia paragraphs, shuffled."""
     books, _ = corpus.novels(data)
     documents = [piece for text in books.values() for piece in cut_into_pieces(text)]
     story_rows, _ = corpus.stories(data)
     fable_rows, _ = corpus.fables(data)
     told = [f"{fable.title}\n\n{fable.text}\n\n{fable.lesson}\n" for fable in fable_rows]
     documents += (story_rows + told) * story_copies
-    documents += sources.wikitext(data)
+    documents += sources.wikitext(data) + [review.text for review in sources.movie_reviews(data)]
     random.Random(seed).shuffle(documents)
     return documents
 
@@ -50,57 +52,71 @@ def tokenize_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> NDArra
     """All documents as one stream of ids, an end-of-text token before each."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     stream: list[NDArray[np.uint16]] = []
-    for start in range(0, len(documents), 512):
-        encodings = tokenizer.encode_batch(list(documents[start : start + 512]))
+    for start in range(0, len(documents), 2048):
+        encodings = tokenizer.encode_batch_fast(list(documents[start : start + 2048]))
         stream += [np.array([end, *encoding.ids], dtype=np.uint16) for encoding in encodings]
     return np.concatenate(stream)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedTokens:
-    """A stream cut into windows of `length` + 1 ids; every epoch visits all windows in a new seeded order."""
-
-    stream: NDArray[np.uint16]
-    length: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets), both [batch_size, length], of one step."""
-        num_windows = (len(self.stream) - 1) // self.length
-        rows = []
-        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, position = divmod(index, num_windows)
-            window = int(_order(num_windows, self.seed + epoch)[position])
-            rows.append(self.stream[window * self.length : (window + 1) * self.length + 1])
-        ids = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return ids[:, :-1], ids[:, 1:]
-
-
+@lru_cache(maxsize=8)
 def _order(count: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(count)
 
 
-@dataclass(frozen=True, slots=True)
+def _epoch_rows(count: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The rows of one step; every epoch takes all `count` rows once, in a new order."""
+    places = (divmod(index, count) for index in range(step * batch_size, (step + 1) * batch_size))
+    return [int(_order(count, seed + epoch)[position]) for epoch, position in places]
+
+
+class PackedTokens:
+    """A stream cut into windows of `length` + 1 ids; every epoch visits all windows in a new seeded order."""
+
+    def __init__(
+        self, stream: NDArray[np.uint16], length: int, batch_size: int, *, seed: int, device: str = "cpu"
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.num_windows = (len(stream) - 1) // length
+        self._stream = torch.from_numpy(stream.astype(np.int32)).to(device)
+
+    def batch(self, step: int) -> Batch:
+        """One step's windows; every target counts 1."""
+        rows = _epoch_rows(self.num_windows, self.batch_size, step, self.seed)
+        starts = torch.tensor(rows, device=self._stream.device) * self.length
+        offsets = torch.arange(self.length + 1, device=self._stream.device)
+        ids = self._stream[starts[:, None] + offsets].long()
+        return ids[:, :-1], ids[:, 1:], torch.ones(len(rows), self.length, device=ids.device)
+
+
 class MaskedExamples:
-    """Examples of (ids, index of the first id to learn), padded per batch; the prompt's ids carry no loss."""
+    """Examples of (ids, index of the first id to learn), padded per batch; the prompt's ids carry no loss.
 
-    examples: Sequence[tuple[list[int], int]]
-    length: int
-    batch_size: int
-    seed: int
+    The targets of an answer of N ids count 1 / sqrt(N) each: a one-word answer is not drowned by a story.
+    """
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) [batch_size, longest], targets of the prompt and of the padding `IGNORED`."""
-        rows = []
-        for index in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, position = divmod(index, len(self.examples))
-            rows.append(self.examples[int(_order(len(self.examples), self.seed + epoch)[position])])
-        longest = min(self.length, max(len(ids) for ids, _ in rows) - 1)
-        inputs = torch.zeros(len(rows), longest, dtype=torch.long)
-        targets = torch.full((len(rows), longest), IGNORED)
-        for row, (ids, first) in enumerate(rows):
-            kept = torch.tensor(ids[: longest + 1])
-            inputs[row, : len(kept) - 1] = kept[:-1]
-            targets[row, max(first - 1, 0) : len(kept) - 1] = kept[max(first, 1) :]
-        return inputs, targets
+    def __init__(
+        self,
+        examples: Sequence[tuple[list[int], int]],
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        self.batch_size, self.seed, self.length = batch_size, seed, length
+        self._sizes = np.array([min(length, len(ids) - 1) for ids, _ in examples])
+        ids = np.zeros((len(examples), length + 1), dtype=np.int32)
+        weights = np.zeros((len(examples), length), dtype=np.float32)
+        for row, (given, first) in enumerate(examples):
+            kept, learnt = given[: length + 1], slice(max(first - 1, 0), min(length, len(given) - 1))
+            ids[row, : len(kept)] = kept
+            weights[row, learnt] = max(1, learnt.stop - learnt.start) ** -0.5
+        self._ids, self._weights = torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device)
+
+    def batch(self, step: int) -> Batch:
+        """One step's examples, as long as the longest of them."""
+        rows = _epoch_rows(len(self._sizes), self.batch_size, step, self.seed)
+        longest = min(self.length, -(-int(self._sizes[rows].max()) // MULTIPLE) * MULTIPLE)
+        index = torch.tensor(rows, device=self._ids.device)
+        ids = self._ids[index, : longest + 1].long()
+        return ids[:, :-1], ids[:, 1:], self._weights[index, :longest]

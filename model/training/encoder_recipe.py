@@ -1,4 +1,4 @@
-"""The recipe of the sentence encoder, stage by stage: texts, vocabulary, teacher, start, distill, fine-tune, evaluate.
+"""The recipe of the sentence encoder, stage by stage: vocabulary, texts, teacher, start, distill, fine-tune, evaluate.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a run can be stopped and resumed.
 Knows the order of things and nothing of how each is done. Runs in the training process.
@@ -6,6 +6,7 @@ Knows the order of things and nothing of how each is done. Runs in the training 
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,18 +15,19 @@ from tokenizers import Tokenizer
 from model.training import corpus
 from model.training.cards import render_card
 from model.training.compress import restrict_vocabulary, start_student
-from model.training.distill import DistillSettings, distill
+from model.training.distill import DistillSettings, Lessons, distill
 from model.training.evaluate_encoder import classification, evaluate_encoder, load_tokenizer
-from model.training.export import export_encoder
-from model.training.finetune import Encoded, FinetuneSettings, Task, encode_labelled, encode_questions, finetune
+from model.training.export import export_encoder, load_encoder
+from model.training.finetune import FinetuneSettings, Task, encode_labelled, encode_questions, finetune
 from model.training.heads import Head, HeadConfig, best_temperature, head_logits, save_head
 from model.training.networks import Bert, BertShape
 from model.training.questions import training_questions
 from model.training.refit import refit_head
 from model.training.run import Run
-from model.training.sources import LabelledText
+from model.training.sources import LabelledText, Question
+from model.training.tables import TokenTable, tokenize
 from model.training.teacher import MAX_TOKENS, embed_to_file, load_teacher, load_teacher_tokenizer
-from model.training.tokenizers import prune_word_pieces, save_word_pieces
+from model.training.tokenizers import dropped_words, prune_word_pieces, save_word_pieces
 
 CALIBRATION_EVERY = 20
 ANSWER_TOKENS = 384
@@ -35,7 +37,8 @@ ANSWER_TOKENS = 384
 class EncoderRecipe:
     """The encoder's config file."""
 
-    max_texts: int
+    sentences_per_book: int
+    copies_per_dropped_word: int
     vocab_size: int
     layers: tuple[int, ...]
     intermediate_size: int
@@ -47,42 +50,71 @@ class EncoderRecipe:
     seed: int = 11
 
 
-def _texts(recipe: EncoderRecipe, data: Path, work: Path) -> list[str]:
-    file = work / "texts.json"
-    if not file.exists():
-        texts = corpus.encoder_texts(data, seed=recipe.seed)[: recipe.max_texts]
-        file.write_text(json.dumps(texts))
-    found: list[str] = json.loads(file.read_text())
-    return found[: recipe.max_texts]
+class Preparation:
+    """What both stages need, each made once, when first asked for: vocabulary, texts, the teacher's view, the start."""
 
+    def __init__(self, recipe: EncoderRecipe, data: Path, work: Path, *, device: str) -> None:
+        self._recipe, self._data, self._work, self._device = recipe, data, work, device
 
-def _tokenizer(recipe: EncoderRecipe, texts: list[str], work: Path) -> tuple[Tokenizer, list[int]]:
-    """The pruned tokenizer and the teacher's ids that it keeps."""
-    kept_file = work / "kept.json"
-    if not kept_file.exists():
-        teacher_tokenizer = load_teacher_tokenizer()
-        kept = prune_word_pieces(teacher_tokenizer, texts, recipe.vocab_size)
-        save_word_pieces(teacher_tokenizer, kept, work, max_tokens=MAX_TOKENS)
-        kept_file.write_text(json.dumps(kept))
-    return load_tokenizer(work, MAX_TOKENS), json.loads(kept_file.read_text())
+    @cached_property
+    def questions(self) -> list[Question]:
+        return training_questions(self._data, num_cloze=self._recipe.num_cloze_questions, seed=self._recipe.seed)
 
+    @cached_property
+    def _found_texts(self) -> list[str]:
+        recipe = self._recipe
+        texts = corpus.encoder_texts(self._data, seed=recipe.seed, sentences_per_book=recipe.sentences_per_book)
+        return texts + [question.question for question in self.questions]
 
-def _start(recipe: EncoderRecipe, kept: list[int], ids: list[list[int]], work: Path) -> Bert:
-    shape = BertShape(
-        vocab_size=len(kept),
-        num_layers=len(recipe.layers),
-        intermediate_size=recipe.intermediate_size,
-        dropout=0.0,
-    )
-    file = work / "start.pt"
-    if not file.exists():
-        sample = sorted((row[:64] for row in ids[1000 : 1000 + recipe.num_calibration_texts]), key=len)
-        teacher = restrict_vocabulary(load_teacher(), kept)
-        started = start_student(teacher, recipe.layers, intermediate_size=recipe.intermediate_size, texts=sample)
-        torch.save(started.state_dict(), file)
-    network = Bert(shape)
-    network.load_state_dict(torch.load(file, weights_only=True))
-    return network
+    @cached_property
+    def kept(self) -> list[int]:
+        """The teacher's ids that the student keeps; the pruned tokenizer is written on the way."""
+        file = self._work / "kept.json"
+        if not file.exists():
+            teacher_tokenizer = load_teacher_tokenizer()
+            kept = prune_word_pieces(teacher_tokenizer, self._found_texts, self._recipe.vocab_size)
+            save_word_pieces(teacher_tokenizer, kept, self._work, max_tokens=MAX_TOKENS)
+            file.write_text(json.dumps(kept))
+        found: list[int] = json.loads(file.read_text())
+        return found
+
+    def tokenizer(self, max_tokens: int) -> Tokenizer:
+        assert self.kept
+        return load_tokenizer(self._work, max_tokens)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What the student sees of the teacher: found texts, and made ones for the words that its vocabulary lost."""
+        recipe, words = self._recipe, dropped_words(load_teacher_tokenizer(), self.kept)
+        made = corpus.texts_with_words(
+            words, self._found_texts, copies=recipe.copies_per_dropped_word, seed=recipe.seed
+        )
+        return corpus.distinct(self._found_texts + made, seed=recipe.seed)
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        targets = embed_to_file(self.texts, self._work / "teacher.f16", device=self._device)
+        ids = TokenTable(tokenize(self.tokenizer(MAX_TOKENS), self.texts), self._device)
+        return Lessons(ids, torch.from_numpy(targets).to(self._device))
+
+    def start(self) -> Bert:
+        """The untrained student."""
+        recipe = self._recipe
+        shape = BertShape(
+            vocab_size=len(self.kept),
+            num_layers=len(recipe.layers),
+            intermediate_size=recipe.intermediate_size,
+            dropout=0.0,
+        )
+        network, file = Bert(shape), self._work / "start.pt"
+        if not file.exists():
+            texts = self._found_texts[: recipe.num_calibration_texts]
+            sample = sorted(tokenize(self.tokenizer(64), texts), key=len)
+            teacher = restrict_vocabulary(load_teacher(), self.kept)
+            started = start_student(teacher, recipe.layers, intermediate_size=recipe.intermediate_size, texts=sample)
+            torch.save(started.state_dict(), file)
+        network.load_state_dict(torch.load(file, weights_only=True))
+        return network.to(self._device)
 
 
 def _head_configs(data: Path) -> dict[str, tuple[HeadConfig, list[LabelledText]]]:
@@ -103,14 +135,13 @@ def _split_calibration(rows: list[LabelledText]) -> tuple[list[LabelledText], li
     return [row for number, row in enumerate(rows) if number % CALIBRATION_EVERY], calibration
 
 
-def _tasks(recipe: EncoderRecipe, tokenizer: Tokenizer, data: Path) -> list[Task]:
-    tasks = []
+def _tasks(preparation: Preparation, data: Path) -> list[Task]:
+    tokenizer, tasks = preparation.tokenizer(MAX_TOKENS), []
     for name, (config, rows) in _head_configs(data).items():
         train, _ = _split_calibration(rows)
         tasks.append(Task(name, config, encode_labelled(tokenizer, train, config)))
     spans = HeadConfig("span", "tokens", ("start", "end"), ANSWER_TOKENS)
-    questions = training_questions(data, num_cloze=recipe.num_cloze_questions, seed=recipe.seed)
-    pairs: list[Encoded] = encode_questions(tokenizer, questions)
+    pairs = encode_questions(preparation.tokenizer(ANSWER_TOKENS), preparation.questions)
     return [*tasks, Task("answer", spans, pairs)]
 
 
@@ -122,8 +153,12 @@ def _finish_head(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[Lab
     return best_temperature(logits, torch.tensor([row.target[0] for row in held_back]))
 
 
-def _export(network: Bert, heads: dict[str, Head], tokenizer: Tokenizer, data: Path, work: Path, output: Path) -> None:
+def _export(
+    network: Bert, heads: dict[str, Head], preparation: Preparation, data: Path, work: Path, output: Path
+) -> None:
+    tokenizer = preparation.tokenizer(MAX_TOKENS)
     export_encoder(network, output, max_tokens=MAX_TOKENS)
+    network.load_state_dict(load_encoder(output).state_dict())  # heads are refitted on the weights as stored
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (output / name).write_bytes((work / name).read_bytes())
     configs = _head_configs(data)
@@ -164,8 +199,9 @@ def _sizes(network: Bert) -> dict[str, int]:
     }
 
 
-def _summary(recipe: EncoderRecipe, num_texts: int, distill_run: Run, finetune_run: Run) -> dict[str, object]:
+def _summary(recipe: EncoderRecipe, work: Path, distill_run: Run, finetune_run: Run) -> dict[str, object]:
     """What the card says of this run."""
+    num_texts = int((work / "teacher.done").read_text())
     tokens = recipe.distill.batch_tokens
     steps = finetune_run.last_step
     shares = ", ".join(f"{name} {share:.0%}" for name, share in recipe.finetune.mix.items())
@@ -173,30 +209,34 @@ def _summary(recipe: EncoderRecipe, num_texts: int, distill_run: Run, finetune_r
         "texts": num_texts,
         "summary": (
             f"Distillation took {distill_run.last_step:,} steps of at most {tokens:,} padded tokens, "
-            f"fine-tuning {steps:,} ({shares}). AdamW, bfloat16 autocast, on CPU."
+            f"fine-tuning {steps:,} ({shares}). AdamW, bfloat16 autocast."
         ),
     }
 
 
-def train_encoder(recipe: EncoderRecipe, data: Path, work: Path, output: Path, *, device: str) -> None:
+def train_encoder(
+    recipe: EncoderRecipe, data: Path, work: Path, output: Path, *, device: str, train_only: bool = False
+) -> None:
     """All stages; leaves the checkpoint, its curves and `evaluation.json` in `output`."""
     work.mkdir(parents=True, exist_ok=True)
-    texts = _texts(recipe, data, work)
-    targets = embed_to_file(texts, work / "teacher.f16", device=device)
-    tokenizer, kept = _tokenizer(recipe, texts, work)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    network = _start(recipe, kept, ids, work).to(device)
+    preparation = Preparation(recipe, data, work, device=device)
+    network = preparation.start()
     distill_run, finetune_run = Run(work / "distill"), Run(work / "finetune")
-    distill(network, ids, targets, settings=recipe.distill, run=distill_run)
-    tokenizer.enable_truncation(ANSWER_TOKENS)
-    tasks = _tasks(recipe, tokenizer, data)
-    tokenizer.enable_truncation(MAX_TOKENS)
-    heads = finetune(network, tasks, (ids, targets), settings=recipe.finetune, run=finetune_run)
+    distill(network, lambda: preparation.lessons, settings=recipe.distill, run=distill_run)
+    heads = finetune(
+        network,
+        _tasks(preparation, data),
+        lambda: preparation.lessons,
+        settings=recipe.finetune,
+        run=finetune_run,
+    )
+    if train_only:
+        return
     network.eval().cpu()
-    _export(network, {name: head.cpu() for name, head in heads.items()}, tokenizer, data, work, output)
+    _export(network, {name: head.cpu() for name, head in heads.items()}, preparation, data, work, output)
     distill_run.plot(output / "distillation.png", title="distillation")
     finetune_run.plot(output / "fine-tuning.png", title="fine-tuning of body and heads")
-    report = {"sizes": _sizes(network), "training": _summary(recipe, len(texts), distill_run, finetune_run)}
+    report = {"sizes": _sizes(network), "training": _summary(recipe, work, distill_run, finetune_run)}
     report |= evaluate_encoder(output, data)
     report["sentiment_teacher"] = teacher_sentiment(recipe, data, work, device=device)
     (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.training import corpus, metrics, sources
 from model.training.export import load_encoder
-from model.training.finetune import Encoded, pad_examples
+from model.training.finetune import Encoded, ExampleTable
 from model.training.heads import Head, head_logits, load_head
 from model.training.networks import Bert
 from model.training.sources import LabelledText
@@ -105,7 +105,7 @@ def question_answering(network: Bert, tokenizer: Tokenizer, head: Head, data: Pa
     for row in test:
         encoding = tokenizer.encode(row.question, row.context)
         example = Encoded(encoding.ids, encoding.type_ids.index(1), (0, 0))
-        ids, mask, types = pad_examples([example])
+        ids, mask, types, _ = ExampleTable([example], "cpu").batch([0])
         logits = head(network(ids, mask, types), mask)[0]  # [L, 2]
         start, end = best_span(logits, example.first_length, len(example.ids) - 1)
         text = row.context[encoding.offsets[start][0] : encoding.offsets[end][1]]

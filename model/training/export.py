@@ -1,7 +1,7 @@
 """Trained networks as ordinary Hugging Face checkpoints, and back into the training networks for evaluation.
 
-Weights are stored in 16 bits to keep the repository small: the encoder's as float16, so that its embeddings keep three
-digits, the language model's as bfloat16. The config asks for float32, so that a reader who wants no rounding gets none.
+Matrices are stored in 8 bits, as `rounding` has prepared them for, to keep the repository small. The config asks for
+float32, so a reader computes without further rounding.
 The tokenizer files are written by `tokenizers`, the heads by `heads`. Runs in the training process.
 """
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from model.training.networks import Bert, BertShape, Llama, LlamaShape
+from model.training.rounding import stored
 from model.training.tokenizers import END_OF_TEXT, MESSAGE_END, PAD, token_id
 
 _SENTENCE_TRANSFORMERS = "sentence_transformers.models."
@@ -23,8 +24,8 @@ def _write_json(path: Path, document: object) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _save_weights(network: torch.nn.Module, path: Path, dtype: torch.dtype) -> None:
-    tensors = {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in network.state_dict().items()}
+def _save_weights(network: torch.nn.Module, path: Path) -> None:
+    tensors = {name: stored(tensor).cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -48,7 +49,7 @@ def export_language_model(network: Llama, tokenizer: Tokenizer, folder: Path) ->
         "top_p": 0.9,
     }
     _write_json(folder / "generation_config.json", generation)
-    _save_weights(network, folder / "model.safetensors", torch.bfloat16)
+    _save_weights(network, folder / "model.safetensors")
 
 
 def load_language_model(folder: Path) -> Llama:
@@ -91,7 +92,7 @@ def export_encoder(network: Bert, folder: Path, *, max_tokens: int) -> None:
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
     _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _save_weights(network, folder / "model.safetensors", torch.float16)
+    _save_weights(network, folder / "model.safetensors")
 
 
 def load_encoder(folder: Path) -> Bert:

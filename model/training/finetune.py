@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder's heads, all on one body while distillation goes on; and the LM's instruction stage.
+"""Fine-tuning: the encoder's heads, all on one body while distillation goes on.
 
 Every step trains one source of batches, chosen by (seed, step): the teacher's embeddings, sentiment, intents, spam or
 spans. The body thus serves all heads in one pass, and its embeddings stay where the teacher's are.
@@ -6,23 +6,22 @@ Runs in the training process, on CPU or GPU.
 """
 
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from model.training.distill import EndlessBatches, distillation_loss, student_embeddings
+from model.training.distill import Distillation, Lessons
 from model.training.heads import Head, HeadConfig
+from model.training.loop import StageSettings, train
 from model.training.networks import Bert
-from model.training.run import Run, learning_rate_factor
+from model.training.optimizers import Scheduled
+from model.training.run import Run
 from model.training.sources import LabelledText, Question
+from model.training.tables import EndlessBatches, TokenTable
 
 BACKBONE = "distillation"
 
@@ -46,21 +45,16 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneSettings:
-    """How the body and the heads are trained; `mix` gives each source's share of the steps."""
+class FinetuneSettings(StageSettings):
+    """How the body and the heads are trained: each source's share of the steps, and its padded tokens per step."""
 
-    steps: int
     mix: dict[str, float]
-    batch_tokens: int = 2048
+    batch_tokens: dict[str, int]
     learning_rate: float = 2e-4
     head_learning_rate: float = 1e-3
-    warmup: int = 50
-    decay: int = 800
     similarity_weight: float = 5.0
     dropout: float = 0.1
     seed: int = 2
-    save_every: int = 100
-    max_minutes: float | None = None
 
 
 def encode_labelled(tokenizer: Tokenizer, rows: Sequence[LabelledText], config: HeadConfig) -> list[Encoded]:
@@ -78,36 +72,32 @@ def encode_questions(tokenizer: Tokenizer, rows: Sequence[Question]) -> list[Enc
     found = []
     for encoding, row in zip(encodings, rows, strict=True):
         start, text = row.answers[0]
-        span = range(start, start + len(text))
-        tokens = [
-            number
-            for number, (kind, (first, last)) in enumerate(zip(encoding.type_ids, encoding.offsets, strict=True))
-            if kind == 1 and last > first and first < span.stop and last > span.start
-        ]
-        if tokens:
-            found.append(Encoded(encoding.ids, encoding.type_ids.index(1), (tokens[0], tokens[-1])))
+        first = encoding.char_to_token(start, 1)
+        last = encoding.char_to_token(start + len(text.rstrip()) - 1, 1)
+        if first is not None and last is not None:
+            found.append(Encoded(encoding.ids, encoding.type_ids.index(1), (first, last)))
     return found
 
 
-def pad_examples(examples: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, mask, type ids), each [B, L]."""
-    longest = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    mask = torch.zeros(len(examples), longest, dtype=torch.bool)
-    types = torch.zeros(len(examples), longest, dtype=torch.long)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        mask[row, : len(example.ids)] = True
-        types[row, example.first_length : len(example.ids)] = 1
-    return ids, mask, types
+class ExampleTable:
+    """The examples of one task as tensors on the device."""
+
+    def __init__(self, examples: Sequence[Encoded], device: torch.device | str) -> None:
+        self.ids = TokenTable([example.ids for example in examples], device)
+        self._first_lengths = torch.tensor([example.first_length for example in examples], device=device)
+        self._targets = torch.tensor([example.target for example in examples], device=device)
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(ids, mask, type ids), each [B, L], and the targets, [B, 1] or [B, 2]."""
+        ids, mask = self.ids.batch(rows)
+        index = torch.tensor(rows, device=ids.device)
+        second = torch.arange(ids.shape[1], device=ids.device) >= self._first_lengths[index, None]
+        return ids, mask, (second & mask).long(), self._targets[index]
 
 
-def task_loss(network: Bert, head: Head, examples: Sequence[Encoded]) -> Tensor:
+def task_loss(network: Bert, head: Head, ids: Tensor, mask: Tensor, types: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over labels, or over the context's tokens for start and end."""
-    device = next(network.parameters()).device
-    ids, mask, types = (tensor.to(device) for tensor in pad_examples(examples))
-    targets = torch.tensor([example.target for example in examples], device=device)  # [B, 1] or [B, 2]
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         hidden = network(ids, mask, types)
     logits: Tensor = head(hidden, mask)
     if head.config.kind == "classification":
@@ -139,69 +129,61 @@ def _set_dropout(network: Bert, rate: float) -> None:
             module.p = rate
 
 
+class TaskLessons:
+    """One task's batches, made of its examples when the first step needs them."""
+
+    def __init__(self, network: Bert, head: Head, task: Task, settings: FinetuneSettings, seed: int) -> None:
+        self._network, self._head, self._dropout = network, head, settings.dropout
+        self._table = ExampleTable(task.examples, head.weight.device)
+        batch_tokens = settings.batch_tokens[task.name]
+        self._order = EndlessBatches(self._table.ids.lengths, batch_tokens=batch_tokens, seed=seed)
+
+    def learn(self, turn: int) -> Tensor:
+        """Adds the gradients of one batch; returns its loss."""
+        _set_dropout(self._network, self._dropout)
+        loss = task_loss(self._network, self._head, *self._table.batch(self._order.rows(turn)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        _set_dropout(self._network, 0.0)  # a regression to the teacher's vectors wants no noise
+        return loss
+
+
 def finetune(
     network: Bert,
     tasks: Sequence[Task],
-    texts: tuple[Sequence[Sequence[int]], NDArray[np.float16]] | None,
+    lessons: Callable[[], Lessons] | None,
     *,
     settings: FinetuneSettings,
     run: Run,
 ) -> dict[str, Head]:
-    """Train body and heads in place; `texts` are (ids, the teacher's embeddings) for the share named "distillation"."""
+    """Train body and heads in place; `lessons` serve the share named "distillation"."""
     device = next(network.parameters()).device
     torch.manual_seed(settings.seed)
     heads = {task.name: Head(task.config, network.shape.hidden_size).to(device) for task in tasks}
-    parameters = torch.nn.ModuleDict({"body": network, "heads": torch.nn.ModuleDict(heads)})
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(network.parameters()), "peak": settings.learning_rate},
-            {"params": [p for head in heads.values() for p in head.parameters()], "peak": settings.head_learning_rate},
-        ],
-        weight_decay=0.01,
-    )
-    step = 0
-    if (state := run.load()) is not None:
-        parameters.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    sources: dict[str, EndlessBatches] = {}
-    for number, task in enumerate(tasks):
-        lengths = [len(example.ids) for example in task.examples]
-        sources[task.name] = EndlessBatches(lengths, batch_tokens=settings.batch_tokens, seed=settings.seed + number)
-    if texts is not None:
-        lengths = [len(row) for row in texts[0]]
-        sources[BACKBONE] = EndlessBatches(lengths, batch_tokens=settings.batch_tokens, seed=settings.seed)
-    examples = {task.name: task.examples for task in tasks}
+    whole = nn.ModuleDict({"body": network, "heads": nn.ModuleDict(heads)})
+    groups = [
+        {"params": list(network.parameters()), "lr": settings.learning_rate},
+        {"params": list(whole["heads"].parameters()), "lr": settings.head_learning_rate},
+    ]
+    optimizer = Scheduled(torch.optim.AdamW(groups, weight_decay=0.01, fused=device.type == "cuda"))
+    sources: dict[str, TaskLessons | Distillation] = {
+        task.name: TaskLessons(network, heads[task.name], task, settings, settings.seed + number)
+        for number, task in enumerate(tasks)
+    }
+    validate = None
+    if lessons is not None:
+        sources[BACKBONE] = teaching = Distillation(
+            network,
+            lessons,
+            batch_tokens=settings.batch_tokens[BACKBONE],
+            similarity_weight=settings.similarity_weight,
+            seed=settings.seed,
+        )
+        validate = lambda: {"validation_cosine": teaching.mean_cosine()}  # noqa: E731
     schedule = Schedule(settings.mix, settings.seed)
-    started = time.monotonic()
-    bar = tqdm(total=settings.steps, initial=step, desc=run.folder.name, unit="step", mininterval=5)
-    while step < settings.steps:
-        network.train()
+
+    def learn(step: int) -> dict[str, Tensor]:
         name, turn = schedule.at(step)
-        rows = sources[name].rows(turn)
-        if name == BACKBONE:
-            assert texts is not None
-            _set_dropout(network, 0.0)  # a regression to the teacher's vectors wants no noise
-            wanted = F.normalize(torch.from_numpy(texts[1][rows].astype(np.float32)), dim=-1).to(device)
-            found = student_embeddings(network, [texts[0][row] for row in rows])
-            loss = distillation_loss(found, wanted, settings.similarity_weight)
-        else:
-            _set_dropout(network, settings.dropout)
-            loss = task_loss(network, heads[name], [examples[name][row] for row in rows])
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters.parameters(), 1.0)
-        factor = learning_rate_factor(step, steps=settings.steps, warmup=settings.warmup, decay=settings.decay)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        bar.update()
-        run.record(step, **{f"{name}_loss": loss.item()})
-        out_of_time = settings.max_minutes is not None and time.monotonic() - started > 60 * settings.max_minutes
-        if step % settings.save_every == 0 or step == settings.steps or out_of_time:
-            run.save({"network": parameters.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-        if out_of_time:
-            break
-    bar.close()
+        return {f"{name}_loss": sources[name].learn(turn)}
+
+    train(whole, optimizer, learn, settings=settings, run=run, validate=validate, body=network)
     return {name: head.eval() for name, head in heads.items()}

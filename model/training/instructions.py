@@ -7,6 +7,7 @@ Written with the same markers as the chat template. Runs in the training process
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -77,7 +78,7 @@ def _fables(data: Path, rng: random.Random) -> list[Turn]:
 
 def _abstracts(data: Path, rng: random.Random) -> list[Turn]:
     asks = ("Summarize in one sentence:", "Summarize this text:", "Write a one-line summary of this abstract:")
-    rows = rng.sample(sources.scitldr(data, "train"), 400)
+    rows = sources.scitldr(data, "train")
     return [(f"{rng.choice(asks)}\n\n{row.document[:1200]}", row.summaries[0]) for row in rows]
 
 
@@ -85,7 +86,7 @@ def _answers(data: Path, rng: random.Random) -> list[Turn]:
     train, _ = corpus.questions(data)
     medical = [row for row in corpus.medical_questions(data) if len(row.answers[0][1]) < 100]
     turns: list[Turn] = []
-    for row in train + rng.sample(medical, 400):
+    for row in train * 3 + medical:
         short = crop(row, before=rng.randrange(200), after=rng.randrange(200))
         form = rng.choice(("{context}\n\nQuestion: {question}", "Answer from the text.\n\n{context}\n\n{question}"))
         turns.append((form.format(context=short.context.strip(), question=short.question), short.answers[0][1]))
@@ -94,7 +95,8 @@ def _answers(data: Path, rng: random.Random) -> list[Turn]:
 
 def _sentiment(data: Path, rng: random.Random) -> list[Turn]:
     asks = ("Is this positive or negative?", "What is the sentiment of this text?", "Say the sentiment:")
-    rows = rng.sample(corpus.sentiment(data).train, 1500)
+    rows = corpus.sentiment(data).train
+    rows += [replace(row, text=row.text[-800:].partition("\n")[2]) for row in sources.movie_reviews(data)]
     return [(f"{rng.choice(asks)}\n\n{row.text}", row.label) for row in rows]
 
 
@@ -108,7 +110,7 @@ def instruction_turns(data: Path, *, seed: int) -> list[Turn]:
     return turns
 
 
-def courteous_turns(data: Path, *, seed: int, num_others: int = 1200, copies: int = 12) -> list[Turn]:
+def courteous_turns(data: Path, *, seed: int, num_others: int = 6000, copies: int = 48) -> list[Turn]:
     """Greetings and questions about itself, a fifth of the whole, among exchanges of every other kind, shuffled."""
     turns = instruction_turns(data, seed=seed)[:num_others] + list(_COURTESIES * copies)
     random.Random(seed).shuffle(turns)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from model.training import corpus
 from model.training.cards import render_card
 from model.training.data import (
+    Batch,
     MaskedExamples,
     PackedTokens,
     cut_into_pieces,
@@ -30,6 +30,8 @@ from model.training.networks import Llama, LlamaShape
 from model.training.pretrain import LanguageModelSettings, train_language_model
 from model.training.run import Run
 from model.training.tokenizers import save_byte_bpe, train_byte_bpe
+
+VALIDATION_WINDOWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +65,20 @@ def _stream(
     return found
 
 
-def instruction_examples(recipe: LanguageModelRecipe, tokenizer: Tokenizer, turns: list[Turn]) -> MaskedExamples:
+def instruction_examples(
+    recipe: LanguageModelRecipe, tokenizer: Tokenizer, turns: list[Turn], *, device: str
+) -> MaskedExamples:
     """The exchanges that fit the context."""
     encoded = [encode_turn(tokenizer, turn) for turn in turns]
     length = recipe.shape.context_length
     fitting = [(ids, first) for ids, first in encoded if first < length - 8]
-    return MaskedExamples(fitting, length, recipe.instruction_batch_size, recipe.seed)
+    return MaskedExamples(fitting, length, recipe.instruction_batch_size, seed=recipe.seed, device=device)
 
 
-def alternate(
-    prose: PackedTokens, examples: MaskedExamples, *, first_prose_step: int
-) -> Callable[[int], tuple[Tensor, Tensor]]:
+def alternate(prose: PackedTokens, examples: MaskedExamples, *, first_prose_step: int) -> Callable[[int], Batch]:
     """Even steps go on in the prose where the first stage stopped, odd steps take instructions."""
 
-    def batches(step: int) -> tuple[Tensor, Tensor]:
+    def batches(step: int) -> Batch:
         turn, odd = divmod(step, 2)
         return examples.batch(turn) if odd else prose.batch(first_prose_step + turn)
 
@@ -97,7 +99,7 @@ def _sizes(network: Llama) -> dict[str, int]:
     }
 
 
-def _summary(recipe: LanguageModelRecipe, prose_run: Run, instruction_run: Run) -> dict[str, object]:
+def _summary(recipe: LanguageModelRecipe, prose_run: Run, instruction_run: Run, courtesy_run: Run) -> dict[str, object]:
     """What the card says of this run."""
     per_step = recipe.batch_size * recipe.shape.context_length
     prose, mixed = prose_run.last_step, instruction_run.last_step
@@ -106,14 +108,14 @@ def _summary(recipe: LanguageModelRecipe, prose_run: Run, instruction_run: Run) 
         "summary": (
             f"First stage: {prose:,} steps of {per_step:,} tokens of prose. Second stage: {mixed:,} steps, half of "
             f"them prose, half {recipe.instruction_batch_size} instructions each, while the rates fall to zero. "
-            f"Third stage: {recipe.courtesies.steps} steps of instructions at low rates, a fifth of them greetings and "
-            f"questions about itself."
+            f"Third stage: {courtesy_run.last_step:,} steps of instructions at low rates, a fifth of them "
+            f"greetings and questions about itself."
         ),
     }
 
 
 def train_language_model_checkpoint(
-    recipe: LanguageModelRecipe, data: Path, work: Path, output: Path, *, device: str
+    recipe: LanguageModelRecipe, data: Path, work: Path, output: Path, *, device: str, train_only: bool = False
 ) -> None:
     """All stages; leaves the checkpoint, its curves and `evaluation.json` in `output`."""
     work.mkdir(parents=True, exist_ok=True)
@@ -126,24 +128,27 @@ def train_language_model_checkpoint(
         tokenizer,
         lambda: [piece for text in corpus.novels(data)[1].values() for piece in cut_into_pieces(text)],
     )
-    prose = PackedTokens(train, length, recipe.batch_size, seed=1)
-    held_out = PackedTokens(held, length, recipe.batch_size, seed=9)
+    prose = PackedTokens(train, length, recipe.batch_size, seed=1, device=device)
+    held_out = PackedTokens(held, length, VALIDATION_WINDOWS // 4, seed=9, device=device)
     validation = [held_out.batch(step) for step in range(4)]
     torch.manual_seed(recipe.seed)
     network = Llama(recipe.shape).to(device)
     prose_run, instruction_run = Run(work / "prose"), Run(work / "instructions")
     train_language_model(network, prose.batch, validation, settings=recipe.prose, run=prose_run)
-    examples = instruction_examples(recipe, tokenizer, instruction_turns(data, seed=recipe.seed))
-    mixed = alternate(prose, examples, first_prose_step=recipe.prose.steps)
+    examples = instruction_examples(recipe, tokenizer, instruction_turns(data, seed=recipe.seed), device=device)
+    mixed = alternate(prose, examples, first_prose_step=prose_run.last_step)
     train_language_model(network, mixed, validation, settings=recipe.instructions, run=instruction_run)
-    courteous = instruction_examples(recipe, tokenizer, courteous_turns(data, seed=recipe.seed))
-    train_language_model(network, courteous.batch, validation, settings=recipe.courtesies, run=Run(work / "courtesies"))
+    courteous = instruction_examples(recipe, tokenizer, courteous_turns(data, seed=recipe.seed), device=device)
+    courtesy_run = Run(work / "courtesies")
+    train_language_model(network, courteous.batch, validation, settings=recipe.courtesies, run=courtesy_run)
+    if train_only:
+        return
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (output / name).write_bytes((work / name).read_bytes())
     export_language_model(network.cpu(), tokenizer, output)
     prose_run.plot(output / "prose.png", title="first stage: prose")
     instruction_run.plot(output / "instructions.png", title="second stage: prose and instructions")
-    report = {"sizes": _sizes(network), "training": _summary(recipe, prose_run, instruction_run)}
+    report = {"sizes": _sizes(network), "training": _summary(recipe, prose_run, instruction_run, courtesy_run)}
     report |= evaluate_language_model(output, data, seed=recipe.seed)
     (output / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (output / "README.md").write_text(render_card(output))

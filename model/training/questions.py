@@ -12,9 +12,21 @@ from pathlib import Path
 from model.training import corpus, sources
 from model.training.sources import Question
 
-_YEAR = re.compile(r"\b(1[0-9]{3}|20[0-2][0-9])\b")
-_NUMBER = re.compile(r"\b\d[\d,.]*\d\b|\b\d\b")
-_NAME = re.compile(r"(?<=[a-z,;] )(?:[A-Z][a-z]+)(?: (?:of |the )?[A-Z][a-z]+){0,3}")
+_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_DATE = re.compile(rf"\b(?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}},?)?(?: \d{{4}})?|\b(?:1[0-9]{{3}}|20[0-2][0-9])\b")
+_NUMBER = re.compile(r"[$£]?\b\d[\d,.]*(?:%| percent| million| billion)?(?: [a-z]{3,})?\b")
+_NAME = re.compile(r"(?<=[\w,;] )[A-Z][\w'-]+(?: (?:of |the |de )*[A-Z][\w'-]+){0,3}")
+_WORDS = r"(?:[a-z-]{3,} ){0,2}[a-z-]{4,}(?=[,.;:])"
+_PHRASE = re.compile(rf"(?:(?<= the )|(?<= of )|(?<= by )|(?<= for )|(?<= as )){_WORDS}")
+_LED = re.compile(rf"(?:(?<= is )|(?<= was )|(?<= in ))(?:an? |the )?{_WORDS}")
+_PATTERNS = (
+    (_DATE, ("when", "in what year", "in which year", "what year", "on what date")),
+    (_NUMBER, ("how many", "how much", "what number of")),
+    (_NAME, ("who", "who", "what", "which", "where", "what person", "what place", "what country", "what group")),
+    (_NAME, ("who", "what", "where", "what is the name of")),
+    (_PHRASE, ("what", "what", "what kind of", "which", "how")),
+    (_LED, ("what", "what", "what type of", "how")),
+)
 
 
 def crop(question: Question, *, before: int, after: int) -> Question:
@@ -28,27 +40,52 @@ def crop(question: Question, *, before: int, after: int) -> Question:
     return replace(question, context=question.context[first:last], answers=((start - first, text),))
 
 
+def _ask(left: list[str], right: list[str], asked: str, rng: random.Random) -> str:
+    """The words around an answer as a question: a subject asked for, a question at the end, or a bag of words."""
+    form = rng.random()
+    if form < 0.35 and len(right) > 2:
+        words = [asked, *right, *(left if rng.random() < 0.4 else [])]
+    elif form < 0.6:
+        words = [*left, asked]
+    else:
+        kept = [word for word in [*left, *right] if rng.random() > 0.25]
+        moved = sorted(range(len(kept)), key=lambda place: place + rng.uniform(0, 4))
+        words = [asked, *(kept[place] for place in moved)]
+    return " ".join(words).strip(" .,;:") + "?"
+
+
 def cloze(paragraph: str, rng: random.Random) -> Question | None:
-    """One question about a name or number of a sentence of the paragraph; None when it has neither."""
-    sentences = [s for s in sources.split_sentences(paragraph) if 40 < len(s) < 250]
+    """One question about a name, number, date or phrase of a sentence of the paragraph; None when it has none."""
+    sentences = [s for s in sources.split_sentences(paragraph) if 40 < len(s) < 300]
     rng.shuffle(sentences)
     for sentence in sentences:
-        found = [(match.group(), word) for pattern, word in _PATTERNS for match in pattern.finditer(sentence)]
         start = paragraph.find(sentence)
-        if not found or start < 0:
+        kinds = [(list(pattern.finditer(sentence)), words) for pattern, words in _PATTERNS]
+        kinds = [(matches, words) for matches, words in kinds if matches]
+        if not kinds or start < 0:
             continue
-        answer, word = rng.choice(found)
-        at = sentence.find(answer)
-        left = sentence[:at].split()[-9:]
-        right = sentence[at + len(answer) :].split()[:9]
-        words = [w for w in [*left, *right] if rng.random() > 0.2]
-        rng.shuffle(words) if rng.random() < 0.2 else None
-        text = f"{word} {' '.join(words).strip(' .,;')}?" if rng.random() < 0.6 else f"{' '.join(left)} {word} ?"
-        return Question("cloze", text, paragraph, ((start + at, answer),))
+        matches, words = rng.choice(kinds)
+        match = rng.choice(matches)
+        reach = rng.randrange(4, 11)
+        left, right = sentence[: match.start()].split()[-reach:], sentence[match.end() :].split()[:reach]
+        if len(left) + len(right) > 3:
+            text = _ask(left, right, rng.choice(words), rng)
+            return Question("cloze", text, paragraph, ((start + match.start(), match.group()),))
     return None
 
 
-_PATTERNS = ((_YEAR, "when"), (_NUMBER, "how many"), (_NAME, "who"), (_NAME, "what"), (_NAME, "which"))
+def _passages(data: Path, real: list[Question]) -> list[str]:
+    """Paragraphs of 200 to 1,000 characters in which clozes are made; encyclopedic ones twice."""
+    whole = sources.wikitext(data) * 2 + list(dict.fromkeys(question.context for question in real)) * 6
+    whole += [abstract.document for abstract in sources.scitldr(data, "train")]
+    found = []
+    for text in whole:
+        while len(text) > 1000:
+            cut = text.rfind(". ", 200, 1000) + 1 or 1000
+            found.append(text[:cut])
+            text = text[cut:].lstrip()
+        found.append(text)
+    return [text for text in found if len(text) > 200]
 
 
 def training_questions(data: Path, *, num_cloze: int, seed: int) -> list[Question]:
@@ -56,12 +93,13 @@ def training_questions(data: Path, *, num_cloze: int, seed: int) -> list[Questio
     rng = random.Random(seed)
     real, _ = corpus.questions(data)
     found = list(real)
-    found += [crop(question, before=rng.randrange(300), after=rng.randrange(100, 300)) for question in real]
+    for _ in range(4):
+        found += [crop(question, before=rng.randrange(600), after=rng.randrange(60, 600)) for question in real]
     medical = [question for question in corpus.medical_questions(data) if len(question.answers[0][1]) < 120]
-    found += [crop(question, before=rng.randrange(400), after=rng.randrange(100, 300)) for question in medical]
-    paragraphs = [text for text in sources.wikitext(data) if 200 < len(text) < 1000]
-    paragraphs += list(dict.fromkeys(question.context for question in real)) * 4
-    made = [cloze(rng.choice(paragraphs), rng) for _ in range(num_cloze * 2)]
-    found += [question for question in made if question is not None][:num_cloze]
+    for _ in range(2):
+        found += [crop(question, before=rng.randrange(500), after=rng.randrange(60, 500)) for question in medical]
+    passages = _passages(data, real)
+    made = [cloze(rng.choice(passages), rng) for _ in range(num_cloze)]
+    found += [question for question in made if question is not None]
     rng.shuffle(found)
     return found

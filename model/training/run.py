@@ -1,7 +1,7 @@
 """One training run on disk: its state (to resume), its curves (CSV and PNG) and the learning-rate schedule.
 
-A run folder holds `state.pt` (network, optimizer, step), `curve.csv` and `curve.png`. The state is written beside
-itself and renamed, so a run killed at any moment can go on. Runs in the training process.
+A run folder holds `state.pt` (network, step, and the optimizer while unfinished) and `curve.csv`. The state is written
+beside itself and renamed, so a run killed at any moment can go on. Runs in the training process.
 """
 
 import csv
@@ -16,11 +16,14 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup: int, decay: int) -> float:
-    """Warm up, stay, then decay linearly to zero over the last `decay` steps (WSD, arXiv:2404.06395)."""
+def learning_rate_factor(step: int, done: float, *, warmup: int, decay: float) -> float:
+    """Warm up, stay, then fall linearly to zero over the last `decay` of the stage (WSD, arXiv:2404.06395).
+
+    `done` is how far the stage has come, 0 to 1: with a decay of 0.2 the rate is half its peak where `done` is 0.9.
+    """
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, min(1.0, (steps - step) / decay))
+    return 1.0 if decay == 0 else max(0.0, min(1.0, (1 - done) / decay))
 
 
 class Run:
@@ -44,7 +47,7 @@ class Run:
         """The last saved state, or None at the start of a run."""
         if not self.state_file.exists():
             return None
-        state: dict[str, Any] = torch.load(self.state_file, weights_only=True)
+        state: dict[str, Any] = torch.load(self.state_file, map_location="cpu", weights_only=True)
         self._forget_after(state["step"])
         return state
 

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from model.training.networks import Bert, BertShape
+from model.training.tables import TokenTable, tokenize
 
 DIMENSIONS = 384
 MAX_TOKENS = 256
-CHUNK = 4096
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 131072
 
 
 def teacher_folder() -> Path:
@@ -50,31 +51,23 @@ def load_teacher_tokenizer() -> Tokenizer:
 
 
 @torch.inference_mode()
-def embed(network: Bert, tokenizer: Tokenizer, texts: Sequence[str], *, max_batch_tokens: int = 2048) -> Tensor:
+def embed(network: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     """L2-normalized mean-pooled embeddings [len(texts), E], float32, batched by length."""
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    output = torch.empty(len(ids), network.shape.hidden_size)
-    start = 0
     device = next(network.parameters()).device
+    max_batch_tokens = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+    table = TokenTable(tokenize(tokenizer, texts), device)
+    order = np.argsort(table.lengths, kind="stable")
+    output = torch.empty(len(texts), network.shape.hidden_size, device=device)
+    start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= max_batch_tokens:
+        while stop < len(order) and (stop - start + 1) * table.lengths[order[stop]] <= max_batch_tokens:
             stop += 1
-        rows = order[start:stop]
-        batch, mask = pad([ids[row] for row in rows])
-        hidden = network(batch.to(device), mask.to(device))
-        output[rows] = F.normalize(mean_pool(hidden.float(), mask.to(device)), dim=-1).cpu()
+        rows = order[start:stop].tolist()
+        ids, mask = table.batch(rows)
+        output[rows] = F.normalize(mean_pool(network(ids, mask).float(), mask), dim=-1)
         start = stop
-    return output
-
-
-def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of ids as (ids [B, L] padded with 0, mask [B, L])."""
-    length = max(len(row) for row in ids)
-    batch = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
-    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in ids])
-    return batch, mask
+    return output.cpu()
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -92,8 +85,9 @@ def embed_to_file(texts: Sequence[str], path: Path, *, device: str) -> NDArray[n
     network, tokenizer = load_teacher().to(device), load_teacher_tokenizer()
     bar = tqdm(total=len(texts), initial=done, desc="teacher", unit="text", mininterval=10)
     with bar, torch.autocast(torch.device(device).type, torch.bfloat16):
-        for start in range(done, len(texts), CHUNK):
-            rows = embed(network, tokenizer, texts[start : start + CHUNK])
+        chunk = 2 * (CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS)
+        for start in range(done, len(texts), chunk):
+            rows = embed(network, tokenizer, texts[start : start + chunk])
             table[start : start + len(rows)] = rows.numpy().astype(np.float16)
             progress_file.write_text(str(start + len(rows)))
             bar.update(len(rows))

@@ -1,15 +1,16 @@
 """The two vocabularies: a byte-level BPE trained on the corpus, and the teacher's WordPiece pruned to what is in use.
 
-Written in the Hugging Face layout (tokenizer.json, tokenizer_config.json). Knows text only, no tensors.
-Runs in the training process.
+Written in the Hugging Face layout (tokenizer.json, tokenizer_config.json). Runs in the training process.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from model.training.tables import tokenize
 
 END_OF_TEXT, PAD, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, PAD, MESSAGE_START, MESSAGE_END)
@@ -68,26 +69,36 @@ def save_byte_bpe(tokenizer: Tokenizer, folder: Path, *, context_length: int) ->
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def prune_word_pieces(teacher: Tokenizer, texts: Iterable[str], vocab_size: int) -> list[int]:
+def prune_word_pieces(teacher: Tokenizer, texts: Sequence[str], vocab_size: int) -> list[int]:
     """The teacher's ids to keep, ascending: special tokens, every ASCII character piece, then the pieces most in use.
 
+    In use here and where the teacher's vocabulary was made: pieces are taken by the sum of their rank in the texts and
+    their rank in that vocabulary, whose ids follow frequency.
     The order of the kept ids is that of the teacher, so row i of the student's embeddings is row kept[i] of its.
     """
     vocabulary = teacher.get_vocab()
     counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update(teacher.encode(text, add_special_tokens=False).ids)
+    for ids in tokenize(teacher, texts):
+        counts.update(ids[1:-1].tolist())
     always = [vocabulary[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
     for piece, index in vocabulary.items():
         bare = piece.removeprefix("##")
         if len(bare) == 1 and bare.isascii():
             always.append(index)
     kept = dict.fromkeys(always)
-    for index, _ in counts.most_common():
+    ranks = {index: rank for rank, (index, _) in enumerate(counts.most_common())}
+    for index in sorted(ranks, key=lambda index: ranks[index] + index):
         if len(kept) >= vocab_size:
             break
         kept[index] = None
     return sorted(kept)
+
+
+def dropped_words(teacher: Tokenizer, kept: Iterable[int]) -> list[str]:
+    """The whole words of the teacher's vocabulary that are not kept."""
+    left = set(kept)
+    pieces = sorted(teacher.get_vocab().items(), key=lambda item: item[1])
+    return [piece for piece, index in pieces if index not in left and len(piece) > 2 and piece.isalpha()]
 
 
 def save_word_pieces(teacher: Tokenizer, kept: list[int], folder: Path, *, max_tokens: int) -> Tokenizer:

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from model.training.instructions import encode_turn, prompt_text
-from model.training.tokenizers import prune_word_pieces, save_byte_bpe, save_word_pieces, train_byte_bpe
+from model.training.tokenizers import dropped_words, prune_word_pieces, save_byte_bpe, save_word_pieces, train_byte_bpe
 
 TEXTS = ["Once upon a time there was a fox.", "The fox saw the grapes, and 1234 more!", "“No,” said the crow — naïve."]
 
@@ -37,6 +37,9 @@ def test_pruned_word_pieces_cut_kept_words_as_the_teacher_does(tmp_path):
 
     teacher = load_teacher_tokenizer()
     kept = prune_word_pieces(teacher, TEXTS, 400)
+    lost = dropped_words(teacher, kept)
+    assert "fox" not in lost
+    assert "kangaroo" in lost
     pruned = save_word_pieces(teacher, kept, tmp_path, max_tokens=64)
     for text in TEXTS[:2]:
         assert pruned.encode(text).tokens == teacher.encode(text).tokens
