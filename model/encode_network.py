@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from model.architectures.encoders import num_labels
 from model.architectures.mapping import WeightMap, part
 from model.architectures.raw import RawConfig
-from model.attention.interface import Attend
+from model.attention.attend import PackedAttend
 from model.checkpoint import Progress, fill
+from model.compiled_encoder import CompiledEncoder, compiled_encoder
+from model.compiled_layers import Quantization, compile_layers
 from model.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig, HeadConfig
 from model.decoder import Decoder
 from model.description import read_architecture
@@ -46,7 +48,7 @@ class EncodeNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Encoder | Decoder | ClassifyingEncoderDecoder,
+        network: Encoder | CompiledEncoder | Decoder | ClassifyingEncoderDecoder,
         *,
         head: Head | None = None,
         reading: SentenceModules | LogitScore | None = None,
@@ -92,9 +94,9 @@ class EncodeNetwork(nn.Module):
         assert isinstance(head, TaskHead)
         return head
 
-    def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: PackedAttend) -> Tensor:
         """ids, type_ids and positions [T]; returns the hidden states [T, E]."""
-        if isinstance(self.network, Encoder):
+        if isinstance(self.network, Encoder | CompiledEncoder):
             hidden: Tensor = self.network(ids, type_ids, positions, attend)
         else:
             hidden = self.network(ids, positions, attend)
@@ -136,13 +138,18 @@ def load_encode_network(
     *,
     max_model_len: int | None = None,
     packed: bool = True,
+    quantization: Quantization = "none",
 ) -> EncodeNetwork:
     """The checkpoint of a folder, filled, in `dtype` (None: as stored); modules after the network are float32.
 
     `packed` rearranges the weights for the CPU's kernels, if it is there that they are. Raises: CheckpointError, naming
-    the file and the tensor at fault.
+    the file and the tensor at fault, or if a quantization is asked for that the device or dtype does not have.
     """
     network = _load(Path(folder), device, dtype, progress, max_model_len)
+    if packed and isinstance(network.network, Encoder):
+        network.network = compiled_encoder(network.network, quantization) or network.network
+    if quantization != "none" and not isinstance(network.network, CompiledEncoder):
+        compile_layers(network, quantization)
     if packed:
         pack(network)
     return network

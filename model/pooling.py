@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.embedding_config import Pooling, PoolingMode
+from model.ops import library
 from model.transfer import on_device
 
 
@@ -50,6 +51,10 @@ def _max(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
 def _sum(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
     if hidden.device.type != "cpu":
         return _sum_at_once(hidden, spans)
+    if library.sums(hidden):
+        begins, ends = (torch.tensor([getattr(span, name) for span in spans]) for name in ("first", "end"))
+        sums: Tensor = torch.ops.slimpajama.sum_texts(hidden, begins, ends)
+        return sums
     return torch.stack([_kept(hidden, span).sum(dim=0, dtype=torch.float32) for span in spans])
 
 

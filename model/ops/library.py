@@ -34,6 +34,16 @@ def serves(tensor: Tensor) -> bool:
     return LOADED and tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
 
 
+def sums(tensor: Tensor) -> bool:
+    """Whether the operators add up these rows."""
+    return LOADED and tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float32)
+
+
+def has_vectors() -> bool:
+    """Whether the operators run on AVX-512 here, or better."""
+    return LOADED and bool(torch.ops.slimpajama.has_vectors())
+
+
 def has_tiles() -> bool:
     """Whether the operators run on AMX here."""
     return LOADED and bool(torch.ops.slimpajama.has_tiles())

@@ -1,12 +1,11 @@
 // The products behind the projections, on AMX, on AVX-512 and in plain loops; included by the file of each kind of
-// number. A `Kind` says how 32 bits of x and of a weight add to a sum, and what a finished sum is worth.
+// number (`kinds.h`).
 //
 // Every path walks over all of K in one order and alike for any number of rows, so that a row's result depends on
 // nothing but the row and the weights.
 #pragma once
 
-#include "projection.h"
-#include "tiles.h"
+#include "kinds.h"
 
 namespace slimpajama {
 
@@ -28,9 +27,13 @@ void multiply_plain(const Rows& x, const Weights& w, const Output& out, int64_t 
 #if HAS_X86
 template <typename Kind, int ROWS, int PAIRS>
 AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
-  typename Kind::Vector sums[ROWS][2 * PAIRS] = {};
+  typename Kind::Vector sums[ROWS][2 * PAIRS];
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = typename Kind::Vector{};
   const uint8_t *values = x.row(row), *panels = w.panel(pair * 2);
-  const int64_t x_stride = x.groups * 4, panel_stride = w.groups * LINE;
+  const int64_t x_stride = x.stride, panel_stride = w.groups * LINE;
   for (int64_t g = 0; g < x.groups; ++g) {
     __m512i weights[2 * PAIRS];
     for (int j = 0; j < 2 * PAIRS; ++j) weights[j] = _mm512_loadu_si512(panels + j * panel_stride + g * LINE);
@@ -43,19 +46,29 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
       for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = Kind::add(sums[i][j], broadcast, weights[j]);
     }
   }
+#pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 2
     for (int j = 0; j < PAIRS; ++j)
       out.store(row + i, pair + j, Kind::worth(sums[i][2 * j], x, w, row + i, (pair + j) * 2 * PANEL),
                 Kind::worth(sums[i][2 * j + 1], x, w, row + i, ((pair + j) * 2 + 1) * PANEL));
 }
 
+template <typename Kind, int ROWS, int PAIRS>
+AVX512 void last_rows_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
+  if (x.m - row == ROWS) block_avx512<Kind, ROWS, PAIRS>(x, w, out, row, pair);
+  else if constexpr (ROWS > 1) last_rows_avx512<Kind, ROWS - 1, PAIRS>(x, w, out, row, pair);
+}
+
 template <typename Kind, int PAIRS>
 AVX512 void rows_avx512(const Rows& x, const Weights& w, const Output& out, int64_t pair) {
-  constexpr int TALL = 12 / PAIRS;  // 24 of the 32 registers hold sums
+  constexpr int TALL = 12 / PAIRS, HALF = TALL - 2;  // 24 of the 32 registers hold sums
   int64_t row = 0;
-  for (; row + TALL <= x.m; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, row, pair);
-  for (; row + 4 <= x.m; row += 4) block_avx512<Kind, 4, PAIRS>(x, w, out, row, pair);
-  for (; row < x.m; ++row) block_avx512<Kind, 1, PAIRS>(x, w, out, row, pair);
+  // A low block waits for its own sums: two of medium height are better than a high one and a low one.
+  const int64_t high = x.m % TALL == 0 || x.m % TALL > 2 || x.m < 2 * HALF ? x.m : x.m - 2 * HALF;
+  for (; row + TALL <= high; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, row, pair);
+  for (; row + HALF <= x.m; row += HALF) block_avx512<Kind, HALF, PAIRS>(x, w, out, row, pair);
+  last_rows_avx512<Kind, HALF - 1, PAIRS>(x, w, out, row, pair);
 }
 
 template <typename Kind>
@@ -70,7 +83,7 @@ template <typename Kind, bool TWO>
 AMX inline void block_amx(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t count,
                           int64_t pair) {
   const uint8_t *upper = x.row(row), *lower = x.row(row + 16), *left = w.panel(pair * 2), *right = w.panel(pair * 2 + 1);
-  const int64_t stride = x.groups * 4;
+  const int64_t stride = x.stride;
   _tile_zero(0);
   _tile_zero(1);
   if (TWO) {
@@ -129,8 +142,9 @@ AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_
 template <typename Kind>
 void multiply(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
 #if HAS_X86
-  if (instructions() == Instructions::amx) return multiply_amx<Kind>(x, w, out, begin, end);
-  if (instructions() == Instructions::avx512) return multiply_avx512<Kind>(x, w, out, begin, end);
+  if constexpr (Kind::TILES)
+    if (instructions() == Instructions::amx) return multiply_amx<Kind>(x, w, out, begin, end);
+  if (has_avx512()) return multiply_avx512<Kind>(x, w, out, begin, end);
 #endif
   multiply_plain<Kind>(x, w, out, begin, end);
 }

@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "vectors.h"
+#include "activations.h"
 
 namespace slimpajama {
 
@@ -27,26 +27,35 @@ struct Weights {
 };
 
 struct Rows {
-  const uint8_t* values;  // [M][4 * groups]
+  const uint8_t* values;
   int64_t m, groups;
   const float* scales = nullptr;  // int8: [M]
+  int64_t stride = groups * 4;    // bytes from row to row, no less than these
 
-  const uint8_t* row(int64_t index) const { return values + index * groups * 4; }
+  const uint8_t* row(int64_t index) const { return values + index * stride; }
 };
 
-struct Output {  // bfloat16 or float32 [M, N], with an optional float32 bias [N]
+// Where results go: bfloat16 or float32 [M, N], each activation(sum + bias) + added, of which all but the sum may be
+// missing.
+struct Output {
   float* wide;
   bf16* narrow;
-  const float* bias;
+  const float* bias;  // [N]
   int64_t n;
+  int64_t stride = n;  // from row to row
+  Activation activation = Activation::none;
+  const float* added_wide = nullptr;  // [M, N] without gaps, or
+  const bf16* added_narrow = nullptr;
 
   // One row's results for the 32 outputs of a pair of panels.
   void store(int64_t row, int64_t pair, const float* sums) const {
     const int64_t first = pair * 2 * PANEL;
     for (int64_t j = 0; j < std::min(2 * PANEL, n - first); ++j) {
-      const float value = sums[j] + (bias ? bias[first + j] : 0.0f);
-      if (wide) wide[row * n + first + j] = value;
-      else narrow[row * n + first + j] = to_bf16(value);
+      float value = activated(activation, sums[j] + (bias ? bias[first + j] : 0.0f));
+      if (added_wide) value += added_wide[row * n + first + j];
+      if (added_narrow) value += to_float(added_narrow[row * n + first + j]);
+      if (wide) wide[row * stride + first + j] = value;
+      else narrow[row * stride + first + j] = to_bf16(value);
     }
   }
 
@@ -60,9 +69,12 @@ struct Output {  // bfloat16 or float32 [M, N], with an optional float32 bias [N
     const int64_t count = std::clamp<int64_t>(n - first, 0, PANEL);
     const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
     if (bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias + first));
-    if (wide) _mm512_mask_storeu_ps(wide + row * n + first, mask, sum);
+    if (activation != Activation::none) sum = activated_avx512(activation, sum);
+    if (added_wide) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, added_wide + row * n + first));
+    if (added_narrow) sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, added_narrow + row * n + first)));
+    if (wide) _mm512_mask_storeu_ps(wide + row * stride + first, mask, sum);
     else
-      _mm256_mask_storeu_epi16(narrow + row * n + first, mask,
+      _mm256_mask_storeu_epi16(narrow + row * stride + first, mask,
                                reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
   }
 #endif
@@ -70,8 +82,13 @@ struct Output {  // bfloat16 or float32 [M, N], with an optional float32 bias [N
 
 // Results for the pairs of panels from `begin` to `end`; called from as many threads as there are ranges. A row's
 // results do not depend, to a bit, on the rows beside it.
+void project_float32(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
+
+// Quantizes a row of K, symmetric, 128 added. Returns the scale, which is not finite if one of the values is not: then
+// nor are the row's results.
+float quantize_row(const bf16* x, int64_t k, uint8_t* out);
 
 inline Output output_for(const Tensor& result, const std::optional<Tensor>& bias) {
   const bool wide = result.scalar_type() == at::kFloat;

@@ -11,32 +11,6 @@ namespace slimpajama {
 
 namespace {
 
-struct Bf16 {
-  using Number = float;
-
-  static void add(float& sum, const uint8_t* x, const uint8_t* weight) {
-    bf16 values[2], weights[2];
-    std::memcpy(values, x, 4);
-    std::memcpy(weights, weight, 4);
-    for (int i = 0; i < 2; ++i) sum += to_float(values[i]) * to_float(weights[i]);
-  }
-  static float worth(float sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
-
-#if HAS_X86
-  using Vector = __m512;
-
-  AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weights));
-  }
-  AVX512 static __m512 worth(__m512 sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
-  AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
-  template <int SUMS, int X, int WEIGHTS>
-  AMX static void tiles() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));
-  }
-#endif
-};
-
 // weight [N, K]; returns the packed weights, [N / 16, K / 2, 16, 2] with N and K padded.
 Tensor pack_bf16(const Tensor& weight) {
   TORCH_CHECK(weight.scalar_type() == at::kBFloat16 && weight.dim() == 2, "weight is a bfloat16 matrix [N, K]");

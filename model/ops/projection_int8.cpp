@@ -15,36 +15,6 @@ namespace slimpajama {
 
 namespace {
 
-struct Int8 {
-  using Number = int32_t;
-
-  static void add(int32_t& sum, const uint8_t* x, const uint8_t* weight) {
-    for (int i = 0; i < 4; ++i) sum += x[i] * static_cast<int8_t>(weight[i]);
-  }
-  static float worth(int32_t sum, const Rows& x, const Weights& w, int64_t row, int64_t output) {
-    return static_cast<float>(sum - w.offsets[output]) * w.scales[output] * x.scales[row];
-  }
-
-#if HAS_X86
-  using Vector = __m512i;
-
-  // The compiler's own form of this instruction copies every sum before and after it.
-  AVX512 static __m512i add(__m512i sum, __m512i x, __m512i weights) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
-    return sum;
-  }
-  AVX512 static __m512 worth(__m512i sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
-    const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_loadu_si512(w.offsets + first)));
-    return _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_loadu_ps(w.scales + first)), _mm512_set1_ps(x.scales[row]));
-  }
-  AVX512 static __m512i load(const uint8_t* sums) { return _mm512_load_si512(sums); }
-  template <int SUMS, int X, int WEIGHTS>
-  AMX static void tiles() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));
-  }
-#endif
-};
-
 // weight [N, K] of any float type; returns values [N / 16, K / 4, 16, 4], scales and offsets [N], N and K padded.
 std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "weight is a matrix [N, K]");
@@ -104,30 +74,6 @@ AVX512 void quantize_avx512(const bf16* x, int64_t k, float inverse, uint8_t* ou
 }
 #endif
 
-// Returns the scale, which is not finite if one of the values is not: then nor are the row's results.
-float quantize_row(const bf16* x, int64_t k, uint8_t* out) {
-#if HAS_X86
-  const bool fast = has_avx512();
-  const float scale = (fast ? largest_of_avx512(x, k) : largest_of(x, k)) / 127.0f;
-#else
-  const float scale = largest_of(x, k) / 127.0f;
-#endif
-  if (!(scale > 0.0f && std::isfinite(scale))) {
-    std::memset(out, 128, k);
-    return scale;
-  }
-  const float inverse = 1.0f / scale;
-#if HAS_X86
-  if (fast) {
-    quantize_avx512(x, k, inverse, out);
-    return scale;
-  }
-#endif
-  for (int64_t i = 0; i < k; ++i)
-    out[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(to_float(x[i]) * inverse)) + 128);
-  return scale;
-}
-
 // x [M, K] bfloat16 over int8 weights (see pack_int8); returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& offsets,
                    const std::optional<Tensor>& bias, int64_t n, bool wide) {
@@ -155,6 +101,29 @@ Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, 
 }
 
 }  // namespace
+
+float quantize_row(const bf16* x, int64_t k, uint8_t* out) {
+#if HAS_X86
+  const bool fast = has_avx512();
+  const float scale = (fast ? largest_of_avx512(x, k) : largest_of(x, k)) / 127.0f;
+#else
+  const float scale = largest_of(x, k) / 127.0f;
+#endif
+  if (!(scale > 0.0f && std::isfinite(scale))) {
+    std::memset(out, 128, k);
+    return scale;
+  }
+  const float inverse = 1.0f / scale;
+#if HAS_X86
+  if (fast) {
+    quantize_avx512(x, k, inverse, out);
+    return scale;
+  }
+#endif
+  for (int64_t i = 0; i < k; ++i)
+    out[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyint(to_float(x[i]) * inverse)) + 128);
+  return scale;
+}
 
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
   multiply<Int8>(x, weights, out, begin, end);

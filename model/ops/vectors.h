@@ -6,14 +6,21 @@
 #if HAS_X86
 namespace slimpajama {
 
-AVX512 inline __m512 widen(const bf16* source) {
-  const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+AVX512 inline __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
+
+AVX512 inline __m512 widen(const bf16* source) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}
+
+AVX512 inline __m512 widen(const float* source) { return _mm512_loadu_ps(source); }
 
 AVX512 inline void narrow(bf16* target, __m512 values) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 }
+
+AVX512 inline void narrow(float* target, __m512 values) { _mm512_storeu_ps(target, values); }
 
 AVX512 inline __m512 exp_avx512(__m512 x) {  // e^x, relative error below 2e-7 (Cephes' polynomial)
   x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));  // in this order NaN stays NaN

@@ -87,11 +87,10 @@ def load_lane(
         look_ahead = _looks_ahead(config, device, divided)
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
-        network = load_encode_network(folder, device, dtype, progress, max_model_len=spec.max_model_len, packed=False)
-        if spec.quantization != "none":
-            compile_layers(network, spec.quantization)
+        network = load_encode_network(
+            folder, device, dtype, progress, max_model_len=spec.max_model_len, quantization=spec.quantization
+        )
         fuse_layers(network)
-        pack(network)
         lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
     loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began

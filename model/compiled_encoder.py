@@ -1,0 +1,113 @@
+"""An encoder whose layers are one compiled operator: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT on a CPU.
+
+`compile_encoder` takes a filled `Encoder`'s weights and packs them; what comes out is what the encoder gives, in the
+operators' order of additions, and can't be saved. Other encoders stay as they are. Runs in the worker process.
+
+Legend: T tokens packed in the step, E hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.attend import PackedAttend
+from model.compiled_layers import Quantization
+from model.config import EncoderConfig
+from model.encoder import Encoder, EncoderLayer
+from model.layers import MLP, LayerNorm, Linear
+from model.ops import library
+
+LEAST_SIZE = 32
+"""Sizes of heads and of the MLP are multiples of it: what one instruction of matrix hardware takes."""
+
+
+class CompiledEncoder(nn.Module):
+    """Ids to hidden states, as `Encoder` has it. `head` is the checkpoint's own, or None."""
+
+    def __init__(self, encoder: Encoder, quantization: Quantization = "none") -> None:
+        super().__init__()
+        config = encoder.config
+        self.config = config
+        self.embedding = encoder.embedding
+        self.head = encoder.head
+        self._norm = [tensor.float() for tensor in _parts(encoder.embedding.norm)]
+        self._layers: Any = torch.classes.slimpajama.EncoderLayers(
+            config.num_heads, config.attention_scale, config.norm_epsilon, config.activation
+        )
+        self.num_bytes = 0
+        """Of the packed weights."""
+        for layer in encoder.layers:
+            assert isinstance(layer, EncoderLayer)
+            tensors = _tensors(layer, quantization)
+            self._layers.add(tensors, config.hidden_size, config.intermediate_size)
+            self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: PackedAttend) -> Tensor:
+        """ids, type_ids and positions [T], positions from 0 in each text; returns [T, E]."""
+        tables = self.embedding
+        hidden: Tensor = torch.ops.slimpajama.embed_tokens(
+            ids,
+            tables.tokens.weight,
+            type_ids,
+            None if tables.types is None else tables.types.weight,
+            positions + tables.offset if tables.offset else positions,
+            None if tables.positions is None else tables.positions.weight,
+            *self._norm,
+            self.config.norm_epsilon,
+        )
+        self._layers.run(hidden, attend.layout.starts)
+        return hidden
+
+
+def compiled_encoder(encoder: Encoder, quantization: Quantization = "none") -> CompiledEncoder | None:
+    """The encoder on the operators; None where they don't have its parts, or this processor does not make them fast."""
+    dtype = encoder.embedding.tokens.weight.dtype
+    sound = encoder.embedding.tokens.weight.device.type == "cpu" and library.has_vectors()
+    fitting = dtype == torch.bfloat16 or (dtype == torch.float32 and quantization == "none")
+    return CompiledEncoder(encoder, quantization) if sound and fitting and _has_all_parts(encoder.config) else None
+
+
+def _has_all_parts(config: EncoderConfig) -> bool:
+    """Whether the network is BERT's but for sizes, activation and where positions begin."""
+    unusual = (
+        config.pre_norm,
+        config.gated,
+        config.weight_order,
+        config.windows,
+        config.rotary,
+        config.local_rotary,
+        config.relative_buckets,
+        config.disentangled,
+        config.convolution,
+        config.embedding_projection,
+    )
+    usual = config.attention_bias and config.mlp_bias and config.norm_bias and config.activation != "silu"
+    sizes = (config.head_size, config.intermediate_size)
+    return usual and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
+
+
+def _tensors(layer: EncoderLayer, quantization: Quantization) -> list[Tensor]:
+    """What the operator wants of a layer, in its order."""
+    mlp, norm = layer.mlp, layer.attention_norm
+    assert isinstance(mlp, MLP)
+    assert norm is not None
+    linears = (layer.query_key_value, layer.output, mlp.up, mlp.down)
+    tensors = [part for linear in linears for part in _packed(linear, quantization)]
+    return tensors + [part.float() for part in (*_parts(norm), *_parts(layer.mlp_norm))]
+
+
+def _packed(linear: Linear, quantization: Quantization) -> list[Tensor]:
+    """The weight, its scales and offsets (empty unless int8), and the bias."""
+    assert linear.bias is not None
+    bias = linear.bias.float()
+    if quantization == "int8":
+        return [*torch.ops.slimpajama.pack_int8(linear.weight), bias]
+    wide = linear.weight.dtype == torch.float32
+    pack = torch.ops.slimpajama.pack_float32 if wide else torch.ops.slimpajama.pack_bf16
+    return [pack(linear.weight), torch.empty(0), torch.empty(0), bias]
+
+
+def _parts(norm: LayerNorm) -> list[Tensor]:
+    assert norm.bias is not None
+    return [norm.weight, norm.bias]

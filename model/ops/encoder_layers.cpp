@@ -1,0 +1,326 @@
+// The layers of a post-norm encoder (BERT, arXiv 1810.04805) in one call: texts end to end without padding, no Python
+// between the steps.
+//
+// Texts are cut into chunks that threads take one after the other, each through all layers by itself: nothing is waited
+// for, and a chunk's activations stay in the core's cache. Texts that cannot be cut evenly are the work of one team.
+// What comes out for a text depends on neither.
+//
+// Legend: T tokens, E hidden size, F inner size, H heads, D head size.
+
+#include <ATen/Parallel.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include <mutex>
+
+#include "layer_norm.h"
+#include "team.h"
+#include "text_attention.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace slimpajama {
+
+namespace {
+
+struct Projection {
+  Weights weights;
+  const float* bias;
+  int64_t n, k;
+};
+
+struct Layer {
+  Projection query_key_value, output, up, down;
+  Norm attention_norm, mlp_norm;
+};
+
+struct Sizes {
+  int64_t hidden, inner, heads;
+  float scale;  // of the attention's scores
+  Activation activation;
+};
+
+template <typename Number>
+Number* grown(std::vector<Number>& values, int64_t count) {
+  if (static_cast<int64_t>(values.size()) < count) values.resize(count);
+  return values.data();
+}
+
+// Consecutive texts, and their tokens.
+struct Chunk {
+  int64_t first_text, last_text, num_tokens;
+};
+
+// What a team works in; kept from call to call.
+template <typename Value>
+struct Space {
+  std::vector<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
+  std::vector<float> sums, scales;            // [T, E], [T]
+  std::vector<uint8_t> quantized;             // [T, max(E, F)]
+
+  void grow(int64_t rows, const Sizes& sizes) {
+    grown(fused, rows * 3 * sizes.hidden);
+    grown(attended, rows * sizes.hidden);
+    grown(inner, rows * sizes.inner);
+    grown(sums, rows * sizes.hidden);
+    grown(scales, rows);
+    grown(quantized, rows * padded(std::max(sizes.hidden, sizes.inner), LINE));
+  }
+};
+
+// One team's way through the layers for one chunk.
+template <typename Value>
+class Pass {
+ public:
+  Pass(const Sizes& sizes, Team team, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
+       Chunk chunk, Value* hidden)
+      : sizes_(sizes), team_(team), space_(space), attention_(attention), starts_(starts), chunk_(chunk),
+        hidden_(hidden + starts[chunk.first_text] * sizes.hidden) {}
+
+  void run(const std::vector<Layer>& layers) {
+    Value *fused = space_.fused.data(), *attended = space_.attended.data(), *inner = space_.inner.data();
+    for (const Layer& layer : layers) {
+      project(layer.query_key_value, hidden_, output(fused, 3 * sizes_.hidden));
+      attend(fused, attended);
+      project(layer.output, attended, sum());
+      normalize(layer.attention_norm);
+      Output activated = output(inner, sizes_.inner);
+      activated.activation = sizes_.activation;
+      project(layer.up, hidden_, activated);
+      project(layer.down, inner, sum());
+      normalize(layer.mlp_norm);
+    }
+  }
+
+ private:
+  static Output output(float* values, int64_t n) { return {values, nullptr, nullptr, n}; }
+  static Output output(bf16* values, int64_t n) { return {nullptr, values, nullptr, n}; }
+  static void add(Output& out, const float* values) { out.added_wide = values; }
+  static void add(Output& out, const bf16* values) { out.added_narrow = values; }
+
+  // Where a projection's result meets what it is a residual to.
+  Output sum() {
+    Output out{space_.sums.data(), nullptr, nullptr, sizes_.hidden};
+    add(out, hidden_);
+    return out;
+  }
+
+  void project(const Projection& projection, const Value* x, Output out) {
+    const int64_t rows = chunk_.num_tokens, pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
+    const Weights& weights = projection.weights;
+    out.bias = projection.bias;
+    const bool narrow = weights.scales != nullptr;
+    if (narrow) quantize(x, projection.k, weights.groups);
+    const Rows given{reinterpret_cast<const uint8_t*>(x), rows, weights.groups};
+    const Rows quantized{space_.quantized.data(), rows, weights.groups, space_.scales.data()};
+    team_.share(pairs, [&](int64_t begin, int64_t end) {
+      if (narrow) project_int8(quantized, weights, out, begin, end);
+      else if constexpr (std::is_same_v<Value, float>) project_float32(given, weights, out, begin, end);
+      else project_bf16(given, weights, out, begin, end);
+    });
+    team_.wait();
+  }
+
+  void quantize(const Value* x, int64_t k, int64_t groups) {
+    if constexpr (std::is_same_v<Value, bf16>) {
+      team_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row)
+          space_.scales[row] = quantize_row(x + row * k, k, space_.quantized.data() + row * groups * 4);
+      });
+      team_.wait();
+    }
+  }
+
+  void attend(const Value* fused, Value* attended) {
+    const int64_t texts = chunk_.last_text - chunk_.first_text, origin = starts_[chunk_.first_text];
+    team_.share(texts * sizes_.heads, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int32_t* text = starts_ + chunk_.first_text + item / sizes_.heads;
+        const int64_t first = text[0] - origin;
+        attention_.run(fused + first * 3 * sizes_.hidden, text[1] - text[0], item % sizes_.heads,
+                       attended + first * sizes_.hidden);
+      }
+    });
+    team_.wait();
+  }
+
+  void normalize(const Norm& norm) {
+    team_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        layer_norm(space_.sums.data() + row * sizes_.hidden, sizes_.hidden, norm, hidden_ + row * sizes_.hidden);
+    });
+    team_.wait();
+  }
+
+  const Sizes& sizes_;
+  Team team_;
+  Space<Value>& space_;
+  TextAttention<Value>& attention_;
+  const int32_t* starts_;
+  Chunk chunk_;
+  Value* hidden_;
+};
+
+// Chunks of at least LEAST tokens: for fewer, reading the weights takes longer than multiplying.
+std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threads) {
+  constexpr int64_t LEAST = 64, MOST = 128;
+  const int64_t wanted = std::clamp<int64_t>((starts[texts] - starts[0]) / threads, LEAST, MOST);
+  std::vector<Chunk> chunks;
+  for (int64_t text = 0; text < texts; ++text) {
+    if (chunks.empty() || chunks.back().num_tokens >= wanted) chunks.push_back({text, text, 0});
+    chunks.back().last_text = text + 1;
+    chunks.back().num_tokens += starts[text + 1] - starts[text];
+  }
+  return chunks;
+}
+
+// Whether threads that take chunks in this order are all busy most of the time.
+bool are_even(const std::vector<Chunk>& chunks, int64_t threads) {
+  std::vector<int64_t> busy(threads);
+  int64_t total = 0;
+  for (const Chunk& chunk : chunks) {
+    *std::min_element(busy.begin(), busy.end()) += chunk.num_tokens;
+    total += chunk.num_tokens;
+  }
+  return *std::max_element(busy.begin(), busy.end()) * threads * 5 <= total * 6;
+}
+
+class EncoderLayers : public torch::CustomClassHolder {
+ public:
+  EncoderLayers(int64_t heads, double scale, double epsilon, std::string activation)
+      : sizes_{0, 0, heads, static_cast<float>(scale), named(activation)}, epsilon_(static_cast<float>(epsilon)) {}
+
+  // Weight (packed), scales and offsets (empty unless int8) and bias of the projections to queries, keys and values, of
+  // the output, up and down; then weight and bias of the norm behind the attention and of the one behind the MLP.
+  void add(std::vector<Tensor> tensors, int64_t hidden, int64_t inner) {
+    TORCH_CHECK(tensors.size() == 20, "a layer has 20 tensors, not ", tensors.size());
+    TORCH_CHECK(hidden % (32 * sizes_.heads) == 0 && inner % 32 == 0, "heads and the inner size are multiples of 32");
+    sizes_.hidden = hidden;
+    sizes_.inner = inner;
+    const Tensor* next = tensors.data();
+    const auto projection = [&](int64_t n, int64_t k) {
+      const bool int8 = next->scalar_type() == at::kChar;
+      Projection found{{static_cast<const uint8_t*>(next[0].const_data_ptr()), next[0].size(1)}, nullptr, n, k};
+      if (int8) {
+        found.weights.scales = next[1].const_data_ptr<float>();
+        found.weights.offsets = next[2].const_data_ptr<int32_t>();
+      }
+      const int64_t each = int8 ? 4 : 4 / next->element_size();  // inputs in a group
+      const bool fits = found.weights.groups == padded(k / each, TILE_GROUPS);
+      TORCH_CHECK(fits && next->size(0) * PANEL == padded(n, 2 * PANEL), "packed weights of other sizes");
+      found.bias = next[3].const_data_ptr<float>();
+      next += 4;
+      return found;
+    };
+    const auto norm = [&] {
+      Norm found{next[0].const_data_ptr<float>(), next[1].const_data_ptr<float>(), epsilon_};
+      next += 2;
+      return found;
+    };
+    const auto query_key_value = projection(3 * hidden, hidden), output = projection(hidden, hidden);
+    const auto up = projection(inner, hidden), down = projection(hidden, inner);
+    const auto attention_norm = norm(), mlp_norm = norm();
+    layers_.push_back({query_key_value, output, up, down, attention_norm, mlp_norm});
+    kept_.insert(kept_.end(), tensors.begin(), tensors.end());
+  }
+
+  // hidden [T, E] float32 or bfloat16, in place; starts [B + 1] int32, of texts that are not empty.
+  void run(const Tensor& hidden, const Tensor& starts) {
+    check_rows(hidden, hidden.scalar_type());
+    TORCH_CHECK(hidden.size(1) == sizes_.hidden && starts.scalar_type() == at::kInt && starts.is_contiguous(),
+                "hidden is [T, E], starts int32");
+    const std::lock_guard lock(mutex_);
+    if (hidden.scalar_type() == at::kFloat) return run(floats_, hidden.data_ptr<float>(), starts);
+    run(narrow_, mutable_data(hidden), starts);
+  }
+
+ private:
+  template <typename Value>
+  struct Spaces {
+    std::vector<Space<Value>> spaces;
+    std::vector<TextAttention<Value>> attentions;
+  };
+
+  template <typename Value>
+  void run(Spaces<Value>& kept, Value* hidden, const Tensor& starts_tensor) {
+    const auto* starts = starts_tensor.const_data_ptr<int32_t>();
+    const int64_t texts = starts_tensor.size(0) - 1;
+#ifdef _OPENMP
+    const int64_t threads = at::get_num_threads();
+#else
+    const int64_t threads = 1;
+#endif
+    auto chunks = chunks_of(starts, texts, threads);
+    const bool together = !are_even(chunks, threads);
+    if (together) chunks = {{0, texts, starts[texts] - starts[0]}};
+    make_space(kept, chunks, starts, together ? 1 : threads, threads);
+    std::atomic<int64_t> next{0};
+    std::optional<Barrier> barrier;
+#pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+      const int64_t rank = omp_get_thread_num(), size = omp_get_num_threads();
+#else
+      const int64_t rank = 0, size = 1;
+#endif
+      auto& attention = kept.attentions[rank];
+      if (together) {
+#pragma omp single
+        barrier.emplace(size);
+        Pass(sizes_, Team{rank, size, &*barrier}, kept.spaces[0], attention, starts, chunks[0], hidden).run(layers_);
+      } else {
+        const auto count = static_cast<int64_t>(chunks.size());
+        for (int64_t index = next++; index < count; index = next++)
+          Pass(sizes_, Team{}, kept.spaces[rank], attention, starts, chunks[index], hidden).run(layers_);
+      }
+    }
+  }
+
+  template <typename Value>
+  void make_space(Spaces<Value>& kept, const std::vector<Chunk>& chunks, const int32_t* starts, int64_t spaces,
+                  int64_t threads) {
+    int64_t rows = 0, longest = 0;
+    for (const Chunk& chunk : chunks) {
+      rows = std::max(rows, chunk.num_tokens);
+      for (int64_t text = chunk.first_text; text < chunk.last_text; ++text)
+        longest = std::max<int64_t>(longest, starts[text + 1] - starts[text]);
+    }
+    if (static_cast<int64_t>(kept.spaces.size()) < spaces) kept.spaces.resize(spaces);
+    for (int64_t i = 0; i < spaces; ++i) kept.spaces[i].grow(rows, sizes_);
+    const int64_t size = sizes_.hidden / sizes_.heads;
+    while (static_cast<int64_t>(kept.attentions.size()) < threads)
+      kept.attentions.emplace_back(sizes_.heads, size, sizes_.scale);
+    for (auto& attention : kept.attentions) attention.grow(longest);
+  }
+
+  static Activation named(const std::string& name) {
+    if (name == "gelu") return Activation::gelu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    TORCH_CHECK(name == "relu", "no activation ", name);
+    return Activation::relu;
+  }
+
+  Sizes sizes_;
+  float epsilon_;
+  std::vector<Layer> layers_;
+  std::vector<Tensor> kept_;  // that the layers point into
+  std::mutex mutex_;
+  Spaces<float> floats_;
+  Spaces<bf16> narrow_;
+};
+
+}  // namespace
+
+}  // namespace slimpajama
+
+TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
+  using slimpajama::EncoderLayers;
+  library.class_<EncoderLayers>("EncoderLayers")
+      .def(torch::init<int64_t, double, double, std::string>())
+      .def("add", [](const c10::intrusive_ptr<EncoderLayers>& self, std::vector<at::Tensor> tensors, int64_t hidden,
+                     int64_t inner) { self->add(std::move(tensors), hidden, inner); })
+      .def("run", [](const c10::intrusive_ptr<EncoderLayers>& self, const at::Tensor& hidden,
+                     const at::Tensor& starts) { self->run(hidden, starts); });
+}

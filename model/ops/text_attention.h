@@ -1,0 +1,136 @@
+// Attention of one head over one text, every token to every token (arXiv 1706.03762).
+//
+// Keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products make the
+// scores, QUERIES rows at a time, and the results.
+//
+// Legend: L tokens of the text, D head size, a multiple of 32.
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "projection.h"
+
+namespace slimpajama {
+
+inline void project(const Rows& x, const Weights& weights, const Output& out, int64_t pairs, float) {
+  project_float32(x, weights, out, 0, pairs);
+}
+inline void project(const Rows& x, const Weights& weights, const Output& out, int64_t pairs, bf16) {
+  project_bf16(x, weights, out, 0, pairs);
+}
+
+#if HAS_X86
+// `len` scores, a multiple of 16, -infinity where there is nothing; up to `padded_len` follow zeros.
+template <typename Value>
+AVX512 void softmax_avx512(float* scores, int64_t len, int64_t padded_len, float scale, Value* out) {
+  __m512 top = _mm512_loadu_ps(scores);
+  for (int64_t j = 16; j < len; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(scores + j));
+  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(top)), factor = _mm512_set1_ps(scale);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < len; j += 16) {
+    const __m512 power = exp_avx512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), largest), factor));
+    sum = _mm512_add_ps(sum, power);
+    _mm512_storeu_ps(scores + j, power);
+  }
+  const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+  for (int64_t j = 0; j < len; j += 16) narrow(out + j, _mm512_mul_ps(_mm512_loadu_ps(scores + j), inverse));
+  for (int64_t j = len; j < padded_len; j += 16) narrow(out + j, _mm512_setzero_ps());
+}
+#endif
+
+// What one member of a team needs for any head of any text.
+template <typename Value>
+class TextAttention {
+ public:
+  // `scale` (positive) multiplies the scores; queries, keys and values of a token lie side by side, [3, H, D].
+  TextAttention(int64_t heads, int64_t size, float scale) : size_(size), width_(heads * size), scale_(scale) {}
+
+  // Makes room for texts of `len` tokens.
+  void grow(int64_t len) {
+    const auto padded_len = static_cast<size_t>(padded(len, LEAST));
+    if (scores_.size() >= QUERIES * padded_len) return;
+    keys_.resize(padded_len * size_);
+    values_.resize(padded_len * size_);
+    scores_.resize(QUERIES * padded_len);
+    shares_.resize(QUERIES * padded_len);
+  }
+
+  // fused [L, 3, H, D]; writes this head's part of out [L, H, D].
+  void run(const Value* fused, int64_t len, int64_t head, Value* out) {
+    const int64_t padded_len = padded(len, LEAST), stride = 3 * width_;
+    const Value* query = fused + head * size_;
+    pack_keys(query + width_, len, padded_len);
+    pack_values(query + 2 * width_, len, padded_len);
+    const Weights keys{bytes(keys_), size_ / EACH}, values{bytes(values_), padded_len / EACH};
+    for (int64_t first = 0; first < len; first += QUERIES) {
+      const int64_t count = std::min(QUERIES, len - first);
+      const Rows queries{reinterpret_cast<const uint8_t*>(query + first * stride), count, size_ / EACH, nullptr,
+                         stride * static_cast<int64_t>(sizeof(Value))};
+      project(queries, keys, {scores_.data(), nullptr, nullptr, padded_len}, padded_len / LEAST, Value{});
+      for (int64_t i = 0; i < count; ++i)
+        softmax(scores_.data() + i * padded_len, len, shares_.data() + i * padded_len);
+      const Rows shares{bytes(shares_), count, padded_len / EACH};
+      Output found = target(out + first * width_ + head * size_);
+      found.n = size_;
+      found.stride = width_;
+      project(shares, values, found, size_ / LEAST, Value{});
+    }
+  }
+
+ private:
+  static constexpr int64_t QUERIES = 48;           // at a time
+  static constexpr int64_t LEAST = 2 * PANEL;      // what lengths are padded to
+  static constexpr int64_t EACH = 4 / sizeof(Value);  // in 32 bits
+
+  static const uint8_t* bytes(const std::vector<Value>& values) {
+    return reinterpret_cast<const uint8_t*>(values.data());
+  }
+  static Output target(float* out) { return {out, nullptr, nullptr, 0}; }
+  static Output target(bf16* out) { return {nullptr, out, nullptr, 0}; }
+
+  // Packed as weights [N = L, K = D].
+  void pack_keys(const Value* keys, int64_t len, int64_t padded_len) {
+    const int64_t groups = size_ / EACH;
+    for (int64_t j = 0; j < padded_len; ++j) {
+      Value* lane = keys_.data() + (j / PANEL * groups * PANEL + j % PANEL) * EACH;
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t e = 0; e < EACH; ++e)
+          lane[g * PANEL * EACH + e] = j < len ? keys[j * 3 * width_ + g * EACH + e] : Value{};
+    }
+  }
+
+  // Packed as weights [N = D, K = L]. Beyond L there are zeros, for what lies there would be multiplied by zero.
+  void pack_values(const Value* values, int64_t len, int64_t padded_len) {
+    const int64_t groups = padded_len / EACH;
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t e = 0; e < EACH; ++e) {
+        const int64_t j = g * EACH + e;
+        for (int64_t panel = 0; panel < size_ / PANEL; ++panel) {
+          Value* line = values_.data() + (panel * groups + g) * PANEL * EACH + e;
+          const Value* source = values + j * 3 * width_ + panel * PANEL;
+          for (int64_t lane = 0; lane < PANEL; ++lane) line[lane * EACH] = j < len ? source[lane] : Value{};
+        }
+      }
+  }
+
+  void softmax(float* scores, int64_t len, Value* out) const {
+    const int64_t padded_len = padded(len, LEAST);
+    std::fill(scores + len, scores + padded_len, -std::numeric_limits<float>::infinity());
+#if HAS_X86
+    if (has_avx512()) return softmax_avx512(scores, padded(len, PANEL), padded_len, scale_, out);
+#endif
+    float largest = scores[0], sum = 0.0f;
+    for (int64_t j = 1; j < len; ++j) largest = std::max(largest, scores[j]);
+    for (int64_t j = 0; j < padded_len; ++j) sum += scores[j] = std::exp((scores[j] - largest) * scale_);
+    for (int64_t j = 0; j < padded_len; ++j) put(out + j, scores[j] / sum);
+  }
+
+  int64_t size_, width_;
+  float scale_;
+  std::vector<Value> keys_, values_;
+  std::vector<float> scores_;
+  std::vector<Value> shares_;
+};
+
+}  // namespace slimpajama

@@ -1,0 +1,161 @@
+"""The compiled encoder gives transformers' states on every set of instructions; a text does not see its company."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import PreTrainedModel
+
+from model.attention.cpu import CpuAttention
+from model.compiled_encoder import CompiledEncoder, compiled_encoder
+from model.encode_network import EncodeNetwork, load_encode_network
+from model.encoder import Encoder
+from model.encoder_runner import EncodeItem, EncoderRunner
+from model.ops import library
+
+MakeModel = Callable[..., tuple[Path, PreTrainedModel]]
+States = list[NDArray[np.float32]]
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+NAMED_OTHERWISE = {"distilbert": {"dim": 64, "hidden_dim": 96, "n_heads": 2}}
+COMPILED = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
+ERRORS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+
+
+def compiled_runner(folder: Path, dtype: torch.dtype) -> EncoderRunner:
+    network = load_encode_network(folder, dtype=dtype, packed=False)
+    assert isinstance(network.network, Encoder)
+    return EncoderRunner(EncodeNetwork(CompiledEncoder(network.network)), CpuAttention())
+
+
+def encode(runner: EncoderRunner, texts: list[list[int]]) -> States:
+    results = runner.run([EncodeItem(ids=ids, output="token_embeddings") for ids in texts])
+    return [result for result in results if isinstance(result, np.ndarray)]
+
+
+def relative_error(found: States, model: PreTrainedModel, texts: list[list[int]]) -> float:
+    with torch.no_grad():
+        expected = [model.double()(torch.tensor([ids])).last_hidden_state[0] for ids in texts]
+    states = torch.cat([torch.from_numpy(states) for states in found]).double()
+    return float((states - torch.cat(expected)).norm() / torch.cat(expected).norm())
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("family", COMPILED)
+def test_compiled_states_are_those_of_transformers(
+    family: str, dtype: torch.dtype, make_model: MakeModel, texts: list[list[int]], instructions: str
+) -> None:
+    folder, model = make_model(family, **NAMED_OTHERWISE.get(family, SIZES))
+    assert relative_error(encode(compiled_runner(folder, dtype), texts), model, texts) < ERRORS[dtype]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_every_activation_agrees(
+    activation: str, make_model: MakeModel, texts: list[list[int]], instructions: str
+) -> None:
+    folder, model = make_model("bert", **SIZES, hidden_act=activation)
+    assert relative_error(encode(compiled_runner(folder, torch.float32), texts), model, texts) < 1e-5
+
+
+def test_sizes_that_fill_no_panel_agree(make_model: MakeModel, texts: list[list[int]], instructions: str) -> None:
+    sizes = {"hidden_size": 288, "num_attention_heads": 3, "intermediate_size": 160}
+    folder, model = make_model("bert", **sizes)
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):  # random weights this wide magnify errors
+        assert relative_error(encode(compiled_runner(folder, dtype), texts), model, texts) < most
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, for the length of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_a_text_depends_on_neither_its_company_nor_the_threads(
+    dtype: torch.dtype, make_model: MakeModel, instructions: str, set_threads: Callable[[int], None]
+) -> None:
+    """Alone it is a team's work, among many it lies in a thread's own chunk."""
+    folder, _ = make_model("bert", **SIZES)
+    runner = compiled_runner(folder, dtype)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 70, (40,), generator=generator).tolist()
+    texts = [torch.randint(6, 90, (length,), generator=generator).tolist() for length in lengths]
+    set_threads(1)
+    alone = [encode(runner, [ids])[0] for ids in texts]
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        for first, last in ((0, 40), (3, 7), (0, 2), (11, 12)):
+            for states, expected in zip(encode(runner, texts[first:last]), alone[first:last], strict=True):
+                assert_array_equal(states, expected)
+
+
+def test_states_that_are_not_finite_stay_in_their_text(make_model: MakeModel, instructions: str) -> None:
+    folder, _ = make_model("bert", **SIZES)
+    runner = compiled_runner(folder, torch.bfloat16)
+    texts = [[7, 8, 9], [10, 11, 12, 13], [14, 15]]
+    sound = encode(runner, texts)
+    network = runner.network.network
+    assert isinstance(network, CompiledEncoder)
+    network.embedding.tokens.weight[11] = float("nan")
+    first, second, third = runner.run([EncodeItem(ids=ids, output="token_embeddings") for ids in texts])
+    assert isinstance(second, str)
+    assert_array_equal(first, sound[0])
+    assert_array_equal(third, sound[2])
+
+
+@pytest.mark.parametrize("family", ["albert", "mpnet", "modernbert", "deberta-v2"])
+def test_encoders_with_other_parts_are_not_compiled(family: str, make_model: MakeModel) -> None:
+    folder, _ = make_model(family, **SIZES)
+    network = load_encode_network(folder, packed=False).network
+    assert isinstance(network, Encoder)
+    assert compiled_encoder(network) is None
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 4}, {"intermediate_size": 100}])
+def test_sizes_that_the_operators_do_not_take_are_not_compiled(changes: dict[str, Any], make_model: MakeModel) -> None:
+    folder, _ = make_model("bert", **{**SIZES, **changes})
+    network = load_encode_network(folder, packed=False).network
+    assert isinstance(network, Encoder)
+    assert compiled_encoder(network) is None
+
+
+@pytest.mark.skipif(not library.has_vectors(), reason="this processor's encoders run on torch")
+def test_a_compiled_encoder_is_what_a_checkpoint_is_loaded_as(make_model: MakeModel) -> None:
+    folder, _ = make_model("bert", "ForSequenceClassification", **SIZES)
+    for dtype in ERRORS:
+        assert isinstance(load_encode_network(folder, dtype=dtype).network, CompiledEncoder)
+    assert isinstance(load_encode_network(folder, dtype=torch.float16).network, Encoder)
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_sums_of_texts_are_torchs(dtype: torch.dtype) -> None:
+    hidden = torch.randn(20, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    begins, ends = torch.tensor([0, 3, 9, 7]), torch.tensor([3, 9, 9, 20])
+    expected = torch.stack([hidden[b:e].double().sum(0) for b, e in zip(begins, ends, strict=True)])
+    assert_close(torch.ops.slimpajama.sum_texts(hidden, begins, ends).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_a_table_does_not_have_are_refused() -> None:
+    table, ids = torch.zeros(4, 32), torch.tensor([0, 4])
+
+    def embed(rows: Tensor) -> Tensor:
+        ones = torch.ones(32)
+        found: Tensor = torch.ops.slimpajama.embed_tokens(rows, table, rows, None, rows, None, ones, ones, 1e-5)
+        return found
+
+    assert_close(embed(ids[:1]), torch.ones(1, 32))
+    with pytest.raises(IndexError, match="row 4 of a table of 4"):
+        embed(ids)
+    with pytest.raises(IndexError, match="beyond the 4"):
+        torch.ops.slimpajama.sum_texts(table, torch.tensor([0]), torch.tensor([5]))
