@@ -33,11 +33,14 @@ def test_what_shapes_the_scores_is_beyond_flash(rules):
 
 def test_small_blocks_and_shaped_scores_go_to_triton_and_the_rest_to_flash(monkeypatch):
     monkeypatch.setattr(cuda, "triton_paged", lambda *arguments: None)
+    monkeypatch.setattr(cuda, "FLASH_READS_PAGES", True)
     assert paged_kernel(torch.bfloat16, 64, 16, PLAIN) == "triton"
     assert paged_kernel(torch.bfloat16, 64, 256, PLAIN) == "flash"
     assert paged_kernel(torch.float32, 64, 256, PLAIN) == "triton"
     for rules in SHAPED.values():
         assert paged_kernel(torch.bfloat16, 64, 256, rules) == "triton"
+    monkeypatch.setattr(cuda, "FLASH_READS_PAGES", False)  # as in earlier versions of torch
+    assert paged_kernel(torch.bfloat16, 64, 256, PLAIN) == "triton"
 
 
 def test_sinks_and_a_missing_triton_leave_the_reference(monkeypatch):
