@@ -7,7 +7,7 @@ only.
 from service.admission import DrainRate, QueueFull, QueueLimits, QueueLoad
 from service.engine.flight import Flight
 from service.engine.models import LoadedModel
-from service.engine.protocol import LaneStats, Step
+from service.engine.protocol import Step
 from service.metrics import Metrics, ModelMetrics, RequestMetrics
 
 
@@ -77,11 +77,6 @@ class Accounting:
                 sequences=stats.step_sequences,
                 preempted=stats.num_preempted,
             )
-
-    def waiting(self, model: LoadedModel, num_waiting_here: int, stats: LaneStats) -> None:
-        self._lane(model).load(
-            waiting=num_waiting_here + stats.num_waiting, running=stats.num_running, kv_cache_usage=stats.kv_cache_usage
-        )
 
     def model_loaded(self, model: LoadedModel) -> None:
         assert model.loaded is not None

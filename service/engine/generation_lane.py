@@ -75,9 +75,10 @@ class GenerationLane:
         if message.sampling.grammar is not None:
             self._grammars.start(message.request_id, message.sampling.grammar, message.output_ids)
 
-    def cancel(self, request_id: int) -> None:
-        self._scheduler.cancel(request_id)
+    def cancel(self, request_id: int) -> bool:
+        cancelled = self._scheduler.cancel(request_id)
         self._forget(request_id)
+        return cancelled is not None
 
     def step(self, now: float) -> Step:
         delivered, self._outbox = self._outbox, []
@@ -103,6 +104,10 @@ class GenerationLane:
             tokens=delivered,
             stats=self._stats(seconds),
         )
+
+    def report(self) -> Step:
+        self._landed = None
+        return Step(model=self.loaded.model, stats=self._stats(0.0))
 
     def close(self) -> Step:
         message = "the checkpoint was unloaded"

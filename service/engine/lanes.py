@@ -27,9 +27,15 @@ class Lane(Protocol):
         """Raises ValueError, with advice, for a request that this checkpoint can never run."""
         ...
 
-    def cancel(self, request_id: int) -> None: ...
+    def cancel(self, request_id: int) -> bool:
+        """Whether the request was here."""
+        ...
 
     def step(self, now: float) -> Step: ...
+
+    def report(self) -> Step:
+        """How things stand, without a step."""
+        ...
 
     def close(self) -> Step:
         """Fails what is left."""

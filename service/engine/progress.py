@@ -38,6 +38,13 @@ class ProgressClock:
     def begin_step(self, now: float, bound_seconds: float) -> None:
         _PAGE.pack_into(self._page, 0, now, now, bound_seconds)
 
+    @property
+    def last_sign(self) -> float:
+        """When the worker last wrote."""
+        beat: float
+        beat, _, _ = _PAGE.unpack_from(self._page, 0)
+        return beat
+
     def overdue_seconds(self, now: float, idle_bound_seconds: float) -> float:
         """How far past its bound the worker is; 0.0 or less means that it is working or resting as it should."""
         beat: float
@@ -45,6 +52,32 @@ class ProgressClock:
         bound: float
         beat, started, bound = _PAGE.unpack_from(self._page, 0)
         return now - started - bound if started else now - beat - idle_bound_seconds
+
+
+class Judge:
+    """Says whether a worker hangs, by the time that the judge itself has been awake.
+
+    On a machine that was stopped, or that has no time for the judge, the worker has stood still as well: what lies
+    between two looks counts up to `pause_seconds`, and no more.
+    """
+
+    def __init__(self, clock: ProgressClock, now: float, *, idle_bound_seconds: float, pause_seconds: float) -> None:
+        self._clock = clock
+        self._idle_bound_seconds = idle_bound_seconds
+        self._pause_seconds = pause_seconds
+        self._looked = now
+        self._sign = clock.last_sign
+        self._missed_seconds = 0.0
+        """For how long nobody looked since the worker's last sign."""
+
+    def overdue_seconds(self, now: float) -> float:
+        """To be asked again and again."""
+        sign = self._clock.last_sign
+        if sign != self._sign:
+            self._sign, self._missed_seconds = sign, 0.0
+        self._missed_seconds += max(0.0, now - max(self._looked, sign) - self._pause_seconds)
+        self._looked = now
+        return self._clock.overdue_seconds(now, self._idle_bound_seconds) - self._missed_seconds
 
 
 class StepBound:

@@ -39,9 +39,10 @@ class SinglePassLane:
         self._batcher.add(message)
         self._unstarted.add(message.request_id)
 
-    def cancel(self, request_id: int) -> None:
-        self._batcher.cancel(request_id)
+    def cancel(self, request_id: int) -> bool:
+        cancelled = self._batcher.cancel(request_id)
         self._unstarted.discard(request_id)
+        return bool(cancelled)
 
     def step(self, now: float) -> Step:
         results = self._batcher.expire(now)
@@ -66,6 +67,9 @@ class SinglePassLane:
         if not self._batcher.num_waiting:
             stats.num_running = 0
         return Step(model=self.loaded.model, started_ids=started, encoded=results, stats=stats)
+
+    def report(self) -> Step:
+        return Step(model=self.loaded.model)  # asked between steps, when nothing is running
 
     def close(self) -> Step:
         message = "the checkpoint was unloaded"

@@ -25,6 +25,7 @@ from service import logs
 from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
+from service.engine.memory import trim_memory
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
     Cancel,
@@ -112,8 +113,7 @@ class Worker:
             case Generate() | Encode():
                 self._submit(message)
             case Cancel():
-                for lane in self._lanes.values():  # all but one have never heard of it
-                    lane.cancel(message.request_id)
+                self._cancel(message.request_id)
             case WorkerConfig():
                 self._configure(message)
             case Load():
@@ -132,6 +132,12 @@ class Worker:
             lane.submit(message, time.monotonic())
         except ValueError as error:
             self._refuse(message, str(error))
+
+    def _cancel(self, request_id: int) -> None:
+        """Where no step follows that would tell how things stand now, it is told here: nobody else would."""
+        for lane in self._lanes.values():  # all but one have never heard of it
+            if lane.cancel(request_id) and not lane.has_work:
+                self._connection.send(lane.report())
 
     def _refuse(self, message: Generate | Encode, reason: str) -> None:
         step = Step(model=message.model)
@@ -225,9 +231,7 @@ def free_memory() -> None:
     """Gives what nobody holds any more back to the device and to the machine: cycles first, then the caches."""
     gc.collect()
     torch.cuda.empty_cache()  # nothing where CUDA has not been touched
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # only glibc keeps freed pages and has a call for them
-            ctypes.CDLL(None).malloc_trim(0)
+    trim_memory()
 
 
 def die_with_parent(parent: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.engine.progress import ProgressClock, StepBound
+from service.engine.progress import Judge, ProgressClock, StepBound
 
 
 @pytest.fixture
@@ -33,6 +33,38 @@ def test_both_processes_see_one_page(clock: ProgressClock) -> None:
     other.begin_step(50.0, 1.0)
     assert clock.overdue_seconds(53.0, 1.0) == pytest.approx(2.0)
     other.close()
+
+
+def _judge(clock: ProgressClock, now: float) -> Judge:
+    return Judge(clock, now, idle_bound_seconds=5.0, pause_seconds=0.2)
+
+
+def test_a_worker_is_not_blamed_for_the_time_in_which_its_judge_stood_still(clock: ProgressClock) -> None:
+    """A machine that was stopped for a minute woke up to a supervisor that killed the worker for it."""
+    clock.begin_step(100.0, 1.0)
+    judge = _judge(clock, 100.0)
+    assert judge.overdue_seconds(100.1) < 0
+    assert judge.overdue_seconds(160.0) < 0
+    assert judge.overdue_seconds(160.1) < 0
+
+
+def test_a_worker_that_hangs_before_an_awake_judge_is_overdue_however_often_the_judge_sleeps(
+    clock: ProgressClock,
+) -> None:
+    clock.begin_step(100.0, 1.0)
+    judge = _judge(clock, 100.0)
+    overdue = [judge.overdue_seconds(100.0 + 0.5 * look) for look in range(1, 8)]
+    assert overdue == pytest.approx([0.2 * look - 1.0 for look in range(1, 8)])
+
+
+def test_what_the_judge_missed_before_the_last_sign_does_not_excuse_what_comes_after(clock: ProgressClock) -> None:
+    clock.begin_step(100.0, 1.0)
+    judge = _judge(clock, 100.0)
+    judge.overdue_seconds(150.0)
+    clock.begin_step(150.05, 1.0)
+    looks = [judge.overdue_seconds(150.0 + 0.1 * look) for look in range(1, 14)]
+    assert looks[-1] == pytest.approx(0.25)
+    assert all(overdue < 0 for overdue in looks[:10])
 
 
 def test_a_long_prefill_is_given_the_time_that_its_tokens_take() -> None:

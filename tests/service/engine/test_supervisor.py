@@ -1,17 +1,21 @@
 """Workers that do not even begin, and loading that fails in ways that nobody foresaw."""
 
+import asyncio
+import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import uvloop
 
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
 from service.engine.models import ModelDirectory
-from service.engine.protocol import WorkerConfig
-from service.engine.supervisor import SupervisorLimits
+from service.engine.protocol import Shutdown, WorkerConfig
+from service.engine.supervisor import Supervisor, SupervisorLimits
 from service.errors import WorkerLost
 from service.metrics import Metrics
 from tests.service.engine.conftest import sample
@@ -37,3 +41,21 @@ async def test_a_fault_while_checkpoints_are_read_is_told_and_ends_the_engine() 
         await engine.wait_ready()
     assert (engine.state, engine.alive) == ("failed", False)
     await engine.stop()
+
+
+def test_what_is_sent_between_a_worker_s_death_and_the_news_of_it_is_dropped_and_nobody_fails_for_it() -> None:
+    """uvloop raises where asyncio only warns: a request that was accepted in that moment was answered with a 500, and
+    ran on without anybody to read it."""
+
+    async def send_to_the_dead() -> None:
+        supervisor = Supervisor(lambda: WorkerConfig(models=[]), cast(Any, None), SupervisorLimits())
+        ours, theirs = socket.socketpair()
+        _, writer = await asyncio.open_unix_connection(sock=ours)
+        supervisor._writer = writer
+        theirs.close()
+        for _ in range(10):
+            supervisor.send(Shutdown())
+            await asyncio.sleep(0)
+        assert writer.is_closing()
+
+    uvloop.run(send_to_the_dead())

@@ -67,6 +67,32 @@ def test_an_unloaded_checkpoint_leaves_no_weights_no_blocks_and_a_word_to_each_r
     assert isinstance(unloaded, Unloaded)
 
 
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
+def test_a_cancelled_request_that_was_the_last_leaves_no_gauge_behind() -> None:
+    """No step follows that would say so: `requests_running` and `kv_cache_usage` stood until the next request."""
+    connection = Connection()
+    worker = Worker(cast(Any, connection), ProgressClock.create(), StepBound(60.0), lambda: None)
+    spec = ModelSpec(key=KEY, folder=str(STORIES), dtype="float32", kv_cache_bytes=8 << 20)
+    worker._handle_arrival(load_lane(spec, WorkerConfig(models=[]), lambda *_: None, lambda: None))
+    sampling = SamplingParams(max_tokens=50, temperature=0.0)
+    request = Generate(request_id=7, model=KEY, prompt_ids=[1, 403], sampling=sampling, arrival=time.monotonic())
+    connection.inbox = [request]
+    worker._drain_inbox()
+    worker._step_next()
+    running = connection.said[-1]
+    assert isinstance(running, Step)
+    assert (running.stats.num_running, running.stats.kv_cache_usage > 0) == (1, True)
+    connection.inbox = [Cancel(7)]
+    worker._drain_inbox()
+    idle = connection.said[-1]
+    assert isinstance(idle, Step)
+    assert (idle.stats.num_running, idle.stats.num_waiting, idle.stats.kv_cache_usage) == (0, 0, 0.0)
+    told = len(connection.said)
+    connection.inbox = [Cancel(7)]
+    worker._drain_inbox()
+    assert len(connection.said) == told
+
+
 def test_loading_that_does_not_go_on_ends_the_worker_and_any_sign_of_it_puts_that_off() -> None:
     worker = Worker(cast(Any, Connection()), ProgressClock.create(), StepBound(60.0), lambda: None)
     began = time.monotonic()
