@@ -5,6 +5,7 @@ where a default does not show it. The settings are those of `service.settings`. 
 cluster.
 """
 
+import importlib.util
 import json
 import re
 import sys
@@ -28,43 +29,23 @@ NAME = {"type": "string", "minLength": 1}
 LABEL_MAP = {"type": "object", "additionalProperties": {"type": "string"}}
 QUANTITY = {"type": ["string", "integer", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
 
-KUBERNETES: dict[str, tuple[str, str]] = {
-    "podSecurityContext": (
-        "podsecuritycontext-v1",
-        "appArmorProfile fsGroup fsGroupChangePolicy runAsGroup runAsNonRoot runAsUser seLinuxChangePolicy "
-        "seLinuxOptions seccompProfile supplementalGroups supplementalGroupsPolicy sysctls windowsOptions",
-    ),
-    "securityContext": (
-        "securitycontext-v1",
-        "allowPrivilegeEscalation appArmorProfile capabilities privileged procMount readOnlyRootFilesystem runAsGroup "
-        "runAsNonRoot runAsUser seLinuxOptions seccompProfile windowsOptions",
-    ),
-    "toleration": ("toleration-v1", "effect key operator tolerationSeconds value"),
-    "affinity": ("affinity-v1", "nodeAffinity podAffinity podAntiAffinity"),
-    "topologySpreadConstraint": (
-        "topologyspreadconstraint-v1",
-        "labelSelector matchLabelKeys maxSkew minDomains nodeAffinityPolicy nodeTaintsPolicy topologyKey "
-        "whenUnsatisfiable",
-    ),
-    "envVar": ("envvar-v1", "name value valueFrom"),
-    "volumeMount": (
-        "volumemount-v1",
-        "mountPath mountPropagation name readOnly recursiveReadOnly subPath subPathExpr",
-    ),
-    "container": (
-        "container-v1",
-        "args command env envFrom image imagePullPolicy lifecycle livenessProbe name ports readinessProbe resizePolicy "
-        "resources restartPolicy restartPolicyRules securityContext startupProbe stdin stdinOnce "
-        "terminationMessagePath terminationMessagePolicy tty volumeDevices volumeMounts workingDir",
-    ),
-    "parentRef": ("", "group kind name namespace port sectionName"),
-    "networkPolicyPeer": ("networkpolicypeer-networking-v1", "ipBlock namespaceSelector podSelector"),
-    "networkPolicyEgressRule": ("networkpolicyegressrule-networking-v1", "ports to"),
-    "seccompProfile": ("seccompprofile-v1", "localhostProfile type"),
-    "capabilities": ("capabilities-v1", "add drop"),
+KUBERNETES_VERSION = "v1.36.0"
+KUBERNETES = {
+    "podSecurityContext": "io.k8s.api.core.v1.PodSecurityContext",
+    "securityContext": "io.k8s.api.core.v1.SecurityContext",
+    "toleration": "io.k8s.api.core.v1.Toleration",
+    "affinity": "io.k8s.api.core.v1.Affinity",
+    "topologySpreadConstraint": "io.k8s.api.core.v1.TopologySpreadConstraint",
+    "envVar": "io.k8s.api.core.v1.EnvVar",
+    "volume": "io.k8s.api.core.v1.Volume",
+    "volumeMount": "io.k8s.api.core.v1.VolumeMount",
+    "container": "io.k8s.api.core.v1.Container",
+    "networkPolicyPeer": "io.k8s.api.networking.v1.NetworkPolicyPeer",
+    "networkPolicyEgressRule": "io.k8s.api.networking.v1.NetworkPolicyEgressRule",
 }
-"""Kinds of Kubernetes that values hold: its schema's name and fields, as of 1.36; `parentRef` is the Gateway API's."""
-NESTED = ("seccompProfile", "capabilities")
+"""Kinds of Kubernetes that values hold: our name, and that of its own definition."""
+PARENT_REF = ("group", "kind", "name", "namespace", "sectionName")
+"""Of the Gateway API, beside a port."""
 
 
 def strict(properties: dict[str, Any], *, required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -72,11 +53,42 @@ def strict(properties: dict[str, Any], *, required: tuple[str, ...] = ()) -> dic
     return {**node, "required": list(required)} if required else node
 
 
-def of_kubernetes() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Refuses misspelt fields; what a field may hold is Kubernetes' to say."""
-    for name, (_, fields) in KUBERNETES.items():
-        known = {field: {"$ref": f"#/definitions/{field}"} if field in NESTED else {} for field in fields.split()}
-        yield name, strict(known)
+def of_kubernetes() -> dict[str, Any]:
+    """Kubernetes' own definitions of these kinds and of all that they hold, down to the last field.
+
+    From the package kubernetes-validate (`make chart-tools`); without it, those that were committed.
+    """
+    package = importlib.util.find_spec("kubernetes_validate")
+    if package is None or package.origin is None:
+        committed = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["definitions"]
+        return {name: node for name, node in committed.items() if name.startswith("io.k8s.")}
+    folder = Path(package.origin).parent / "kubernetes-json-schema" / f"{KUBERNETES_VERSION}-local-strict"
+    known = json.loads((folder / "_definitions.json").read_text(encoding="utf-8"))["$defs"]
+    found: dict[str, Any] = {}
+    wanted = list(KUBERNETES.values())
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = without_descriptions(known[name])
+            wanted += re.findall(r'"#/definitions/(io\.k8s\.[^"]+)"', json.dumps(found[name]))
+    return dict(sorted(found.items()))
+
+
+def without_descriptions(node: Any) -> Any:
+    """A definition, with its references as draft-07 and this file have them."""
+    if isinstance(node, list):
+        return [without_descriptions(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: value for key, value in node.items() if key not in ("description", "format")}
+    for key, value in kept.items():
+        if key == "$ref":
+            kept[key] = f"#/definitions/{value.rpartition('/')[2]}"
+        elif key == "properties":
+            kept[key] = {name: without_descriptions(part) for name, part in value.items()}
+        else:
+            kept[key] = without_descriptions(value)
+    return kept
 
 
 def definitions() -> dict[str, Any]:
@@ -103,10 +115,11 @@ def definitions() -> dict[str, Any]:
         "quantity": QUANTITY,
         "resources": strict({"requests": quantities, "limits": quantities}),
         "countOrPercent": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+%$"}]},
-        **dict(of_kubernetes()),
-        "kubernetesList": {"type": "array", "items": {"type": "object"}},
+        **{name: {"$ref": f"#/definitions/{theirs}"} for name, theirs in KUBERNETES.items()},
+        "parentRef": strict({**dict.fromkeys(PARENT_REF, NAME), "port": {"type": "integer"}}, required=("name",)),
         "models": {"type": "array", "minItems": 1, "items": strict(model, required=("name",))},
         "settings": strict(dict(setting_schemas())),
+        **of_kubernetes(),
     }
 
 

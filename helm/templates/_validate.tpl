@@ -36,8 +36,8 @@ tests/helm/test_refusals.py. */ -}}
 {{- if gt (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas) }}
 {{- fail (printf "autoscaling.minReplicas (%d) is more than autoscaling.maxReplicas (%d)" (int $values.autoscaling.minReplicas) (int $values.autoscaling.maxReplicas)) }}
 {{- end }}
-{{- if and (eq $values.autoscaling.engine "hpa") (eq (int $values.autoscaling.minReplicas) 0) }}
-{{- fail "autoscaling.minReplicas is 0: a HorizontalPodAutoscaler cannot scale to zero; use autoscaling.engine=keda" }}
+{{- if eq (int $values.autoscaling.minReplicas) 0 }}
+{{- fail "autoscaling.minReplicas is 0: what scales are gauges of running pods, so that nothing would start the first again; 1 at least" }}
 {{- end }}
 {{- end }}
 {{- if and (eq $values.podDisruptionBudget.mode "always") (lt (include "slimpajama.leastReplicas" . | int) 2) }}

@@ -57,7 +57,7 @@ def test_no_golden_file_outlives_its_values(chart: Any) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_kubernetes_knows_every_field(chart: Any, ci_name: str, version: str) -> None:
-    """A kind without a schema would pass unseen, so that only kinds of others' are left out."""
+    """Kinds of others' alone are left out (test_custom_kinds.py)."""
     try:
         kubernetes = importlib.import_module("kubernetes_validate")
     except ImportError:
@@ -74,6 +74,14 @@ def test_a_misspelt_field_of_kubernetes_is_seen(chart: Any) -> None:
     deployment = chart.only(chart.ci("default-values.yaml"), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
     with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(deployment, "1.33", strict=True)
+
+
+def test_a_kind_that_kubernetes_does_not_know_is_seen(chart: Any) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    deployment = chart.only(chart.ci("default-values.yaml"), "Deployment")
+    deployment["apiVersion"] = "apps/v2"
+    with pytest.raises(kubernetes.SchemaNotFoundError):
         kubernetes.validate(deployment, "1.33", strict=True)
 
 
