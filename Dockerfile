@@ -31,7 +31,10 @@ RUN case "${TORCH_VARIANT}" in \
              fi ;; \
         cu13) pip install --constraint constraints.txt torch ;; \
         *) echo "TORCH_VARIANT is '${TORCH_VARIANT}': must be cpu or cu13" >&2; exit 2 ;; \
-    esac
+    esac \
+    && python -c "import sys, torch; cuda = torch.version.cuda; \
+        sys.exit(f'TORCH_VARIANT is ${TORCH_VARIANT}, and this torch is made for CUDA {cuda}' \
+                 if bool(cuda) != ('${TORCH_VARIANT}' != 'cpu') else 0)"
 COPY pyproject.toml .
 # With what tracing needs: whether there is any is a setting.
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

@@ -96,7 +96,8 @@ chart-files: $(INSTALLED) chart-tools
 	$(BIN)/python helm/generate.py
 	WRITE_GOLDEN_FILES=1 $(BIN)/python -m pytest -q tests/helm/test_render.py -k reviewed
 
-# Builds the CPU image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc).
+# Builds the image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc, conmon):
+# make image ARGS=--check-only, TORCH_VARIANT=cu13 make image
 image:
 	tests/deploy/image.sh $(ARGS)
 

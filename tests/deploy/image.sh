@@ -1,26 +1,35 @@
 #!/usr/bin/env bash
-# Builds the shipped Dockerfile, CPU variant, and sees that the image keeps its promises: size, nothing setuid, no
-# compiler, no pip; locked up (read-only, no capabilities, a memory limit), as its own number and as an unknown one: a
-# request for each task, a worker killed and SIGTERM with requests in hand. Root, with Debian's buildah, podman, runc and
-# conmon; with debootstrap, where no image registry can be reached. `--write`: the summary into README.md.
+# Builds the shipped Dockerfile and sees that the image keeps its promises: size, nothing setuid, no compiler, no pip;
+# locked up (read-only, no capabilities, a memory limit), as its own number and as an unknown one: a request for each
+# task, a worker killed and SIGTERM with requests in hand. Root, with Debian's buildah, podman, runc and conmon; with
+# debootstrap, where no image registry can be reached.
 #
-#   PYTHON_IMAGE=...    another base; `debootstrap`: one made here of Debian's packages
-#   READY_MILLISECONDS= more than 5000, where the machine has other things to do
-#   TORCH_CPU_INDEX=... another place of torch's CPU wheels; empty: pip's own index
+#   --write                      the summary into README.md
+#   --build-only, --check-only   one half alone, so that what is timed has the machine to itself
+#
+#   TORCH_VARIANT=cu13           the CUDA image, on CPUs: 3 GB to fetch, 20 GB of disk
+#   PYTHON_IMAGE=...             another base; `debootstrap`: one made here of Debian's packages
+#   READY_MILLISECONDS=...       more than 5000, where the machine has other things to do
+#   TORCH_CPU_INDEX=...          another place of torch's CPU wheels; empty: pip's own index
 #
 # What pip is told on this machine is mounted into the stages that install, and is in no image (pip_here.py).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-BUDGET_BYTES=1200000000
-READY_MILLISECONDS="${READY_MILLISECONDS:-5000}"
-MEMORY=2g
-IMAGE=localhost/slimpajama:check-cpu
+VARIANT="${TORCH_VARIANT:-cpu}"
+IMAGE="localhost/slimpajama:check-$VARIANT"
+case "$VARIANT" in
+    cpu) BUDGET_BYTES=1200000000 MEMORY_GIB=2 ready_by_default=5000 summary=image ;;
+    # Nobody starts this one without a GPU in earnest: its time to ready is no target.
+    cu13) BUDGET_BYTES=6000000000 MEMORY_GIB=4 ready_by_default=60000 summary=image-cu13 ;;
+    *) echo "TORCH_VARIANT is '$VARIANT': must be cpu or cu13" >&2; exit 2 ;;
+esac
+READY_MILLISECONDS="${READY_MILLISECONDS:-$ready_by_default}"
 ASK=tests/deploy/ask.py
 podman=(podman --cgroup-manager cgroupfs)
 limits=(--runtime runc --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 --network host --no-healthcheck)
 locked=(--read-only --read-only-tmpfs=false --tmpfs "/tmp:rw,size=512m" --cap-drop ALL
-    --security-opt no-new-privileges --memory "$MEMORY" --memory-swap "$MEMORY" --cpus 2)
+    --security-opt no-new-privileges --memory "${MEMORY_GIB}g" --memory-swap "${MEMORY_GIB}g" --cpus 2)
 scratch="$(mktemp -d)"
 container=""
 trap '[ -z "$container" ] || "${podman[@]}" rm --force --time 1 "$container" >/dev/null; rm -rf "$scratch"' EXIT
@@ -60,10 +69,13 @@ make_base() {
 }
 
 build() {
-    local options=(--isolation chroot --format docker --layers --network host --build-arg TORCH_VARIANT=cpu)
+    local options=(--isolation chroot --format docker --layers --network host --build-arg "TORCH_VARIANT=$VARIANT")
     options+=(--build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)")
-    local index="${TORCH_CPU_INDEX-https://download.pytorch.org/whl/cpu}"
-    if [ -z "${TORCH_CPU_INDEX+set}" ] && ! python3 -c "from urllib.request import urlopen as u; u('$index/torch/', timeout=20)" \
+    local index="${TORCH_CPU_INDEX-https://download.pytorch.org/whl/cpu}" ignored=()
+    if [ "$VARIANT" = cu13 ]; then
+        # Wheels that lie here would outrank the index's: those of torch are built for CPUs.
+        ignored=(find-links)
+    elif [ -z "${TORCH_CPU_INDEX+set}" ] && ! python3 -c "from urllib.request import urlopen as u; u('$index/torch/', timeout=20)" \
         2>/dev/null; then
         echo "torch's own index cannot be reached: pip's is asked for torch"
         index=""
@@ -71,11 +83,11 @@ build() {
     options+=(--build-arg "TORCH_CPU_INDEX=$index")
     mkdir "$scratch/pip"
     local mounts=(--volume "$scratch/pip/pip.conf:/etc/pip.conf:ro") mount
-    while read -r mount; do mounts+=(--volume "$mount"); done < <(python3 tests/deploy/pip_here.py "$scratch/pip")
+    while read -r mount; do mounts+=(--volume "$mount"); done < <(python3 tests/deploy/pip_here.py "$scratch/pip" "${ignored[@]}")
     # With mounts up to where pip runs, then without: what has been built is taken from the cache.
     local stage
     for stage in runtime application; do
-        buildah build "${options[@]}" "${mounts[@]}" --target "$stage" --tag "localhost/slimpajama:check-$stage" .
+        buildah build "${options[@]}" "${mounts[@]}" --target "$stage" --tag "$IMAGE-$stage" .
     done
     buildah build "${options[@]}" --tag "$IMAGE" .
 }
@@ -101,6 +113,21 @@ check_contents() {
     seen "contents" "no setuid file, no compiler, no installer, no secret; compiled operators; user 10001:10001"
 }
 
+# Triton, calling a compiler as it does before its first kernel, gets what was compiled with the image.
+check_triton() {
+    "${podman[@]}" run --rm "${limits[@]}" "${locked[@]}" --entrypoint python "$IMAGE" -c '
+import pathlib, tempfile
+from triton.backends.nvidia import driver
+from triton.runtime.build import _build
+source = pathlib.Path(tempfile.mkdtemp(), "cuda_utils.c")
+source.write_bytes(pathlib.Path(driver.dirname, "driver.c").read_bytes())
+places = [driver.libdevice_dir, "/driver"]
+made = _build(source.stem, str(source), str(source.parent), places, driver.include_dirs, driver.libraries, [])
+(prebuilt,) = pathlib.Path("/opt/slimpajama/lib/triton-host").iterdir()
+assert pathlib.Path(made).read_bytes() == prebuilt.read_bytes()' || fail "the host module of Triton"
+    seen "Triton" "gets its host module, compiled with the image, from what stands in for a compiler"
+}
+
 # start USER PORT: sets $container and $taken, the milliseconds from its start until it is ready.
 start() {
     container="slimpajama-check-$1-$2"
@@ -114,6 +141,18 @@ start() {
 }
 
 inside() { "${podman[@]}" exec "$container" python -c "$1"; }
+
+# What was asked of the runtime is in force: for the service's first process, as the kernel tells.
+check_locked() {
+    inside '
+import pathlib, re
+status = dict(re.findall(r"(\w+):\s+(.*)", pathlib.Path("/proc/1/status").read_text()))
+assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0], status
+assert status["NoNewPrivs"] == "1" and set(status["Uid"].split()) == {"'"${1%%:*}"'"}, status
+limits = [pathlib.Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+assert [path.read_text().strip() for path in limits if path.exists()] == ["'"$((MEMORY_GIB << 30))"'"]' || fail "not locked up"
+    ! inside 'open("/opt/probe", "w")' 2>/dev/null || fail "the root can be written"
+}
 
 # Of all processes in the container, each at its own highest; pages that they share are counted twice.
 peak_memory() {
@@ -135,13 +174,13 @@ check_running() {
     local url="http://127.0.0.1:$2" peak begin status
     start "$1" "$2"
     [ "$taken" -le "$READY_MILLISECONDS" ] || fail "ready after $taken ms as $1: $READY_MILLISECONDS are allowed"
+    check_locked "$1"
     check_health
-    ! inside 'open("/opt/probe", "w")' 2>/dev/null || fail "the root can be written"
     python3 "$ASK" "$url" tasks
     SMOKE_URL="$url" python3 helm/files/smoke.py
     peak="$(peak_memory)"
     seen "as user $1" "ready after $taken ms; one request for each of $(python3 "$ASK" "$url" count) tasks answered; \
-$peak MB at most, of $MEMORY"
+$peak MB at most, of $MEMORY_GIB GiB"
     # The worker is the container's other process.
     python3 "$ASK" "$url" held 8 "${podman[@]}" exec "$container" python -c '
 import os, signal
@@ -159,11 +198,25 @@ $((($(date +%s%N) - begin) / 1000000)) ms"
     container=""
 }
 
+building=yes checking=yes writing=""
+for argument; do
+    case "$argument" in
+        --write) writing=yes ;;
+        --build-only) checking="" ;;
+        --check-only) building="" ;;
+        *) fail "there is no $argument: --write, --build-only, --check-only" ;;
+    esac
+done
 need_tools
-choose_base
-build
+if [ -n "$building" ]; then
+    choose_base
+    build
+fi
+[ -n "$checking" ] || exit 0
+"${podman[@]}" image exists "$IMAGE" || fail "there is no $IMAGE yet: --build-only makes it"
 check_contents
+[ "$VARIANT" = cpu ] || check_triton
 check_running 10001 18431
 check_running 54321 18432
-[ "${1:-}" != --write ] || python3 tests/deploy/summary.py image <"$scratch/summary"
+[ -z "$writing" ] || python3 tests/deploy/summary.py "$summary" <"$scratch/summary"
 echo "the image keeps its promises"

@@ -1,7 +1,8 @@
-"""Lets pip inside a build find what pip finds here: `python3 tests/deploy/pip_here.py FOLDER`.
+"""Lets pip inside a build find what pip finds here: `python3 tests/deploy/pip_here.py FOLDER [IGNORED...]`.
 
-Writes this machine's pip configuration, files and variables in one, to FOLDER/pip.conf, and prints what a build has to
-mount besides: the folders and certificates that it names. Mounted, not copied: no image and no commit holds any of it.
+Writes this machine's pip configuration, files and variables in one, to FOLDER/pip.conf, without the options to be
+ignored, and prints what a build has to mount besides: the folders and certificates that it names. Mounted, not copied:
+no image and no commit holds any of it.
 """
 
 import ast
@@ -30,12 +31,12 @@ def local_paths(values: list[str]) -> set[Path]:
     return found
 
 
-def main(folder: Path) -> None:
-    entries = configuration()
+def main(folder: Path, ignored: list[str]) -> None:
+    entries = {name: value for name, value in configuration().items() if name not in ignored}
     lines = [f"{name} = " + "\n    ".join(value.split()) for name, value in entries.items()]
     (folder / "pip.conf").write_text("\n".join(["[global]", *lines]) + "\n")
     sys.stdout.writelines(f"{path}:{path}:ro\n" for path in sorted(local_paths(list(entries.values()))))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
