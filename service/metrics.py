@@ -88,6 +88,8 @@ class ModelMetrics:
     waiting: Gauge
     running: Gauge
     kv_cache_usage: Gauge
+    weight_bytes: Gauge
+    kv_cache_bytes: Gauge
     preemptions: Counter
     step_seconds: Histogram
     forward_seconds: Histogram
@@ -98,6 +100,10 @@ class ModelMetrics:
         self.waiting.set(waiting)
         self.running.set(running)
         self.kv_cache_usage.set(kv_cache_usage)
+
+    def memory(self, *, weight_bytes: int, kv_cache_bytes: int) -> None:
+        self.weight_bytes.set(weight_bytes)
+        self.kv_cache_bytes.set(kv_cache_bytes)
 
     def step(self, *, seconds: float, forward_seconds: float, tokens: int, sequences: int, preempted: int = 0) -> None:
         self.step_seconds.observe(seconds)
@@ -172,7 +178,7 @@ class Metrics:
         if info is not None:
             self._model_info.remove(*info)
         if self._by_model.pop((model, version), None) is not None:
-            for gauge in (self._waiting, self._running, self._kv_cache_usage):
+            for gauge in (self._waiting, self._running, self._kv_cache_usage, self._weight_bytes, self._kv_cache_bytes):
                 gauge.remove(model, version)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -221,6 +227,8 @@ class Metrics:
         self._waiting = self._gauge("requests_waiting", "Accepted requests that wait for their first step.", _MODEL)
         self._running = self._gauge("requests_running", "Requests in the running batch.", _MODEL)
         self._kv_cache_usage = self._gauge("kv_cache_usage", "Share of KV blocks in use, 0 to 1.", _MODEL)
+        self._weight_bytes = self._gauge("weight_bytes", "Memory of the weights.", _MODEL)
+        self._kv_cache_bytes = self._gauge("kv_cache_bytes", "Memory of all KV blocks, in use or not.", _MODEL)
         self._preemptions = self._counter("preemptions", "Sequences put back to waiting to free KV blocks.", _MODEL)
         self._step_seconds = self._histogram("step_seconds", "Duration of one step of the worker.", _MODEL)
         self._forward_seconds = self._histogram(
@@ -258,6 +266,8 @@ class Metrics:
             waiting=self._waiting.labels(*key),
             running=self._running.labels(*key),
             kv_cache_usage=self._kv_cache_usage.labels(*key),
+            weight_bytes=self._weight_bytes.labels(*key),
+            kv_cache_bytes=self._kv_cache_bytes.labels(*key),
             preemptions=self._preemptions.labels(*key),
             step_seconds=self._step_seconds.labels(*key),
             forward_seconds=self._forward_seconds.labels(*key),

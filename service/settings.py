@@ -85,7 +85,9 @@ class Settings(BaseSettings):
     worker_threads: int | None = _setting("Worker", None, "CPU threads of the worker; unset: one per core", ge=1)
     block_size: int = _setting("Worker", 16, "tokens per KV block", ge=1, le=1024)
     kv_cache_memory: Annotated[ByteSize, Field(gt=0)] | None = _setting(
-        "Worker", None, 'KV cache of each model, like "2GiB"; unset: 1GiB on CPU, kv_cache_fraction on a GPU'
+        "Worker",
+        None,
+        'KV cache of each model, like "2GiB"; unset: 1GiB on a CPU, kv_cache_fraction on a GPU, shared by all',
     )
     kv_cache_fraction: float = _setting("Worker", 0.9, "share of the GPU's memory that may be used", gt=0, lt=1)
     max_batch_tokens: int = _setting("Worker", 512, "tokens computed in one step; 512 suits CPUs, 8192 GPUs", ge=1)

@@ -59,6 +59,7 @@ class VersionCard(Strict):
     tasks: list[str]
     dtype: str | None = None
     weight_bytes: int | None = None
+    kv_cache_bytes: int | None = None
     load_seconds: float | None = None
 
 
@@ -158,5 +159,6 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         tasks=list(model.tasks),
         dtype=loaded.dtype if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
+        kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
         load_seconds=loaded.load_seconds if loaded is not None else None,
     )

@@ -30,6 +30,9 @@ class ModelCard(BaseModel):
     """Tokens that a prompt and its completion may have together here, by vLLM's name."""
     dtype: str | None
     """None until the weights are loaded."""
+    weight_bytes: int | None
+    kv_cache_bytes: int | None
+    """Of the worker's memory; None until the weights are loaded."""
     state: str
     labels: list[str] = []
 
@@ -56,6 +59,7 @@ async def get_model(request: Request, name: str) -> ModelCard:
 
 
 def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
+    loaded = model.loaded
     return ModelCard(
         id=served,
         created=created,
@@ -64,7 +68,9 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         tasks=list(model.description.tasks),
         context_length=model.description.context_length,
         max_model_len=context_limit(model),
-        dtype=model.loaded.dtype if model.loaded is not None else None,
+        dtype=loaded.dtype if loaded is not None else None,
+        weight_bytes=loaded.weight_bytes if loaded is not None else None,
+        kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
         state=model.state,
         labels=list(model.description.labels),
     )

@@ -87,7 +87,9 @@ class Accounting:
             dtype=model.loaded.dtype,
             device=model.loaded.device,
         )
-        self._lane(model).load(waiting=0, running=0)
+        lane = self._lane(model)
+        lane.load(waiting=0, running=0)
+        lane.memory(weight_bytes=model.loaded.weight_bytes, kv_cache_bytes=model.loaded.kv_cache_bytes)
 
     def _of(self, flight: Flight) -> RequestMetrics:
         return self.metrics.request_metrics(model=flight.model.name, version=flight.model.version, task=flight.task)

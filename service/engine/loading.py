@@ -34,6 +34,7 @@ from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
+from service.engine.cache_budget import Neighbours
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.lanes import Lane
@@ -44,7 +45,6 @@ from service.engine.single_pass_lane import SinglePassLane
 
 log = logging.getLogger("slimpajama.worker")
 
-CPU_KV_CACHE_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 
@@ -54,8 +54,11 @@ def load_lane(
     progress: Progress,
     wake: Callable[[], None],
     ranks: Ranks | None = None,
+    *,
+    neighbours: Neighbours = Neighbours(),
 ) -> Lane:
-    """With `ranks`, a language model that is a decoder is divided over them; anything else is whole on rank 0.
+    """With `ranks`, a language model that is a decoder is divided over them; anything else is whole on rank 0. What the
+    `neighbours` need, too, is left to them.
 
     Raises CheckpointError, naming file and tensor, if the checkpoint is not what it should be.
     """
@@ -82,7 +85,7 @@ def load_lane(
             wake=wake,
         )
         make_runner = partial(_make_runner, network, backend, grammars, divided, spec.key)
-        cache = _make_cache(loaded, network, make_runner, spec, config)
+        cache = _make_cache(loaded, network, make_runner, spec, config, neighbours=neighbours)
         scheduler = _make_scheduler(cache, description, config)
         look_ahead = _looks_ahead(config, device, divided)
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
@@ -169,16 +172,18 @@ def _make_cache(
     make_runner: Callable[[KVCache], Runner],
     spec: ModelSpec,
     config: WorkerConfig,
+    *,
+    neighbours: Neighbours,
 ) -> KVCache:
-    """A KV cache of the bytes asked for; without being told, a GiB on CPUs, and on GPUs what the largest step leaves of
-    the share of the memory that may be used."""
+    """A KV cache of the bytes asked for; without being told, a share of a GiB on CPUs, and on GPUs of what the largest
+    step leaves of the memory that may be used."""
     shape_of = network.config
     device = torch.device(loaded.device)
     shape = cache_shape(shape_of, config.block_size, getattr(torch, loaded.dtype))
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
-        budget = free_device_bytes(device, config.kv_cache_fraction) - step_bytes(
+        step = step_bytes(
             shape,
             device,
             make_runner,
@@ -191,9 +196,11 @@ def _make_cache(
                 encodes=isinstance(network, EncoderDecoder),
             ),
         )
+        budget = neighbours.gpu_share(free_device_bytes(device, config.kv_cache_fraction) - step)
     else:
-        budget = CPU_KV_CACHE_BYTES
+        budget = neighbours.cpu_share()
     loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget), config.block_size
+    loaded.kv_cache_bytes = (loaded.num_blocks + 1) * shape.block_bytes
     if loaded.num_blocks < 1:
         raise ValueError(f"kv_cache_memory: {budget:,} bytes hold no block; a block takes {shape.block_bytes:,} bytes")
     return KVCache.of_shape(shape, loaded.num_blocks, device)

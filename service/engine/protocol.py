@@ -126,6 +126,7 @@ class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
     weight_bytes: int
     num_blocks: int = 0
     block_size: int = 0
+    kv_cache_bytes: int = 0
     load_seconds: float = 0.0
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import torch
 
 from service import logs
+from service.engine.cache_budget import Neighbours
 from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
@@ -169,11 +170,10 @@ class Worker:
         self._load_heard = time.monotonic()
 
         def load() -> None:
-            for spec in specs:
+            for place, spec in enumerate(specs):
+                report, neighbours = self._report_progress(spec.key), Neighbours.of(specs, place)
                 try:
-                    self._arrivals.put(
-                        load_lane(spec, config, self._report_progress(spec.key), self._wake, self._ranks)
-                    )
+                    self._arrivals.put(load_lane(spec, config, report, self._wake, self._ranks, neighbours=neighbours))
                 except Exception as error:
                     log.exception("loading failed", extra={"model": spec.key})
                     self._arrivals.put(LoadFailed(spec.key, f"{type(error).__name__}: {error}"))

@@ -325,6 +325,7 @@ async def test_models_are_listed_in_openais_shape_with_our_fields(client):
         "state": "ready",
     }.items() <= card.items()
     assert card["tasks"] == ["generate", "chat"]
+    assert {"weight_bytes", "kv_cache_bytes"} <= set(card)
     assert (await client.get("/v1/models/tiny")).json() == card
     assert (await client.get("/v1/models/tiny@1")).json() == card
 

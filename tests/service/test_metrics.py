@@ -32,6 +32,8 @@ CONTRACT = {
     "requests_waiting": ("model", "version"),
     "requests_running": ("model", "version"),
     "kv_cache_usage": ("model", "version"),
+    "weight_bytes": ("model", "version"),
+    "kv_cache_bytes": ("model", "version"),
     "model_info": ("model", "version", "architecture", "dtype", "device"),
     "worker_up": (),
     "build_info": ("version",),
@@ -62,6 +64,7 @@ def full(metrics):
     series.outcome("stop", seconds=0.5)
     lane = metrics.model_metrics(model="tiny", version="1")
     lane.load(waiting=1, running=2, kv_cache_usage=0.5)
+    lane.memory(weight_bytes=10, kv_cache_bytes=20)
     lane.step(seconds=0.01, forward_seconds=0.01, tokens=64, sequences=4, preempted=1)
     return metrics
 
@@ -120,6 +123,8 @@ def test_unloaded_model_keeps_its_counters_and_loses_its_gauges(full):
     full.forget_model(model="tiny", version="1")
     assert value(full, "requests_waiting", model="tiny", version="1") is None
     assert value(full, "kv_cache_usage", model="tiny", version="1") is None
+    assert value(full, "weight_bytes", model="tiny", version="1") is None
+    assert value(full, "kv_cache_bytes", model="tiny", version="1") is None
     assert not families(full)["slimpajama_model_info"].samples
     assert value(full, "preemptions_total", model="tiny", version="1") == 1
     full.model_metrics(model="tiny", version="1").load(waiting=3, running=0)
