@@ -41,6 +41,9 @@ class Neighbours:
         return max(free_bytes - reserved, 0) // (1 + _num_sharing(self.later))
 
 
+ALONE = Neighbours()
+
+
 def _num_sharing(specs: Sequence[ModelSpec]) -> int:
     return sum(spec.kv_cache_bytes is None and _generates(spec) for spec in specs)
 

@@ -34,7 +34,7 @@ from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
-from service.engine.cache_budget import Neighbours
+from service.engine.cache_budget import ALONE, Neighbours
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.lanes import Lane
@@ -55,7 +55,7 @@ def load_lane(
     wake: Callable[[], None],
     ranks: Ranks | None = None,
     *,
-    neighbours: Neighbours = Neighbours(),
+    neighbours: Neighbours = ALONE,
 ) -> Lane:
     """With `ranks`, a language model that is a decoder is divided over them; anything else is whole on rank 0. What the
     `neighbours` need, too, is left to them.
