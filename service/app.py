@@ -30,6 +30,7 @@ from service.api import (
     sentiment,
     summarize,
     tei,
+    tei_tokens,
     tokenize,
     translate,
 )
@@ -59,6 +60,7 @@ ROUTERS = (
     tokenize.router,
     embeddings.router,
     tei.router,
+    tei_tokens.router,
     hugging_face.router,
     classify.router,
     sentiment.router,

@@ -25,11 +25,12 @@ from service.api.native import (
     error_item,
     json_response,
     note,
+    truncation,
     usage_of,
 )
 from service.api.schemas_openai import Strict
-from service.errors import InvalidRequest, ServiceError
-from service.tasks.embeddings import Ranked, embed, pair_similarities, prompt_of, rerank
+from service.errors import InvalidRequest
+from service.tasks.embeddings import PairScore, Ranked, embed, pair_similarities, prompt_of, rerank
 from service.tasks.encoding import EncodedText, raise_if_all_failed
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
@@ -73,7 +74,7 @@ def _item(index: int, text: EncodedText, form: str) -> dict[str, Any]:
     item: dict[str, Any] = {"object": "embedding", "index": index}
     if text.error is not None:
         return item | {"embedding": None, "error": error_item(text.error)}
-    return item | {"embedding": _vector(text, form)}
+    return item | {"embedding": _vector(text, form)} | truncation([text])
 
 
 def _vector(text: EncodedText, form: str) -> Any:
@@ -103,19 +104,20 @@ async def create_similarity(request: Request, body: SimilarityBody) -> Response:
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     options = encode_options(request, body, "similarity")
     pairs = list(zip(left, right, strict=True))
-    outcomes, read = await until_gone(request, pair_similarities(engine, model, pairs, options, prompt=prompt))
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-    if len(errors) == len(outcomes):
+    scored, read = await until_gone(request, pair_similarities(engine, model, pairs, options, prompt=prompt))
+    first = scored[0].error
+    if first is not None and all(pair.error is not None for pair in scored):
         alone = model.description.head == "embedding" and read[0].error is not None
-        errors[0].param = "pairs.0" if body.pairs is not None else "source" if alone else "targets.0"
-        raise errors[0]
-    data = [
-        {"index": index, "error": error_item(outcome)}
-        if isinstance(outcome, ServiceError)
-        else {"index": index, "score": outcome}
-        for index, outcome in enumerate(outcomes)
-    ]
+        first.param = "pairs.0" if body.pairs is not None else "source" if alone else "targets.0"
+        raise first
+    data = [_pair(index, pair) for index, pair in enumerate(scored)]
     return envelope(request, model, data, usage_of(read))
+
+
+def _pair(index: int, pair: PairScore) -> dict[str, Any]:
+    if pair.error is not None:
+        return {"index": index, "error": error_item(pair.error)}
+    return {"index": index, "score": pair.score, **truncation(pair.read)}
 
 
 def _sides(body: SimilarityBody) -> tuple[list[str], list[str]]:
@@ -173,9 +175,7 @@ def _best_first(entry: Ranked) -> tuple[float, int]:
 
 
 def _result(entry: Ranked, documents: list[str], with_document: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {"index": entry.index, "relevance_score": entry.score}
-    if entry.encoded.num_truncated:
-        result |= {"truncated": True, "kept_tokens": entry.encoded.num_tokens}
+    result: dict[str, Any] = {"index": entry.index, "relevance_score": entry.score, **truncation([entry.encoded])}
     if with_document:
         result["document"] = {"text": documents[entry.index]}
     return result

@@ -1,10 +1,12 @@
 """`/hf/{task}`: the shapes that `huggingface_hub.InferenceClient` sends and reads, with a route's address as its model.
 
 Thin: each request becomes one of /v1 (or of text-embeddings-inference) and its answer is written down as that client
-parses it, which is not always as its schemas say. HTTP only; runs in the API process, on the event loop.
+parses it, which is not always as its schemas say. The bodies name no checkpoint: the first that can do it answers, or
+the address says which (`/hf/text-classification?model=encoder&head=sentiment`). What was cut, where that was asked for,
+is told in a header. HTTP only; runs in the API process, on the event loop.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,7 +17,7 @@ from starlette.responses import Response
 
 from service.api.answer import AnswerBody, create_answer
 from service.api.classify import ClassifyBody, create_classification
-from service.api.native import MAX_ITEMS, InputText, NativeBody, json_response
+from service.api.native import MAX_ITEMS, InputText, NativeBody, json_response, tell_truncation
 from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
@@ -34,7 +36,12 @@ Texts = Annotated[
     Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
 ]
 Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
-RENAMED = {"max_new_tokens": "max_tokens", "max_length": "max_tokens", "min_new_tokens": "min_tokens"}
+RENAMED = {
+    "max_new_tokens": "max_tokens", "max_length": "max_tokens", "min_new_tokens": "min_tokens",
+    "min_length": "min_tokens",
+}  # fmt: skip
+"""Names of `generate` that are others under /v1; `min_length` and `max_length` count the start token, ours do not."""
+SHORTER = ("max_length", "min_length")
 
 
 class TextClassificationParameters(Strict):
@@ -51,8 +58,10 @@ class TextClassificationBody(Strict):
 async def text_classification(request: Request, body: TextClassificationBody) -> Response:
     """Rows of labels, also for one text: the client takes the first."""
     wanted = body.parameters.function_to_apply
-    asked = _made(ClassifyBody, {"input": body.inputs, "raw_scores": wanted is not None})
-    found = await _answered(create_classification(request, asked))
+    places = {"input": "inputs", "labels": "model"}
+    fields = {"input": body.inputs, "raw_scores": wanted is not None, **_of_address(request, "model", "head")}
+    asked = _made(ClassifyBody, fields, places)
+    found, _ = await _answered(create_classification(request, asked), places)
     rows = [entry["labels"] for entry in found["data"]]
     if wanted is not None:
         rows = [_reactivated(row, wanted) for row in rows]
@@ -81,9 +90,13 @@ async def zero_shot_classification(request: Request, body: ZeroShotBody) -> Resp
     parameters = body.parameters
     fields = {
         "input": body.inputs, "labels": parameters.candidate_labels, "multi_label": parameters.multi_label,
-        "hypothesis_template": parameters.hypothesis_template,
+        "hypothesis_template": parameters.hypothesis_template, **_of_address(request, "model"),
     }  # fmt: skip
-    found = await _answered(create_classification(request, _made(ClassifyBody, fields)))
+    places = {
+        "input": "inputs", "labels": "parameters.candidate_labels",
+        "hypothesis_template": "parameters.hypothesis_template",
+    }  # fmt: skip
+    found, _ = await _answered(create_classification(request, _made(ClassifyBody, fields, places)), places)
     return json_response(found["data"][0]["labels"])
 
 
@@ -109,10 +122,19 @@ class WritingParameters(Strict):
     generate_parameters: dict[str, Any] = Field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
-        given = {RENAMED.get(name, name): value for name, value in self.generate_parameters.items()}
-        if "do_sample" in given and not given.pop("do_sample"):
-            given["temperature"] = 0.0
+        given = {RENAMED.get(name, name): _counted(name, value) for name, value in self.generate_parameters.items()}
+        if "do_sample" in given:
+            sampled = given.pop("do_sample")
+            given["temperature"] = given.get("temperature", 1.0) if sampled else 0.0
         return {**given, "truncate": self.truncation != "do_not_truncate"}
+
+    def places(self) -> dict[str, str]:
+        given = {RENAMED.get(name, name): f"parameters.generate_parameters.{name}" for name in self.generate_parameters}
+        return {"input": "inputs", "source": "parameters.src_lang", "target": "parameters.tgt_lang", **given}
+
+
+def _counted(name: str, value: Any) -> Any:
+    return value - 1 if name in SHORTER and isinstance(value, int) and value > 1 else value
 
 
 class SummarizationBody(Strict):
@@ -122,9 +144,10 @@ class SummarizationBody(Strict):
 
 @router.post("/summarization", summary="As InferenceClient.summarization reads it")
 async def summarization(request: Request, body: SummarizationBody) -> Response:
-    asked = _made(SummarizeBody, {**body.parameters.fields(), "input": body.inputs})
-    found = await _answered(create_summary(request, asked))
-    return json_response([{"summary_text": entry["summary"]} for entry in found["data"]])
+    places = body.parameters.places()
+    fields = {**body.parameters.fields(), "input": body.inputs, **_of_address(request, "model")}
+    found, usage = await _answered(create_summary(request, _made(SummarizeBody, fields, places)), places)
+    return tell_truncation(json_response([{"summary_text": entry["summary"]} for entry in found["data"]]), usage)
 
 
 class TranslationParameters(WritingParameters):
@@ -140,9 +163,12 @@ class TranslationBody(Strict):
 @router.post("/translation", summary="As InferenceClient.translation reads it")
 async def translation(request: Request, body: TranslationBody) -> Response:
     languages = {"source": body.parameters.src_lang, "target": body.parameters.tgt_lang}
-    asked = _made(TranslateBody, {**body.parameters.fields(), **languages, "input": body.inputs})
-    found = await _answered(create_translation(request, asked))
-    return json_response([{"translation_text": entry["translation"]} for entry in found["data"]])
+    places = body.parameters.places()
+    fields = {**body.parameters.fields(), **languages, "input": body.inputs, **_of_address(request, "model")}
+    found, usage = await _answered(create_translation(request, _made(TranslateBody, fields, places)), places)
+    return tell_truncation(
+        json_response([{"translation_text": entry["translation"]} for entry in found["data"]]), usage
+    )
 
 
 class QuestionInputs(Strict):
@@ -151,7 +177,10 @@ class QuestionInputs(Strict):
 
 
 class QuestionParameters(Strict):
+    """`max_question_len` is of no effect, as in the pipeline with the tokenizers that there are today."""
+
     top_k: int | None = None
+    max_question_len: Annotated[int, Field(ge=1)] | None = None
     doc_stride: int | None = None
     max_answer_len: int | None = None
     max_seq_len: int | None = None
@@ -167,40 +196,53 @@ class QuestionBody(Strict):
 @router.post("/question-answering", summary="As InferenceClient.question_answering reads it")
 async def question_answering(request: Request, body: QuestionBody) -> Response:
     """An object for one answer, a list where several are asked for."""
-    fields = {**body.parameters.model_dump(exclude_none=True), **body.inputs.model_dump(), "method": "extractive"}
-    found = await _answered(create_answer(request, _made(AnswerBody, fields)))
+    given = body.parameters.model_dump(exclude_none=True, exclude={"max_question_len"})
+    places = {name: f"parameters.{name}" for name in given} | {
+        "question": "inputs.question",
+        "context": "inputs.context",
+    }
+    fields = {**given, **body.inputs.model_dump(), "method": "extractive", **_of_address(request, "model")}
+    found, _ = await _answered(create_answer(request, _made(AnswerBody, fields, places)), places)
     answers = [
         {name: entry[name] for name in ("answer", "score", "start", "end")} for entry in found["data"][0]["answers"]
     ]
     return json_response(answers if (body.parameters.top_k or 1) > 1 else answers[0])
 
 
-def _made(kind: type[B], fields: Mapping[str, Any]) -> B:
+def _of_address(request: Request, *names: str) -> dict[str, str]:
+    """What the address asks for; the bodies have no place for it."""
+    return {name: request.query_params[name] for name in names if name in request.query_params}
+
+
+def _made(kind: type[B], fields: Mapping[str, Any], places: Mapping[str, str]) -> B:
     """The request of /v1 that is meant. Raises: InvalidRequest as its own endpoint would."""
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        raise _renamed(validation_error(faults, dict(fields))) from error
+        raise _renamed(validation_error(faults, dict(fields)), places) from error
 
 
-async def _answered(work: Any) -> Any:
-    """The endpoint's answer as data; these shapes have no place for one text's error, so the first is the request's."""
+async def _answered(work: Awaitable[Response], places: Mapping[str, str]) -> tuple[Any, dict[str, int]]:
+    """The endpoint's answer as data, and its usage.
+
+    These shapes have no place for one text's error, so the first is the request's.
+    """
     try:
-        response: Response = await work
+        response = await work
     except ServiceError as error:
-        raise _renamed(error) from error
+        raise _renamed(error, places) from error
     found = msgspec.json.decode(response.body)
     for entry in found["data"]:
         if "error" in entry:
             kind = GenerationFailed if entry["error"]["type"] == ServiceError.type else InvalidRequest
             raise kind(entry["error"]["message"], param=f"inputs.{entry['index']}")
-    return found
+    return found, found["usage"]
 
 
-def _renamed(error: ServiceError) -> ServiceError:
+def _renamed(error: ServiceError, places: Mapping[str, str]) -> ServiceError:
     """The field at fault by the name that it has here."""
     if error.param is not None:
         first, dot, rest = error.param.partition(".")
-        error.param = {"input": "inputs", "labels": "parameters.candidate_labels"}.get(first, first) + dot + rest
+        error.param = places.get(first, first) + dot + rest
     return error

@@ -3,6 +3,7 @@
 HTTP only. Runs in the API process.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -55,6 +56,11 @@ class NativeBody(Strict):
     """Who the caller acts for: of no effect here."""
 
 
+def model_of_address(request: Request) -> str | None:
+    """Which checkpoint an address asks for whose body has no place for a name: `/embed?model=minilm`."""
+    return request.query_params.get("model")
+
+
 def encode_engine(request: Request) -> EncodeEngine:
     return cast(EncodeEngine, request_state(request).engine)
 
@@ -74,13 +80,20 @@ def error_item(error: ServiceError) -> dict[str, Any]:
     return {"message": error.message, "type": error.type, "code": error.code}
 
 
-def usage_of(texts: list[EncodedText]) -> dict[str, int]:
+def usage_of(texts: Sequence[EncodedText]) -> dict[str, int]:
     num_tokens = sum(text.num_tokens for text in texts)
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     truncated = sum(text.num_truncated for text in texts)
     if truncated:
         usage["truncated_tokens"] = truncated
     return usage
+
+
+def truncation(texts: Sequence[EncodedText]) -> dict[str, Any]:
+    """What an item says of itself whose texts were cut: the tokens that the network read."""
+    if not any(text.num_truncated for text in texts):
+        return {}
+    return {"truncated": True, "kept_tokens": sum(text.num_tokens for text in texts)}
 
 
 def envelope(request: Request, model: LoadedModel, data: list[Any], usage: dict[str, int], **more: Any) -> Response:
@@ -94,6 +107,13 @@ def envelope(request: Request, model: LoadedModel, data: list[Any], usage: dict[
 
 def json_response(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def tell_truncation(response: Response, usage: Mapping[str, int]) -> Response:
+    """In a header, where the shape of the answer has no place for it."""
+    if usage.get("truncated_tokens"):
+        response.headers["x-truncated-tokens"] = str(usage["truncated_tokens"])
+    return response
 
 
 def note(request: Request, model: LoadedModel, usage: dict[str, int]) -> None:

@@ -1,8 +1,9 @@
 """The routes and shapes of text-embeddings-inference, so that its clients need no change but the address.
 
 Thin: the same tasks answer as under /v1. Where that server guesses, this one does not: token ids of an unknown
-tokenizer are refused, multi-label checkpoints get sigmoids, truncation is an error unless asked for. HTTP only; API
-process.
+tokenizer are refused, multi-label checkpoints get sigmoids, truncation is an error unless asked for, and then told in
+a header. Bodies name no checkpoint: the first that can do it answers, or the address says which
+(`/embed?model=minilm`). HTTP only; API process.
 """
 
 import time
@@ -13,19 +14,28 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from model.tokenizer import TokenizerError
 from service.api.classify import classify_engine
 from service.api.event_stream import until_gone
 from service.api.generating import deadline_of
-from service.api.native import MAX_ITEMS, InputText, TextsOrIds, TokenIds, encode_engine, json_response, note, usage_of
+from service.api.native import (
+    MAX_ITEMS,
+    InputText,
+    TextsOrIds,
+    encode_engine,
+    json_response,
+    model_of_address,
+    note,
+    tell_truncation,
+    usage_of,
+)
 from service.api.schemas_openai import Strict
-from service.api.state import request_record, request_state
+from service.api.state import request_record
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest, Unavailable
-from service.tasks.classification import choose_own, classify_own
+from service.errors import InvalidRequest
+from service.tasks.classification import choose_head, choose_own, classify_own
 from service.tasks.confidence import Scored, best_first
 from service.tasks.embeddings import embed, prompt_of, rerank, similarities
-from service.tasks.encoding import EncodedText, EncodeOptions, Text, max_input_tokens, run_texts, tokenize
+from service.tasks.encoding import EncodedText, EncodeOptions, Text, run_texts, tokenize
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -38,8 +48,8 @@ Texts = Annotated[
 
 class TeiBody(Strict):
     truncate: bool = False
-    truncation_direction: Literal["Right", "right"] = "Right"
-    """Texts are cut at their end; another side is refused by name."""
+    truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
+    """At which end texts are cut."""
 
 
 class EmbedBody(TeiBody):
@@ -51,9 +61,9 @@ class EmbedBody(TeiBody):
 
 @router.post("/embed", summary="Vectors, in the shape of text-embeddings-inference")
 async def tei_embed(request: Request, body: EmbedBody) -> Response:
-    texts = _texts(body.inputs)
+    texts = texts_of(body.inputs)
     engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(None, "embed")
+    model = engine.resolve(model_of_address(request), "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, dimensions=body.dimensions)
     encoded = await until_gone(request, work)
@@ -71,12 +81,12 @@ class EmbedAllBody(TeiBody):
 
 @router.post("/embed_all", summary="A vector per token")
 async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
-    texts = _texts(body.inputs)
+    texts = texts_of(body.inputs)
     engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(None, "embed")
+    model = engine.resolve(model_of_address(request), "embed")
     options = _options(request, body, "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
-    encoded = await tokenize(model, texts, truncate=body.truncate, prompt=prompt)
+    encoded = await tokenize(model, texts, truncate=options.truncate, prompt=prompt)
     await until_gone(request, run_texts(engine, model, encoded, "token_embeddings", options))
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
     return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
@@ -85,12 +95,12 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
 TextOrPair = Annotated[list[InputText], Field(min_length=1, max_length=2)]
 
 
-def _one_or_several(value: object) -> str:
+def one_or_several(value: object) -> str:
     return "several" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
 def _kind_of_predict(value: object) -> str:
-    return _one_or_several(value) if isinstance(value, list) else "text"
+    return one_or_several(value) if isinstance(value, list) else "text"
 
 
 class PredictBody(TeiBody):
@@ -111,7 +121,8 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     rows = [[given] if isinstance(given, str) else given] if single else given
     texts: list[Text] = [_text_or_pair([part for part in row if isinstance(part, str)]) for row in rows]
     engine, began = classify_engine(request), time.monotonic()
-    way = choose_own(engine, None)
+    name, head = model_of_address(request), request.query_params.get("head")
+    way = choose_own(engine, name) if head is None else choose_head(engine, name, head)
     work = classify_own(engine, way, texts, _options(request, body, "classify"))
     found = await until_gone(request, work)
     answers = []
@@ -122,7 +133,8 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
         answers.append([{"score": float(scores[i]), "label": found.labels[i]} for i in best_first(scores)])
     num_tokens = sum(entry.num_tokens for entry in found.scored)
     note(request, way.model, {"prompt_tokens": num_tokens})
-    response = json_response(answers[0] if single else answers)
+    num_truncated = sum(entry.num_truncated for entry in found.scored)
+    response = tell_truncation(json_response(answers[0] if single else answers), {"truncated_tokens": num_truncated})
     num_characters = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
     times = (began, found.scored[0].tokenized, found.scored[0].started)
     _add_timings(response, way.model, times, num_tokens=num_tokens, num_characters=num_characters)
@@ -139,7 +151,7 @@ class RerankBody(TeiBody):
 @router.post("/rerank", summary="Texts by relevance, in the shape of text-embeddings-inference")
 async def tei_rerank(request: Request, body: RerankBody) -> Response:
     engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(None, "rerank")
+    model = engine.resolve(model_of_address(request), "rerank")
     work = rerank(engine, model, body.query, body.texts, _options(request, body, "rerank"), raw_scores=body.raw_scores)
     ranked = await until_gone(request, work)
     _raise_first([entry.encoded for entry in ranked], "texts.{}")
@@ -169,7 +181,7 @@ class SimilarityBody(Strict):
 async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(None, "embed")
+    model = engine.resolve(model_of_address(request), "embed")
     prompt = prompt_of(model, prompt_name=body.parameters.prompt_name, input_type=None)
     work = embed(engine, model, texts, _options(request, body.parameters, "similarity"), prompt=prompt)
     encoded = await until_gone(request, work)
@@ -180,76 +192,7 @@ async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
     return _answer(request, model, scores, encoded, texts, began)
 
 
-class TokenizeBody(Strict):
-    inputs: Texts
-    add_special_tokens: bool = True
-    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-
-
-@router.post("/tokenize", summary="Tokens with offsets, in the shape of text-embeddings-inference")
-async def tei_tokenize(request: Request, body: TokenizeBody) -> Response:
-    model = _first(request)
-    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None) if body.prompt_name else ""
-    answer = []
-    for text in _texts(body.inputs):
-        found = model.tokenizer.encode_with_offsets(prompt + text, add_special_tokens=body.add_special_tokens)
-        answer.append(
-            [
-                {"id": id, "text": model.tokenizer.token(id), "special": bool(special), "start": start, "stop": stop}
-                for id, special, (start, stop) in zip(found.ids, found.special_tokens_mask, found.offsets, strict=True)
-            ]
-        )
-    return json_response(answer)
-
-
-class DecodeBody(Strict):
-    ids: Annotated[
-        Annotated[TokenIds, Tag("one")]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS), Tag("several")],
-        Discriminator(_one_or_several),
-    ]
-    skip_special_tokens: bool = True
-
-
-@router.post("/decode", summary="Texts of token ids, in the shape of text-embeddings-inference")
-async def tei_decode(request: Request, body: DecodeBody) -> Response:
-    model = _first(request)
-    rows = [row for row in body.ids if isinstance(row, list)] or [[id for id in body.ids if isinstance(id, int)]]
-    vocab_size = max(model.description.vocab_size, model.tokenizer.vocab_size)
-    try:
-        for row in rows:
-            model.tokenizer.check_ids(row, vocab_size=vocab_size)
-    except TokenizerError as error:
-        raise InvalidRequest(str(error), param="ids") from error
-    decode = model.tokenizer.decode
-    return json_response([decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
-
-
-@router.get("/info", summary="What is served, in the shape of text-embeddings-inference")
-async def tei_info(request: Request) -> Response:
-    state, model = request_state(request), _first(request)
-    description, settings = model.description, state.settings
-    kinds: dict[str, Any] = {"embedding": {"pooling": "see modules.json"}, "cross_encoder": {}}
-    names = {"embedding": "embedding", "cross_encoder": "reranker"}
-    kind = names.get(description.head, "classifier")
-    details = kinds.get(description.head, {"id2label": dict(enumerate(description.labels))})
-    return json_response(
-        {
-            "model_id": model.name,
-            "model_sha": model.version,
-            "model_dtype": model.loaded.dtype if model.loaded is not None else None,
-            "model_type": {kind: details},
-            "max_concurrent_requests": settings.max_queue_requests,
-            "max_input_length": max_input_tokens(model),
-            "max_batch_tokens": settings.max_batch_tokens,
-            "max_client_batch_size": MAX_ITEMS,
-            "auto_truncate": False,
-            "version": state.version,
-        }
-    )
-
-
-def _texts(inputs: Any) -> list[str]:
+def texts_of(inputs: Any) -> list[str]:
     rows = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(rows[0], str):
         message = "token ids are refused: they may come from another tokenizer. Send text"
@@ -264,18 +207,10 @@ def _text_or_pair(parts: list[str]) -> Text:
 def _options(request: Request, body: TeiBody, task: str) -> EncodeOptions:
     return EncodeOptions(
         task=task,
-        truncate=body.truncate,
+        truncate=body.truncate and ("start" if body.truncation_direction in ("Left", "left") else True),
         client=request_record(request).client,
         deadline=deadline_of(request, None),
     )
-
-
-def _first(request: Request) -> LoadedModel:
-    """The checkpoint that these routes mean where they name no task: the first that is not a language model."""
-    models = list(request_state(request).engine.models.values())
-    if not models:
-        raise Unavailable("no checkpoint is loaded yet")
-    return next((model for model in models if model.description.head != "language_model"), models[0])
 
 
 def _raise_first(entries: Sequence[EncodedText | Scored], param: str) -> None:
@@ -296,7 +231,7 @@ def _answer(
 ) -> Response:
     usage = usage_of(encoded)
     note(request, model, usage)
-    response = json_response(answer)
+    response = tell_truncation(json_response(answer), usage)
     read = next((text for text in encoded if text.started is not None), encoded[0])
     num_characters = sum(len(text) for text in texts)
     times = (began, read.tokenized, read.started)

@@ -104,6 +104,10 @@ def choose_own(engine: ClassifyEngine, name: str | None) -> Way:
     able.sort(key=lambda model: model.description.head != "sequence_classification")
     if able:
         return Way(model=able[0], method="classifier")
+    for model in engine.models.offered():
+        if heads := head_names(model.description):
+            message = f"which head of {model.name}? it has: {', '.join(heads)} (or give `labels` of your own)"
+            raise InvalidRequest(message, param="head")
     if any(can(model.description, method) for model in engine.models.offered() for method in LABEL_METHODS):
         raise InvalidRequest("no loaded checkpoint has labels of its own: give `labels`", param="labels")
     raise ModelNotFound("no loaded checkpoint can do 'classify'", param="model")

@@ -109,6 +109,18 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
+@dataclass(slots=True, kw_only=True)
+class PairScore:
+    """How alike the two texts of a pair are, or what is wrong with them; `read` is what it was found from."""
+
+    read: tuple[EncodedText, ...]
+    score: float | None = None
+
+    @property
+    def error(self) -> ServiceError | None:
+        return next((text.error for text in self.read if text.error is not None), None)
+
+
 async def pair_similarities(
     engine: EncodeEngine,
     model: LoadedModel,
@@ -116,33 +128,25 @@ async def pair_similarities(
     options: EncodeOptions,
     *,
     prompt: str = "",
-) -> tuple[list[float | ServiceError], list[EncodedText]]:
+) -> tuple[list[PairScore], list[EncodedText]]:
     """Each pair's score or its fault, and all that was read for them, the first pair's first text first.
 
     An embedding checkpoint reads every distinct text once; a cross-encoder reads each pair together.
     """
     if model.description.head == "cross_encoder":
-        read = await _score_together(engine, model, pairs, options, side="longest")
-        return [entry.encoded.error or _known(entry.score) for entry in read], [entry.encoded for entry in read]
+        ranked = await _score_together(engine, model, pairs, options, side="longest")
+        return [PairScore(read=(row.encoded,), score=row.score) for row in ranked], [row.encoded for row in ranked]
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     encoded = await embed(engine, model, distinct, options, prompt=prompt)
     found = dict(zip(distinct, encoded, strict=True))
-    outcomes: list[float | ServiceError] = []
+    scores = []
     for first, second in pairs:
         one, other = found[first], found[second]
-        error = one.error or other.error
-        if error is not None:
-            outcomes.append(error)
-            continue
-        assert one.values is not None
-        assert other.values is not None
-        outcomes.append(float(similarities(model, one.values[None], other.values[None])[0, 0]))
-    return outcomes, encoded
-
-
-def _known(score: float | None) -> float:
-    assert score is not None
-    return score
+        pair = PairScore(read=(one, other))
+        if one.values is not None and other.values is not None:
+            pair.score = float(similarities(model, one.values[None], other.values[None])[0, 0])
+        scores.append(pair)
+    return scores, encoded
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,6 +6,7 @@ there is much to do. Knows neither HTTP nor what the network answers. Runs in th
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -24,6 +25,8 @@ INLINE_CHARS = 4_000
 
 Text = str | tuple[str, str]
 Side = Literal["first", "second", "longest"]
+Truncation = bool | Literal["start"]
+"""Whether what is too long is cut: at its end, or at its start."""
 
 
 class EncodeEngine(Protocol):
@@ -37,7 +40,7 @@ class EncodeOptions:
     """What holds for all texts of a request. `deadline` is in `time.monotonic()` seconds."""
 
     task: str
-    truncate: bool = False
+    truncate: Truncation = False
     client: str = ""
     priority: int = 0
     deadline: float | None = None
@@ -72,7 +75,7 @@ async def tokenize(
     model: LoadedModel,
     texts: Sequence[Text],
     *,
-    truncate: bool,
+    truncate: Truncation,
     side: Side = "longest",
     prompt: str = "",
     max_tokens: int | None = None,
@@ -94,7 +97,7 @@ async def tokenize(
 
 
 def _tokenize(
-    model: LoadedModel, texts: Sequence[Text], truncate: bool, side: Side, prompt: str, limit: int
+    model: LoadedModel, texts: Sequence[Text], truncate: Truncation, side: Side, prompt: str, limit: int
 ) -> list[EncodedText]:
     embedding = model.description.embedding
     lower = embedding is not None and embedding.lowercase
@@ -126,14 +129,14 @@ def _encode_one(model: LoadedModel, text: Text) -> Encoding | ServiceError:
         return InvalidRequest(str(error))
 
 
-def _fit(encoding: Encoding | ServiceError, limit: int, truncate: bool, side: Side, skip: int) -> EncodedText:
+def _fit(encoding: Encoding | ServiceError, limit: int, truncate: Truncation, side: Side, skip: int) -> EncodedText:
     if isinstance(encoding, ServiceError):
         return EncodedText(input=EncodeInput(ids=[]), error=encoding)
     excess = len(encoding.ids) - limit
     if excess > 0 and not truncate:
         message = f"the text has {len(encoding.ids):,} tokens; the limit is {limit:,} (ask for truncation to cut it)"
         return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
-    dropped = _dropped(encoding, excess, side) if excess > 0 else frozenset()
+    dropped = _dropped(encoding, excess, side, at_start=truncate == "start") if excess > 0 else frozenset()
     if excess > len(dropped):
         message = f"the text cannot be cut to {limit:,} tokens: the part that must stay is longer"
         return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
@@ -146,13 +149,14 @@ def _fit(encoding: Encoding | ServiceError, limit: int, truncate: bool, side: Si
     )
 
 
-def _dropped(encoding: Encoding, excess: int, side: Side) -> frozenset[int]:
-    """Positions to leave out: last tokens of one text, or (`longest`) of whichever text is longer at the time.
+def _dropped(encoding: Encoding, excess: int, side: Side, *, at_start: bool) -> frozenset[int]:
+    """Positions to leave out: last (first) tokens of one text, or (`longest`) of whichever text is longer at the time.
 
     Worked example: a pair of 5 and 3 tokens that is 3 too long loses, `longest`, two of the first (5, 4 > 3), then one
     of the second (3 = 3: the second gives first, as `transformers` does it).
     """
-    tails = [[position for position, owner in enumerate(encoding.sequence_ids) if owner == number] for number in (0, 1)]
+    owners = list(enumerate(encoding.sequence_ids))
+    tails = [deque(position for position, owner in owners if owner == number) for number in (0, 1)]
     dropped: set[int] = set()
     for _ in range(excess):
         if side == "longest":
@@ -161,7 +165,7 @@ def _dropped(encoding: Encoding, excess: int, side: Side) -> frozenset[int]:
             tail = tails[0 if side == "first" else 1]
         if not tail:
             break
-        dropped.add(tail.pop())
+        dropped.add(tail.popleft() if at_start else tail.pop())
     return frozenset(dropped)
 
 

@@ -120,6 +120,9 @@ async def test_truncation_is_as_asked_for_and_is_reported(make_embedder: Any, po
     answer = await post("/v1/embeddings", input=["a cat", LONG], truncate=True)
     assert answer["usage"] == {"prompt_tokens": 4 + 64, "total_tokens": 4 + 64, "truncated_tokens": 122 - 64}
     assert_allclose(answer["data"][1]["embedding"], reference.encode(LONG), atol=1e-5)
+    whole, cut = answer["data"]
+    assert (cut["truncated"], cut["kept_tokens"]) == (True, 64)
+    assert "truncated" not in whole
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])

@@ -1,12 +1,15 @@
 """`/hf/{task}` as the real `huggingface_hub.InferenceClient` sends and parses it, over a socket."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from huggingface_hub import AsyncInferenceClient
+from safetensors.torch import save_file
 from transformers import pipeline
 
 TEXTS = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill"]
@@ -61,6 +64,11 @@ async def test_feature_extraction_and_sentence_similarity(make_embedder: Any, ma
     )
     expected = reference.encode(TEXTS[:1], prompt_name="query", truncate_dim=8, normalize_embeddings=True)
     assert found == pytest.approx(expected, abs=1e-5)
+    long = "the cat " * 100
+    reference.tokenizer.truncation_side = "left"
+    expected = reference.encode([long + TEXTS[0]])
+    found = await client.feature_extraction(long + TEXTS[0], truncate=True, truncation_direction="left")
+    assert found == pytest.approx(expected, abs=1e-5)
     vectors = reference.encode(TEXTS)
     scores = await make_hub_client("sentence-similarity").sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
     assert scores == pytest.approx(reference.similarity(vectors[:1], vectors[1:])[0].tolist(), abs=1e-5)
@@ -74,8 +82,42 @@ async def test_question_answering(make_model: Any, engine: Any, make_hub_client:
     best = await client.question_answering(question=question, context=context)
     assert (best.answer, best.score) == (own["data"][0]["answer"], own["data"][0]["score"])
     assert context[best.start : best.end] == best.answer
-    several = await client.question_answering(question=question, context=context, top_k=3)
+    several = await client.question_answering(question=question, context=context, top_k=3, max_question_len=64)
     assert [entry.answer for entry in several] == [entry["answer"] for entry in own["data"][0]["answers"]]
+
+
+async def test_the_address_may_say_which_checkpoint_and_which_head(
+    make_classifier: Any, make_model: Any, engine: Any, make_hub_client: Any, client: httpx.AsyncClient
+) -> None:
+    """With several loaded, only the first could be reached, and of an encoder's small heads none."""
+    make_classifier(["joy", "anger"], "first")
+    make_classifier(["spam", "ham"], "second")
+    folder, _ = make_model("BertModel", "encoder")
+    (folder / "heads" / "mood").mkdir(parents=True)
+    (folder / "heads" / "mood" / "config.json").write_text(
+        json.dumps({"kind": "classification", "input": "cls", "labels": ["up", "down"]})
+    )
+    save_file({"weight": torch.ones(2, 32), "bias": torch.ones(2)}, folder / "heads" / "mood" / "model.safetensors")
+    engine.load(folder)
+    for address, labels in (
+        ("text-classification", {"joy", "anger"}),
+        ("text-classification?model=second", {"spam", "ham"}),
+        ("text-classification?model=encoder&head=mood", {"up", "down"}),
+    ):
+        found = await make_hub_client(address).text_classification(TEXTS[0])
+        assert {entry.label for entry in found} == labels
+        answer = await client.post("/predict" + address.removeprefix("text-classification"), json={"inputs": "a"})
+        assert {entry["label"] for entry in answer.json()} == labels
+    assert (await client.get("/info?model=second")).json()["model_id"] == "second"
+
+
+async def test_without_a_classifier_the_heads_there_are_are_told(
+    make_model: Any, engine: Any, client: httpx.AsyncClient
+) -> None:
+    """The advice was to give `labels`, which this shape does not have."""
+    engine.load(make_model("BertModel", "encoder")[0])
+    error = (await client.post("/hf/text-classification", json={"inputs": "a"})).json()["error"]
+    assert error["param"] == "model"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +132,24 @@ async def test_question_answering(make_model: Any, engine: Any, make_hub_client:
             {"inputs": "a", "parameters": {"candidate_labels": ["a", "a"]}},
             "parameters.candidate_labels.1",
         ),
-        ("summarization", {"inputs": "a", "parameters": {"generate_parameters": {"num_beams": 0}}}, "num_beams"),
+        ("text-classification?head=nope", {"inputs": "a"}, "head"),
+        ("text-classification?model=nope", {"inputs": "a"}, "model"),
+        (
+            "summarization",
+            {"inputs": "a", "parameters": {"generate_parameters": {"num_beams": 0}}},
+            "parameters.generate_parameters.num_beams",
+        ),
+        (
+            "summarization",
+            {"inputs": "a", "parameters": {"generate_parameters": {"max_length": "9"}}},
+            "parameters.generate_parameters.max_length",
+        ),
+        ("question-answering", {"inputs": {"question": "", "context": "a"}}, "inputs.question"),
+        (
+            "question-answering",
+            {"inputs": {"question": "a", "context": "a"}, "parameters": {"top_k": 0}},
+            "parameters.top_k",
+        ),
         ("summarization", {"inputs": ""}, "inputs"),
         ("translation", {"inputs": "a"}, "model"),
     ],

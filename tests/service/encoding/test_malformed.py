@@ -57,7 +57,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "inputs": [5, [], {}, [1, 2], [[1], [2]]],
         "inputs.1": [["a", 5], ["a", "the cat sat " * 50]],
         "normalize": ["no"],
-        "truncation_direction": ["Left", 5],
+        "truncation_direction": ["Up", 5],
         "dimensions": [0, 33],
         "prompt_name": ["nope"],
         "no_such_field": [1],

@@ -52,6 +52,8 @@ async def test_a_target_that_cannot_be_read_leaves_the_others_their_scores(make_
     assert answer["data"][1]["error"]["code"] == "context_length_exceeded"
     whole = await post("/v1/similarity", source=TEXTS[0], targets=[TEXTS[1], LONG], truncate=True)
     assert "score" in whole["data"][1]
+    assert (whole["data"][1]["truncated"], whole["data"][1]["kept_tokens"]) == (True, 8 + 64)
+    assert "truncated" not in whole["data"][0]
     assert whole["usage"]["truncated_tokens"] == 58
 
 

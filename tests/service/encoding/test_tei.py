@@ -1,10 +1,12 @@
 """The routes of text-embeddings-inference: its shapes, right numbers, and headers that agree with each other."""
 
+import copy
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedTokenizerFast, pipeline
@@ -36,6 +38,33 @@ async def test_embed_takes_prompts_by_name_and_truncates_where_asked_for(make_em
     reference = make_embedder(prompts={"query": "query : "})
     found = await post("/embed", inputs=[*TEXTS, LONG], prompt_name="query", truncate=True)
     assert_allclose(found, reference.encode([*TEXTS, LONG], prompt_name="query"), atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["Right", "Left"])
+async def test_texts_are_cut_at_the_end_that_is_asked_for_and_a_header_says_how_much(
+    make_embedder: Any, make_classifier: Any, tokenizer: PreTrainedTokenizerFast, client: httpx.AsyncClient,
+    direction: str,
+) -> None:  # fmt: skip
+    """Cutting at the start was refused, and neither was told: these shapes have no place for it."""
+    reference = make_embedder()
+    model = make_classifier(LABELS)
+    texts = [f"good {LONG}film", "good"]
+    reference.tokenizer.truncation_side = direction.lower()
+    cutting = {"truncate": True, "truncation_direction": direction}
+    found = await client.post("/embed", json={"inputs": texts, **cutting})
+    assert_allclose(found.json(), reference.encode(texts), atol=1e-5)
+    num_cut = len(tokenizer(texts[0]).input_ids) - 64
+    assert found.headers["x-truncated-tokens"] == str(num_cut)
+    assert "x-truncated-tokens" not in (await client.post("/embed", json={"inputs": "good", **cutting})).headers
+    pair = [texts[0], "the cat"]
+    cutter = copy.deepcopy(tokenizer)
+    cutter.truncation_side = direction.lower()
+    inputs = cutter(*pair, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits[0].sort(descending=True).values
+    found = await client.post("/predict", json={"inputs": pair, "raw_scores": True, **cutting})
+    assert_allclose([row["score"] for row in found.json()], expected, atol=1e-4)
+    assert int(found.headers["x-truncated-tokens"]) > num_cut
 
 
 async def test_embed_all_gives_a_vector_per_token(make_embedder: Any, post: Any) -> None:
@@ -144,6 +173,8 @@ async def test_info_says_what_is_served(
     assert list(answer["model_type"]) == [kind]
     assert answer["max_input_length"] == 64
     assert answer["auto_truncate"] is False
+    if kind == "embedding":
+        assert answer["model_type"][kind] == {"pooling": "mean"}
     if kind == "classifier":
         assert answer["model_type"][kind]["id2label"] == {"0": "joy", "1": "anger", "2": "fear"}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 from huggingface_hub import AsyncInferenceClient
 
 from service.engine.models import LoadedModel
@@ -26,3 +27,26 @@ async def test_translation(load: Callable[..., LoadedModel], base_url: str, post
             TEXT, src_lang="eng_Latn", tgt_lang="fra_Latn", generate_parameters={"max_new_tokens": 12}
         )
     assert found.translation_text == own["data"][0]["translation"]
+
+
+async def test_lengths_are_counted_as_the_pipelines_do_and_sampling_is_sampling(
+    load: Callable[..., LoadedModel], engine: Any, base_url: str
+) -> None:
+    """`min_length` was refused, `max_length` was one too many, `do_sample` alone was ignored."""
+    load("bart")
+    parameters = {"min_length": 5, "max_length": 9, "do_sample": True, "num_beams": 1}
+    async with AsyncInferenceClient(model=f"{base_url}/hf/summarization") as client:
+        await client.summarization(TEXT, generate_parameters=parameters)
+    sampling = engine.generated[-1].sampling
+    assert (sampling.min_tokens, sampling.max_tokens, sampling.temperature) == (4, 8, 1.0)
+
+
+async def test_what_is_cut_is_told_in_a_header(load: Callable[..., LoadedModel], client: httpx.AsyncClient) -> None:
+    model = load("bart")
+    parameters = {"truncation": "longest_first", "generate_parameters": {"max_new_tokens": 4}}
+    long = "The king of the old city. " * 200
+    response = await client.post("/hf/summarization", json={"inputs": long, "parameters": parameters})
+    cut = len(model.tokenizer.encode(long)) - model.description.context_length
+    assert response.headers["x-truncated-tokens"] == str(cut)
+    whole = await client.post("/hf/summarization", json={"inputs": TEXT, "parameters": parameters})
+    assert "x-truncated-tokens" not in whole.headers
