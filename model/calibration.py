@@ -2,9 +2,9 @@
 
     {"version": 1, "temperature": {KIND: number}, "fitted_on": {KIND: {"n", "ece", "brier", "nll", "data_sha256", ...}}}
 
-A kind is the way in which the service came to the logits ("classifier", "head/intent", "nli", ...); their quotient by
-its temperature gives probabilities that mean what they say (Guo et al. 2017, arXiv:1706.04599). No torch. Both
-processes.
+A kind is the way in which the service came to the logits ("classifier", "head/intent", "nli/" with a digest of the
+labels, ...); their quotient by its temperature gives probabilities that mean what they say (Guo et al. 2017,
+arXiv:1706.04599). No torch. Both processes.
 """
 
 import json

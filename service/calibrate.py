@@ -20,11 +20,14 @@ import numpy as np
 from model.calibration import Calibration, read_calibration, write_calibration
 from model.description import fingerprint
 from model.errors import CheckpointError
+from service.tasks.classification import calibration_kind
 from service.tasks.confidence import Numbers
-from service.tasks.temperature import Fit, Targets, fit_temperature, measure
+from service.tasks.temperature import Fit, Targets, are_right, fit_temperature, measure
+from service.tasks.zero_shot import DEFAULT_TEMPLATE, LabelSet
 
 TIMEOUT_SECONDS = 600.0
 FEWEST_EXAMPLES = 10
+DATA_HELP = 'a JSONL file of {"text": ..., "label": ...}, or "labels": [...] where they do not exclude each other'
 
 
 class CalibrateError(Exception):
@@ -33,8 +36,10 @@ class CalibrateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Example:
+    """`labels` are all that are right; only of those that do not exclude each other can there be none or several."""
+
     text: str
-    label: str
+    labels: tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,13 +67,14 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slimpajama calibrate", description="Fit a classifier's confidence.")
     parser.add_argument("--url", required=True, help="the running service, like http://127.0.0.1:8000")
-    parser.add_argument("--data", required=True, type=Path, help='a JSONL file of {"text": ..., "label": ...}')
+    parser.add_argument("--data", required=True, type=Path, help=DATA_HELP)
     parser.add_argument("--folder", required=True, type=Path, help="the checkpoint's folder, to write the file into")
     parser.add_argument("--api-key", help="where the service asks for one")
     parser.add_argument("--model", help="the checkpoint's name in the service (default: the one that would answer)")
     parser.add_argument("--head", help="one of the checkpoint's task heads")
     parser.add_argument("--labels", help="zero-shot labels, separated by commas; or `data` for those in the file")
     parser.add_argument("--hypothesis-template", help="how a label becomes a hypothesis")
+    parser.add_argument("--multi-label", action="store_true", help="zero-shot labels do not exclude each other")
     parser.add_argument("--batch-size", type=int, default=64, help="texts in a request")
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     return parser
@@ -79,16 +85,13 @@ def calibrate(options: argparse.Namespace) -> str:
     raw = _read(options.data)
     examples = list(_examples(raw, options.data))
     logits = _ask(options, examples)
-    places = {label: place for place, label in enumerate(logits.labels)}
-    unknown = sorted({example.label for example in examples} - set(places))
-    if unknown:
-        raise CalibrateError(f"{options.data}: the model has no label '{unknown[0]}'; it has: {', '.join(places)}")
-    targets: Targets = np.array([places[example.label] for example in examples], dtype=np.int64)
+    targets = _targets(options.data, examples, logits)
     temperature = fit_temperature(logits.values, targets, logits.activation)
     before = measure(logits.values, targets, 1.0, logits.activation)
     after = measure(logits.values, targets, temperature, logits.activation)
-    accuracy = float((logits.values.argmax(axis=1) == targets).mean())
+    accuracy = float(are_right(logits.values, targets).mean())
     fitted_on = {
+        **({"labels": logits.labels, "hypothesis_template": options.hypothesis_template} if options.labels else {}),
         "n": len(examples),
         "accuracy": accuracy,
         "ece": {"before": before.ece, "after": after.ece},
@@ -118,12 +121,27 @@ def _examples(raw: bytes, path: Path) -> Iterator[Example]:
             entry = json.loads(line)
         except ValueError as error:
             raise CalibrateError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("text", "label")):
+        labels = entry.get("labels", [entry.get("label")]) if isinstance(entry, dict) else None
+        if not isinstance(labels, list) or not all(isinstance(part, str) for part in (entry.get("text"), *labels)):
             raise CalibrateError(f'{path}, line {number}: expected {{"text": "...", "label": "..."}}')
         count += 1
-        yield Example(entry["text"], entry["label"])
+        yield Example(entry["text"], tuple(labels))
     if count < FEWEST_EXAMPLES:
         raise CalibrateError(f"{path} has {count} examples; fewer than {FEWEST_EXAMPLES} fit nothing but chance")
+
+
+def _targets(path: Path, examples: Sequence[Example], logits: Logits) -> Targets:
+    """Which labels are right, [N, L]."""
+    places = {label: place for place, label in enumerate(logits.labels)}
+    targets: Targets = np.zeros(logits.values.shape, dtype=np.bool_)
+    for number, example in enumerate(examples, start=1):
+        if logits.activation == "softmax" and len(example.labels) != 1:
+            raise CalibrateError(f"{path}, example {number}: the labels exclude each other, and one is right")
+        for label in example.labels:
+            if label not in places:
+                raise CalibrateError(f"{path}: the model has no label '{label}'; it has: {', '.join(places)}")
+            targets[number - 1, places[label]] = True
+    return targets
 
 
 def _ask(options: argparse.Namespace, examples: Sequence[Example]) -> Logits:
@@ -142,7 +160,7 @@ def _ask(options: argparse.Namespace, examples: Sequence[Example]) -> Logits:
     labels = list(rows[0])
     method = answer["method"]
     return Logits(
-        kind=f"head/{options.head}" if method == "head" else method,
+        kind=calibration_kind(method, head=options.head or "", labels=_label_set(body)),
         activation=answer["activation"],
         labels=labels,
         values=np.array([[row[label] for label in labels] for row in rows], dtype=np.float64),
@@ -152,14 +170,22 @@ def _ask(options: argparse.Namespace, examples: Sequence[Example]) -> Logits:
 def _body(options: argparse.Namespace, examples: Sequence[Example]) -> dict[str, Any]:
     labels = None
     if options.labels == "data":
-        labels = sorted({example.label for example in examples})
+        labels = sorted({label for example in examples for label in example.labels})
     elif options.labels:
         labels = [label.strip() for label in options.labels.split(",")]
     body = {
         "model": options.model, "head": options.head, "labels": labels, "raw_scores": True,
         "hypothesis_template": options.hypothesis_template, "truncate": options.truncate,
+        "multi_label": options.multi_label or None,
     }  # fmt: skip
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _label_set(body: dict[str, Any]) -> LabelSet | None:
+    if "labels" not in body:
+        return None
+    template = body.get("hypothesis_template", DEFAULT_TEMPLATE)
+    return LabelSet(labels=tuple(body["labels"]), template=template, multi_label="multi_label" in body)
 
 
 def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:

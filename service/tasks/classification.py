@@ -6,7 +6,7 @@ logits, in `confidence`. Knows neither HTTP nor torch. Runs in the API process.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -35,18 +35,25 @@ class ClassifyEngine(EncodeEngine, GenerationEngine, Protocol):
     def resolve(self, name: str | None, task: str) -> LoadedModel: ...
 
 
+def calibration_kind(method: str, *, head: str, labels: LabelSet | None) -> str:
+    if labels is not None:
+        return f"{method}/{labels.digest}"
+    return f"head/{head}" if head else method
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """A checkpoint and how it is to classify; `head` names a task head."""
+    """A checkpoint and how it is to classify; `head` names a task head, `labels` are the caller's."""
 
     model: LoadedModel
     method: Method
     head: str = ""
+    labels: LabelSet | None = None
 
     @property
     def kind(self) -> str:
         """Under which name its calibration is kept."""
-        return f"head/{self.head}" if self.head else self.method
+        return calibration_kind(self.method, head=self.head, labels=self.labels)
 
     @property
     def temperature(self) -> float | None:
@@ -184,6 +191,7 @@ async def classify_by_labels(
             scored = await by_likelihood(engine, way.model, texts, labels, options)
         case _:
             scored = await by_similarity(engine, way.model, texts, labels, options)
+    way = replace(way, labels=labels)
     return Classification(way=way, labels=labels.labels, activation=labels.activation, scored=scored)
 
 

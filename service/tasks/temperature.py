@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from service.tasks.confidence import Numbers, sigmoid, softmax
 
-Targets = NDArray[np.int64]
+Targets = NDArray[np.bool_]
+"""[N, L]: which labels are right; of labels that exclude each other one in each row."""
 NUM_BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
 """Temperatures looked at; all that is outside has nothing to do with over- or underconfidence."""
@@ -31,14 +32,11 @@ class Fit:
 
 
 def nll(logits: Numbers, targets: Targets, temperature: float, activation: Literal["softmax", "sigmoid"]) -> float:
-    """Mean negative log-likelihood of the right labels: logits [N, L], targets [N]; of sigmoids, of all L answers."""
+    """Mean negative log-likelihood of the right labels: logits and targets [N, L]; of sigmoids, of all L answers."""
     probabilities = _probabilities(logits, temperature, activation)
-    right = probabilities[np.arange(len(targets)), targets]
-    if activation == "softmax":
-        return float(-np.log(np.maximum(right, TINY)).mean())
-    wrong = np.log(np.maximum(1.0 - probabilities, TINY))
-    wrong[np.arange(len(targets)), targets] = np.log(np.maximum(right, TINY))
-    return float(-wrong.sum(axis=1).mean())
+    right = np.log(np.maximum(probabilities, TINY))
+    wrong = np.zeros_like(right) if activation == "softmax" else np.log(np.maximum(1.0 - probabilities, TINY))
+    return float(-np.where(targets, right, wrong).sum(axis=1).mean())
 
 
 def fit_temperature(logits: Numbers, targets: Targets, activation: Literal["softmax", "sigmoid"] = "softmax") -> float:
@@ -62,14 +60,17 @@ def measure(
     logits: Numbers, targets: Targets, temperature: float, activation: Literal["softmax", "sigmoid"] = "softmax"
 ) -> Fit:
     probabilities = _probabilities(logits, temperature, activation)
-    best = probabilities.argmax(axis=1)
-    wanted = np.zeros_like(probabilities)
-    wanted[np.arange(len(targets)), targets] = 1.0
     return Fit(
-        ece=expected_calibration_error(probabilities.max(axis=1), best == targets),
-        brier=float(((probabilities - wanted) ** 2).sum(axis=1).mean()),
+        ece=expected_calibration_error(probabilities.max(axis=1), are_right(logits, targets)),
+        brier=float(((probabilities - targets) ** 2).sum(axis=1).mean()),
         nll=nll(logits, targets, temperature, activation),
     )
+
+
+def are_right(logits: Numbers, targets: Targets) -> NDArray[np.bool_]:
+    """Whether the best label of each row is right: what a confidence is about."""
+    right: NDArray[np.bool_] = targets[np.arange(len(targets)), logits.argmax(axis=1)]
+    return right
 
 
 def expected_calibration_error(confidences: Numbers, correct: NDArray[np.bool_], num_bins: int = NUM_BINS) -> float:

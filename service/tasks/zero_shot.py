@@ -6,6 +6,8 @@ contradiction. Similarity compares the text's vector with each hypothesis's. All
 one call. Knows neither HTTP nor torch. Runs in the API process.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +34,12 @@ class LabelSet:
     labels: tuple[str, ...]
     template: str = DEFAULT_TEMPLATE
     multi_label: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The same for the same labels in another order; what was fitted on one set says nothing of another."""
+        text = json.dumps([sorted(self.labels), self.template, self.multi_label])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def hypotheses(self) -> list[str]:

@@ -69,6 +69,45 @@ async def test_the_temperature_of_the_data_is_found_and_served(
     assert entry["confidence"] < entry["score"]
 
 
+async def test_what_was_fitted_on_some_labels_is_not_claimed_for_others(
+    make_model: Any, engine: Any, client: httpx.AsyncClient, base_url: str, tmp_path: Path
+) -> None:
+    """A temperature fitted on two labels made every answer about any labels `calibrated`."""
+    folder = make_model("BertModel")[0]
+    engine.load(folder, "before")
+    data = tmp_path / "data.jsonl"
+    rows = [{"text": f"the {word} sat", "label": ("cat", "dog")[at % 2]} for at, word in enumerate(LABELS * 4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--url", base_url, "--data", str(data), "--folder", str(folder), "--labels", "data"]
+    assert await asyncio.to_thread(main, arguments) == 0
+    engine.load(folder, "after")
+    for labels, more, expected in (
+        (["cat", "dog"], {}, True),
+        (["dog", "cat"], {}, True),
+        (["cat", "film"], {}, False),
+        (["cat", "dog"], {"hypothesis_template": "not {}"}, False),
+        (["cat", "dog"], {"multi_label": True}, False),
+    ):
+        body = {"input": "a good film", "model": "after", "labels": labels, **more}
+        [entry] = (await client.post("/v1/classify", json=body)).json()["data"]
+        assert entry["calibrated"] is expected, body
+
+
+async def test_several_labels_of_a_text_are_read_where_they_do_not_exclude_each_other(
+    make_classifier: Any, engine: Any, base_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.load(make_classifier(LABELS, "several", problem_type="multi_label_classification")[0])
+    engine.load(make_classifier(LABELS, "one")[0])
+    data = tmp_path / "data.jsonl"
+    rows = [{"text": f"the {word} sat", "labels": LABELS[: at % 4]} for at, word in enumerate(LABELS * 4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, code in (("several", 0), ("one", 1)):
+        folder = tmp_path / name
+        arguments = ["--url", base_url, "--data", str(data), "--folder", str(folder), "--model", name]
+        assert await asyncio.to_thread(main, arguments) == code
+    assert "exclude each other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "advice"),
     [

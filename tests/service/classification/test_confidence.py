@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.tasks.confidence import entropy, judge, judge_votes, sigmoid, softmax
 from service.tasks.temperature import expected_calibration_error, fit_temperature, measure, nll
@@ -57,13 +58,26 @@ def test_votes_that_name_nothing_lower_the_agreement() -> None:
     assert found.margin == pytest.approx(2 / 8)
 
 
+def one_hot(places: NDArray[np.int64], num_labels: int) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.eye(num_labels, dtype=np.bool_)[places]
+    return found
+
+
+def test_several_right_labels_of_a_text_and_none_are_as_good_as_one() -> None:
+    """Every label but one was taken for wrong, and the fitted temperature made all of them doubtful."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 5)) * 2
+    targets = generator.random(logits.shape) < sigmoid(logits)
+    assert fit_temperature(logits * 3.0, targets, "sigmoid") == pytest.approx(3.0, rel=0.05)
+
+
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
 def test_a_known_temperature_is_recovered(temperature: float) -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(20_000, 4)) * 2
     noise = generator.gumbel(size=logits.shape)
     targets = (logits + noise).argmax(axis=1)  # drawn from softmax(logits)
-    assert fit_temperature(logits * temperature, targets) == pytest.approx(temperature, rel=0.05)
+    assert fit_temperature(logits * temperature, one_hot(targets, 4)) == pytest.approx(temperature, rel=0.05)
 
 
 def test_a_known_temperature_of_independent_labels_is_recovered() -> None:
@@ -71,13 +85,13 @@ def test_a_known_temperature_of_independent_labels_is_recovered() -> None:
     logits = generator.normal(size=(20_000, 1)) * 2
     both = np.concatenate([logits, -logits], axis=1)
     targets = (generator.random(20_000) > sigmoid(logits)[:, 0]).astype(np.int64)
-    assert fit_temperature(both * 3.0, targets, "sigmoid") == pytest.approx(3.0, rel=0.05)
+    assert fit_temperature(both * 3.0, one_hot(targets, 2), "sigmoid") == pytest.approx(3.0, rel=0.05)
 
 
 def test_the_fit_is_no_worse_than_any_temperature_around_it() -> None:
     generator = np.random.default_rng(1)
     logits = generator.normal(size=(500, 3)) * 4
-    targets = (logits + generator.gumbel(size=logits.shape) * 3).argmax(axis=1)
+    targets = one_hot((logits + generator.gumbel(size=logits.shape) * 3).argmax(axis=1), 3)
     best = fit_temperature(logits, targets)
     least = nll(logits, targets, best, "softmax")
     assert all(least <= nll(logits, targets, best * factor, "softmax") + 1e-9 for factor in (0.5, 0.9, 1.1, 2.0))
@@ -93,6 +107,6 @@ def test_calibration_error_by_hand() -> None:
 
 def test_brier_and_nll_by_hand() -> None:
     logits = np.log(np.array([[0.7, 0.3], [0.4, 0.6]]))
-    found = measure(logits, np.array([0, 0]), 1.0)
+    found = measure(logits, one_hot(np.array([0, 0]), 2), 1.0)
     assert found.brier == pytest.approx(((0.3**2 + 0.3**2) + (0.6**2 + 0.6**2)) / 2)
     assert found.nll == pytest.approx(-(np.log(0.7) + np.log(0.4)) / 2)
