@@ -97,10 +97,11 @@ def translation(model: LoadedModel, source: str | None, target: str | None) -> T
 
 def _instructed(model: LoadedModel, source: str | None, target: str | None) -> Translation:
     if target is None:
-        raise InvalidRequest(f"{model.name} translates into any language: say which", param="target")
-    into = english_name(target)
-    out_of = "" if source is None else f" from {english_name(source)}"
-    shown = "Text" if source is None else english_name(source)
+        message = f"no target language is given; {model.name} is told one in English, and there are {_known_names()}"
+        raise InvalidRequest(message, param="target")
+    into = _name_for(model, target, "target")
+    shown = "Text" if source is None else _name_for(model, source, "source")
+    out_of = "" if source is None else f" from {shown}"
     task = Assignment(
         instruction=f"Translate the following text{out_of} into {into}. Answer with the translation alone.\n\n{TEXT}",
         form=f"{shown}: {TEXT}\n{into}:",
@@ -109,11 +110,26 @@ def _instructed(model: LoadedModel, source: str | None, target: str | None) -> T
     return Translation(model=model, assignment=task, source=source, target=target)
 
 
-def english_name(tag: str) -> str:
-    """What the language of a tag is called; the tag itself where it is not known."""
+def _name_for(model: LoadedModel, tag: str, param: str) -> str:
+    """Raises: InvalidRequest for a tag that would have to be left to the LM to guess; it would answer all the same."""
+    name = english_name(tag)
+    if name is None:
+        message = f"no {param} language '{tag}'; {model.name} is told one in English, and there are {_known_names()}"
+        raise InvalidRequest(message, param=param)
+    return name
+
+
+def _known_names() -> str:
+    return ", ".join(f"{code} ({name})" for code, name in ENGLISH_NAMES.items())
+
+
+def english_name(tag: str) -> str | None:
+    """What the language of a tag is called; None where it is not known. A name stands for itself."""
+    if tag.capitalize() in ENGLISH_NAMES.values():
+        return tag.capitalize()
     known: Sequence[str] = match(tag, ENGLISH_NAMES)
     if not known:
-        return tag
+        return None
     name = ENGLISH_NAMES[known[0]]
     _, *rest = tag.replace("_", "-").split("-")
     script = next((SCRIPT_NAMES[part.lower()] for part in rest if part.lower() in SCRIPT_NAMES), None)

@@ -173,6 +173,20 @@ async def test_languages_are_named_to_an_instructed_checkpoint(client: httpx.Asy
     assert "from English into French (as in CA)" in prompt_text(engine, engine.requests[0])
 
 
+@pytest.mark.parametrize(
+    ("languages", "param"), [({"target": "zz"}, "target"), ({"target": "fr", "source": "qq"}, "source"), ({}, "target")]
+)
+async def test_a_language_without_a_name_is_refused_with_those_there_are(
+    client: httpx.AsyncClient, engine: Any, languages: dict[str, str], param: str
+) -> None:
+    """A model that is told to translate into zz says something, and the status was 200."""
+    engine.reply = "x"
+    response = await client.post("/v1/translate", json={"input": "Hello.", **languages})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert "de (German)" in error["message"]
+
+
 async def test_a_text_that_does_not_fit_is_translated_in_pieces_or_cut_and_said_to_be(
     client: httpx.AsyncClient, engine: Any
 ) -> None:

@@ -145,8 +145,9 @@ async def test_what_is_cut_is_said_to_be(
         ("pt-BR", "Portuguese (as in BR)"),
         ("zh-Hant-TW", "Chinese (traditional, as in TW)"),
         ("eng_Latn", "English (in Latin script)"),
-        ("tlh", "tlh"),
+        ("french", "French"),
+        ("tlh", None),
     ],
 )
-def test_tags_are_named_in_english(tag: str, name: str) -> None:
+def test_tags_are_named_in_english(tag: str, name: str | None) -> None:
     assert english_name(tag) == name
