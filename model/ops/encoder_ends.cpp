@@ -1,6 +1,6 @@
 // What comes before and after an encoder's layers: embeddings summed and normalised, and the sums of texts' states.
+// Too little to wake other threads for.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -42,14 +42,12 @@ template <typename Value>
 void embed(const Added<Value> (&added)[3], int64_t e, const Norm& norm, const Tensor& result) {
   for (const auto& part : added) part.check(result.size(0));
   auto* out = static_cast<Value*>(result.data_ptr());
-  at::parallel_for(0, result.size(0), 64, [&](int64_t begin, int64_t end) {
-    std::vector<float> sum(e);
-    for (int64_t token = begin; token < end; ++token) {
-      std::fill(sum.begin(), sum.end(), 0.0f);
-      for (const auto& part : added) part.add(token, e, sum.data());
-      layer_norm(sum.data(), e, norm, out + token * e);
-    }
-  });
+  std::vector<float> sum(e);
+  for (int64_t token = 0; token < result.size(0); ++token) {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (const auto& part : added) part.add(token, e, sum.data());
+    layer_norm(sum.data(), e, norm, out + token * e);
+  }
 }
 
 // ids, type_ids and positions [T] int64 with their tables, of which all but the tokens' may be missing; weight and bias
@@ -69,15 +67,12 @@ Tensor embed_tokens(const Tensor& ids, const Tensor& tokens, const Tensor& type_
 
 template <typename Value>
 void sum_rows(const Value* hidden, const int64_t* begins, const int64_t* ends, int64_t e, const Tensor& result) {
-  float* out = result.data_ptr<float>();
-  at::parallel_for(0, result.size(0), 8, [&](int64_t begin, int64_t end) {
-    for (int64_t text = begin; text < end; ++text) {
-      float* sum = out + text * e;
-      std::fill(sum, sum + e, 0.0f);
-      for (int64_t row = begins[text]; row < ends[text]; ++row)
-        for (int64_t i = 0; i < e; ++i) sum[i] += to_float(hidden[row * e + i]);
-    }
-  });
+  for (int64_t text = 0; text < result.size(0); ++text) {
+    float* sum = result.data_ptr<float>() + text * e;
+    std::fill(sum, sum + e, 0.0f);
+    for (int64_t row = begins[text]; row < ends[text]; ++row)
+      for (int64_t i = 0; i < e; ++i) sum[i] += to_float(hidden[row * e + i]);
+  }
 }
 
 // hidden [T, E] float32 or bfloat16; returns the sums of the rows from each begin to its end, float32 [B, E].

@@ -2,8 +2,8 @@
 // between the steps.
 //
 // Texts are cut into chunks that threads take one after the other, each through all layers by itself: nothing is waited
-// for, and a chunk's activations stay in the core's cache. Texts that cannot be cut evenly are the work of one team.
-// What comes out for a text depends on neither.
+// for, and a chunk's activations stay in the core's cache. Texts that cannot be cut evenly are one chunk, whose steps
+// the threads share. What comes out for a text depends on neither.
 //
 // Legend: T tokens, E hidden size, F inner size, H heads, D head size.
 
@@ -11,15 +11,9 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include <mutex>
-
+#include "crew.h"
 #include "layer_norm.h"
-#include "team.h"
 #include "text_attention.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace slimpajama {
 
@@ -53,7 +47,7 @@ struct Chunk {
   int64_t first_text, last_text, num_tokens;
 };
 
-// What a team works in; kept from call to call.
+// What is between the steps of a chunk; kept from call to call.
 template <typename Value>
 struct Space {
   std::vector<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
@@ -70,13 +64,15 @@ struct Space {
   }
 };
 
-// One team's way through the layers for one chunk.
+// A chunk's way through the layers, in the hands of one member of those who work on it.
 template <typename Value>
 class Pass {
  public:
-  Pass(const Sizes& sizes, Team team, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
+  static constexpr size_t MOST_STEPS = 11;  // of a layer: four projections and what they quantize, attention, two norms
+
+  Pass(const Sizes& sizes, Member member, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
        Chunk chunk, Value* hidden)
-      : sizes_(sizes), team_(team), space_(space), attention_(attention), starts_(starts), chunk_(chunk),
+      : sizes_(sizes), member_(member), space_(space), attention_(attention), starts_(starts), chunk_(chunk),
         hidden_(hidden + starts[chunk.first_text] * sizes.hidden) {}
 
   void run(const std::vector<Layer>& layers) {
@@ -108,34 +104,35 @@ class Pass {
   }
 
   void project(const Projection& projection, const Value* x, Output out) {
-    const int64_t rows = chunk_.num_tokens, pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
+    const int64_t rows = chunk_.num_tokens;
     const Weights& weights = projection.weights;
     out.bias = projection.bias;
     const bool narrow = weights.scales != nullptr;
     if (narrow) quantize(x, projection.k, weights.groups);
     const Rows given{reinterpret_cast<const uint8_t*>(x), rows, weights.groups};
     const Rows quantized{space_.quantized.data(), rows, weights.groups, space_.scales.data()};
-    team_.share(pairs, [&](int64_t begin, int64_t end) {
+    // The products are quickest over two pairs of panels at a time.
+    const int64_t pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
+    member_.share((pairs + 1) / 2, [&](int64_t first, int64_t last) {
+      const int64_t begin = 2 * first, end = std::min(2 * last, pairs);
       if (narrow) project_int8(quantized, weights, out, begin, end);
       else if constexpr (std::is_same_v<Value, float>) project_float32(given, weights, out, begin, end);
       else project_bf16(given, weights, out, begin, end);
     });
-    team_.wait();
   }
 
   void quantize(const Value* x, int64_t k, int64_t groups) {
     if constexpr (std::is_same_v<Value, bf16>) {
-      team_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row)
           space_.scales[row] = quantize_row(x + row * k, k, space_.quantized.data() + row * groups * 4);
       });
-      team_.wait();
     }
   }
 
   void attend(const Value* fused, Value* attended) {
     const int64_t texts = chunk_.last_text - chunk_.first_text, origin = starts_[chunk_.first_text];
-    team_.share(texts * sizes_.heads, [&](int64_t begin, int64_t end) {
+    member_.share(texts * sizes_.heads, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int32_t* text = starts_ + chunk_.first_text + item / sizes_.heads;
         const int64_t first = text[0] - origin;
@@ -143,19 +140,17 @@ class Pass {
                        attended + first * sizes_.hidden);
       }
     });
-    team_.wait();
   }
 
   void normalize(const Norm& norm) {
-    team_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         layer_norm(space_.sums.data() + row * sizes_.hidden, sizes_.hidden, norm, hidden_ + row * sizes_.hidden);
     });
-    team_.wait();
   }
 
   const Sizes& sizes_;
-  Team team_;
+  Member member_;
   Space<Value>& space_;
   TextAttention<Value>& attention_;
   const int32_t* starts_;
@@ -247,35 +242,25 @@ class EncoderLayers : public torch::CustomClassHolder {
   void run(Spaces<Value>& kept, Value* hidden, const Tensor& starts_tensor) {
     const auto* starts = starts_tensor.const_data_ptr<int32_t>();
     const int64_t texts = starts_tensor.size(0) - 1;
-#ifdef _OPENMP
     const int64_t threads = at::get_num_threads();
-#else
-    const int64_t threads = 1;
-#endif
     auto chunks = chunks_of(starts, texts, threads);
     const bool together = !are_even(chunks, threads);
     if (together) chunks = {{0, texts, starts[texts] - starts[0]}};
     make_space(kept, chunks, starts, together ? 1 : threads, threads);
-    std::atomic<int64_t> next{0};
-    std::optional<Barrier> barrier;
-#pragma omp parallel num_threads(threads)
-    {
-#ifdef _OPENMP
-      const int64_t rank = omp_get_thread_num(), size = omp_get_num_threads();
-#else
-      const int64_t rank = 0, size = 1;
-#endif
-      auto& attention = kept.attentions[rank];
-      if (together) {
-#pragma omp single
-        barrier.emplace(size);
-        Pass(sizes_, Team{rank, size, &*barrier}, kept.spaces[0], attention, starts, chunks[0], hidden).run(layers_);
-      } else {
-        const auto count = static_cast<int64_t>(chunks.size());
-        for (int64_t index = next++; index < count; index = next++)
-          Pass(sizes_, Team{}, kept.spaces[rank], attention, starts, chunks[index], hidden).run(layers_);
-      }
+    if (together) {
+      Steps steps(layers_.size() * Pass<Value>::MOST_STEPS);
+      Crew::get().run(threads, [&](int64_t rank) {
+        const Member member(steps, threads);
+        Pass(sizes_, member, kept.spaces[0], kept.attentions[rank], starts, chunks[0], hidden).run(layers_);
+      });
+      return;
     }
+    std::atomic<int64_t> next{0};
+    Crew::get().run(threads, [&](int64_t rank) {
+      const auto count = static_cast<int64_t>(chunks.size());
+      for (int64_t index = next++; index < count; index = next++)
+        Pass(sizes_, {}, kept.spaces[rank], kept.attentions[rank], starts, chunks[index], hidden).run(layers_);
+    });
   }
 
   template <typename Value>

@@ -39,7 +39,7 @@ AVX512 void softmax_avx512(float* scores, int64_t len, int64_t padded_len, float
 }
 #endif
 
-// What one member of a team needs for any head of any text.
+// What one thread needs for any head of any text.
 template <typename Value>
 class TextAttention {
  public:
