@@ -5,6 +5,7 @@ worker's loop. Masks are computed between forward passes by the thread that runs
 (`grammar_check.limits`). Does not know tensors. Runs in the worker process.
 """
 
+import json
 import logging
 import threading
 import time
@@ -212,11 +213,27 @@ class _Vocabulary:
                 num_ids = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
                 try:
                     self._tokenizer = LLTokenizer(
-                        tokenizer.to_str(), n_vocab=max(num_ids, self._vocab_size), eos_token=self._eos_ids
+                        _known_decoder(tokenizer.to_str()),
+                        n_vocab=max(num_ids, self._vocab_size),
+                        eos_token=self._eos_ids,
                     )
                 except ValueError as fault:
                     raise GrammarError(f"this checkpoint's tokenizer takes none: {fault}") from fault
             return self._tokenizer
+
+
+def _known_decoder(tokenizer_json: str) -> str:
+    """The same tokenizer with its `Metaspace` decoder (T5, Marian) in the form that Llama 2 has, which means the same.
+
+    The compiler knows that one alone.
+    """
+    tokenizer = json.loads(tokenizer_json)
+    decoder = tokenizer.get("decoder") or {}
+    if decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    space = {"type": "Replace", "pattern": {"String": decoder.get("replacement", "\u2581")}, "content": " "}
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [space, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(tokenizer)
 
 
 def _form(grammar: Grammar) -> str:

@@ -3,7 +3,6 @@
 HTTP only: what is written, the tasks know. Runs in the API process, on the event loop.
 """
 
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,7 +22,7 @@ from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, ServiceError, UnsupportedParameter
 from service.tasks.generation import Delta, RequestOptions
 from service.tasks.instructing import Spent
-from service.tasks.sampling import SEED_MASK
+from service.tasks.sampling import seed_of
 from service.tasks.serial_text import SerialText
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ def choices_of(body: WritingBody, *, sampled_top_k: int | None = None, temperatu
         top_k=sampled_top_k,
         top_p=body.top_p,
         min_p=body.min_p,
-        seed=secrets.randbits(63) if body.seed is None else body.seed & SEED_MASK,
+        seed=seed_of(body.seed),
     )
 
 

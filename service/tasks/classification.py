@@ -91,8 +91,11 @@ def can(description: CheckpointDescription, method: Method) -> bool:
             return any(config.kind == "classification" for config in description.heads.values())
         case "nli":
             return description.head == "sequence_classification" and entailment_id(description.labels) is not None
-        case "likelihood" | "self_consistency":
+        case "likelihood":
             return description.network == "decoder" and description.head == "language_model"
+        case "self_consistency":  # of encoder-decoders those that were trained to be asked
+            asked = description.network == "decoder" or "answer" in description.tasks
+            return asked and description.head == "language_model"
         case "similarity":
             return description.head == "embedding"
 

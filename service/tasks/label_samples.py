@@ -1,23 +1,26 @@
 """Labels by a vote: a causal LM is asked several times for one of the caller's labels, and can say nothing else.
 
-A grammar holds every sample to the labels. Chat checkpoints get an instruction in their own template, others the text
-and the beginning of the hypothesis template. Knows neither HTTP nor torch. Runs in the API process.
+A grammar holds every sample to the labels. Chat checkpoints get an instruction in their own template, encoder-decoders
+as their source; others the text and the beginning of the hypothesis template. Knows neither HTTP nor torch. Runs in
+the API process.
 """
 
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.batch import Grammar
+from model.generation_defaults import Choices
 from service.engine.models import LoadedModel
 from service.errors import GenerationFailed, Quarantined, ServiceError
 from service.tasks.chat import Conversation, chat_prompt
 from service.tasks.encoding import EncodeOptions
 from service.tasks.generation import GenerationEngine, Prompt, RequestOptions
 from service.tasks.grammars import checked
+from service.tasks.instructing import TEXT, Assignment, Commission
 from service.tasks.prompts import encode_text
-from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.sampling import SamplingOptions, sampling_params, seed_of
 from service.tasks.voting import Ballot, sample, vote
 from service.tasks.zero_shot import PLACE, LabelSet
 
@@ -91,12 +94,10 @@ async def _ask(
     sampling: SampleOptions,
 ) -> Voted:
     try:
-        ids = await _prompt_ids(model, text, labels)
-        wanted = SamplingOptions(
-            temperature=sampling.temperature, top_k=0, top_p=1.0, seed=sampling.seed, grammar=grammar
-        )
-        params = sampling_params(wanted, model, len(ids), default_max_tokens=MAX_LABEL_TOKENS, prompt_param="input")
-        prompt = Prompt(ids=ids, sampling=params, continues=False)
+        if model.description.network == "encoder_decoder":
+            prompt = await _source_prompt(model, text, labels, grammar, sampling)
+        else:
+            prompt = await _prompt(model, text, labels, grammar, sampling)
         request = RequestOptions(
             task=options.task, client=options.client, priority=options.priority, deadline=options.deadline
         )
@@ -119,12 +120,43 @@ def _label_of(text: str, labels: LabelSet) -> str | None:
     return next((label for label in labels.labels if label == text.removeprefix(" ") or label == text), None)
 
 
+async def _prompt(model: LoadedModel, text: str, labels: LabelSet, grammar: Grammar, sampling: SampleOptions) -> Prompt:
+    ids = await _prompt_ids(model, text, labels)
+    wanted = SamplingOptions(temperature=sampling.temperature, top_k=0, top_p=1.0, seed=sampling.seed, grammar=grammar)
+    params = sampling_params(wanted, model, len(ids), default_max_tokens=MAX_LABEL_TOKENS, prompt_param="input")
+    return Prompt(ids=ids, sampling=params, continues=False)
+
+
+async def _source_prompt(
+    model: LoadedModel, text: str, labels: LabelSet, grammar: Grammar, sampling: SampleOptions
+) -> Prompt:
+    """An encoder-decoder's: greedy or sampled, never by beams, and without what it declares for its own texts."""
+    choices = Choices(
+        max_tokens=min(MAX_LABEL_TOKENS, model.description.context_length - 1),
+        min_tokens=0,
+        num_beams=1,
+        no_repeat_ngram_size=0,
+        repetition_penalty=1.0,
+        temperature=sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        seed=seed_of(sampling.seed),
+    )
+    commission = Commission(model=model, assignment=Assignment(instruction=TEXT, form=TEXT), choices=choices)
+    prompt = await commission.prompt(_question(text, labels))
+    return replace(prompt, sampling=replace(prompt.sampling, grammar=grammar, forced_bos_id=None, forced_eos_id=None))
+
+
 async def _prompt_ids(model: LoadedModel, text: str, labels: LabelSet) -> list[int]:
     if model.chat_template is None:
         lead = f"{text}\n{labels.template.partition(PLACE)[0]}".rstrip(" ")
         return await encode_text(model, lead, param="input")
-    question = f"Which of these labels fits the text best? {', '.join(labels.labels)}. Answer with the label alone."
-    blank = labels.template.replace(PLACE, "___")
-    messages = [{"role": "user", "content": f"{question}\n\nText: {text}\n\n{blank}"}]
+    messages = [{"role": "user", "content": _question(text, labels)}]
     # The grammar lets nothing but a label through: what thinks first must be told not to.
     return await chat_prompt(model, Conversation(messages=messages, template_variables={"enable_thinking": False}))
+
+
+def _question(text: str, labels: LabelSet) -> str:
+    question = f"Which of these labels fits the text best? {', '.join(labels.labels)}. Answer with the label alone."
+    return f"{question}\n\nText: {text}\n\n{labels.template.replace(PLACE, '___')}"

@@ -92,7 +92,7 @@ def sampling_params(
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
         logit_bias={int(key): value for key, value in options.logit_bias.items()},
-        seed=(secrets.randbits(63) if options.seed is None else options.seed) & SEED_MASK,
+        seed=seed_of(options.seed),
         min_tokens=options.min_tokens,
         allowed_ids=options.allowed_token_ids,
         banned_sequences=_banned(model, options.bad_words),
@@ -101,6 +101,11 @@ def sampling_params(
         prompt_logprobs=options.prompt_logprobs,
         grammar=options.grammar,
     )
+
+
+def seed_of(asked: int | None) -> int:
+    """The caller's, or one that nobody has."""
+    return (secrets.randbits(63) if asked is None else asked) & SEED_MASK
 
 
 def of_choice(params: SamplingParams, index: int) -> SamplingParams:
