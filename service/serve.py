@@ -11,6 +11,7 @@ from service import logs
 from service.app import create_app, package_version
 from service.auth import KeyFileError
 from service.engine.assembly import make_engine
+from service.engine.memory import bound_heaps
 from service.flags import EXIT_USAGE
 from service.load_progress import LoadProgress
 from service.metrics import Metrics
@@ -19,6 +20,8 @@ from service.settings import Settings, load_settings
 from service.settings_sources import SettingsError
 from service.tracing import Tracer
 
+LARGE_BYTES = 1 << 17
+
 
 def run(flags: Mapping[str, object]) -> int:
     """Returns the process's exit code: 0 after a drain, 2 for a wrong setting, 3 if the engine failed for good."""
@@ -26,6 +29,7 @@ def run(flags: Mapping[str, object]) -> int:
         settings = load_settings(flags)
         refuse_open_doors(settings)
         _refuse_nothing_to_serve(settings)
+        bound_heaps(large_bytes=LARGE_BYTES)
         logs.configure(settings.log_format, settings.log_level)
         metrics = Metrics(build_version=package_version())
         engine = make_engine(settings, metrics)

@@ -19,7 +19,7 @@ from model.errors import CheckpointError
 from model.tokenizer import TokenizerError
 from service.engine.aliases import Alias
 from service.engine.deployment import Deployment, Owner, Prepare
-from service.engine.memory import trim_memory
+from service.engine.memory import free_memory
 from service.engine.models import LoadedModel
 from service.engine.probation import Probation
 from service.errors import ModelNotFound, ServiceError, SwapFailed, Unavailable
@@ -214,7 +214,7 @@ class Versions:
                 gc.collect()
             await asyncio.sleep(POLL_SECONDS)
         self._owner.unload(name, version, key)
-        await asyncio.to_thread(trim_memory)  # its tokenizer was here
+        free_memory()
         log.info("version freed", extra={"model": key})
 
     def _versions_of(self, name: str) -> dict[str, LoadedModel]:

@@ -8,7 +8,6 @@ hand over through a queue and a byte in the wake pipe.
 import argparse
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import queue
@@ -26,7 +25,7 @@ from service.engine.cache_budget import Neighbours
 from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
-from service.engine.memory import trim_memory
+from service.engine.memory import bound_heaps, free_memory
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
     Cancel,
@@ -223,15 +222,9 @@ class Worker:
             if self._ranks is not None:
                 self._ranks.drop(key)
             free_memory()
+            torch.cuda.empty_cache()  # nothing where CUDA has not been touched
             log.info("checkpoint unloaded", extra={"model": key})
         self._connection.send(Unloaded(key))
-
-
-def free_memory() -> None:
-    """Gives what nobody holds any more back to the device and to the machine: cycles first, then the caches."""
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing where CUDA has not been touched
-    trim_memory()
 
 
 def die_with_parent(parent: int) -> None:
@@ -250,6 +243,7 @@ def main() -> None:
     parser.add_argument("--step-timeout", type=float, required=True)
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
+    bound_heaps()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the API process drains first and then says so
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK)

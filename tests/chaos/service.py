@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,12 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
-STORIES = ROOT.parent / "shared/data/stories260K-hf"
+LANGUAGE_MODEL = ROOT / "checkpoints/slimpajama-tiny-lm"
+ENCODER = ROOT / "checkpoints/slimpajama-tiny-encoder"
+MODELS = (f"{LANGUAGE_MODEL}=lm", f"{ENCODER}=encoder")
+ADMIN_KEY = "chaos-admin-key"
 MAX_CONNECTIONS = 2000
+IDLE_WITHIN_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class Stream:
     """What one streamed completion came to. `largest_gap` is the longest wait between two events, in seconds."""
 
     text: str = ""
+    version: str = ""
     finish_reason: str | None = None
     done: bool = False
     status: int = 0
@@ -72,6 +77,17 @@ class Service:
             await asyncio.sleep(0.02)
         return time.perf_counter() - began
 
+    async def until_idle(self) -> None:
+        """Until every accepted request has ended and no gauge says otherwise, for a while at most."""
+        began = time.perf_counter()
+        while time.perf_counter() - began < IDLE_WITHIN_SECONDS:
+            found = await self.metrics()
+            if found.get("requests_accepted_total", 0) == found.get("request_outcomes_total", 0) and not any(
+                found.get(gauge, 0) for gauge in ("requests_running", "requests_waiting", "kv_cache_usage")
+            ):
+                return
+            await asyncio.sleep(0.1)
+
     async def metrics(self) -> dict[str, float]:
         """Sums over all labels, by name without our prefix; accepted and ended also by outcome."""
         totals: dict[str, float] = {}
@@ -101,9 +117,15 @@ class Service:
             found.error = f"{type(error).__name__}: {error}"
         return found
 
-    async def rss_bytes(self) -> int:
+    def rss_bytes(self) -> tuple[int, int]:
+        """Resident memory of the API process and of the worker."""
         worker = self.worker
-        return sum(entry.memory_info().rss for entry in (psutil.Process(self.process.pid), worker) if entry)
+        assert worker is not None, "the worker is down"
+        return psutil.Process(self.process.pid).memory_info().rss, worker.memory_info().rss
+
+    async def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        return await self.client.request(method, f"/admin/models{path}", json=body, headers=headers)
 
 
 def _read_event(found: Stream, data: str) -> None:
@@ -116,11 +138,13 @@ def _read_event(found: Stream, data: str) -> None:
         return
     choice = event["choices"][0]
     found.text += choice["text"]
+    if event["system_fingerprint"] not in found.version.split("+"):
+        found.version += f"+{event['system_fingerprint']}" if found.version else event["system_fingerprint"]
     found.finish_reason = choice["finish_reason"] or found.finish_reason
 
 
 @asynccontextmanager
-async def running(log: Path, *arguments: str, models: list[str]) -> AsyncIterator[Service]:
+async def running(log: Path, *arguments: str, models: Sequence[str] = MODELS) -> AsyncIterator[Service]:
     """A ready service; ended afterwards if the run has not ended it."""
     process = _launch(log, *arguments, models=models)
     try:
@@ -136,8 +160,11 @@ async def running(log: Path, *arguments: str, models: list[str]) -> AsyncIterato
         await asyncio.to_thread(process.wait, 120)
 
 
-def _launch(log: Path, *arguments: str, models: list[str]) -> "subprocess.Popen[bytes]":
+def _launch(log: Path, *arguments: str, models: Sequence[str]) -> "subprocess.Popen[bytes]":
+    keys = log.with_suffix(".keys")
+    keys.write_text(f"chaos:{ADMIN_KEY}\n")
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--log-format", "json", "--worker-threads", "1"]
+    command += ["--dtype", "float32", "--admin-keys-file", str(keys)]
     command += [part for model in models for part in ("--model", model)] + list(arguments)
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT)

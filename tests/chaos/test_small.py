@@ -1,0 +1,26 @@
+"""The chaos runs' laws at a size that takes seconds. What is judged by time is left to `make chaos`."""
+
+import argparse
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.drains import drains
+from tests.chaos.fuzz import fuzz
+from tests.chaos.kills import kills
+from tests.chaos.law import Row
+
+OF_TIME_AND_SIZE = ("memory", "readiness was told")
+"""Faults that a crowded machine, or one that has only just warmed up, has too."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("law", "count"), [(kills, 2), (drains, 1), (fuzz, 960)])
+async def test_law_holds_in_the_small(
+    law: Callable[[argparse.Namespace, Path], Awaitable[Row]], count: int, tmp_path: Path
+) -> None:
+    options = argparse.Namespace(count=count, streams=8, seed=1, step_timeout=20.0, logs=None)
+    row = await law(options, tmp_path / "service.log")
+    faults = [fault for fault in row.faults if not fault.startswith(OF_TIME_AND_SIZE)]
+    assert not faults, row
