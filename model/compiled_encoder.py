@@ -6,23 +6,32 @@ operators' order of additions, and can't be saved. Other encoders stay as they a
 Legend: T tokens packed in the step, E hidden size.
 """
 
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
 from model.attention.attend import PackedAttend
+from model.attention.cpu import CpuAttention
+from model.attention.interface import PackedLayout
 from model.compiled_layers import Quantization
 from model.config import EncoderConfig
 from model.encoder import Encoder, EncoderLayer
 from model.layers import MLP, LayerNorm, Linear
 from model.ops import library
 
+CALIBRATION_LENGTHS = (8, 16, 32, 64, 128, 256)
+"""Tokens of the texts by which the ranges of inputs are found."""
+LEAST_RANGE = 1e-5
+
 LEAST_SIZE = 32
 """Sizes of heads and of the MLP are multiples of it: what one instruction of matrix hardware takes."""
 
 
-class CompiledEncoder(nn.Module):
+class CompiledEncoder(Module):
     """Ids to hidden states, as `Encoder` has it. `head` is the checkpoint's own, or None."""
 
     def __init__(self, encoder: Encoder, quantization: Quantization = "none") -> None:
@@ -37,9 +46,10 @@ class CompiledEncoder(nn.Module):
         )
         self.num_bytes = 0
         """Of the packed weights."""
+        ranges = input_ranges(encoder) if quantization == "int8" else {}
         for layer in encoder.layers:
             assert isinstance(layer, EncoderLayer)
-            tensors = _tensors(layer, quantization)
+            tensors = _tensors(layer, ranges)
             self._layers.add(tensors, config.hidden_size, config.intermediate_size)
             self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -87,27 +97,67 @@ def _has_all_parts(config: EncoderConfig) -> bool:
     return usual and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
 
 
-def _tensors(layer: EncoderLayer, quantization: Quantization) -> list[Tensor]:
-    """What the operator wants of a layer, in its order."""
+def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor]) -> list[Tensor]:
+    """What the operator wants of a layer, in its order; int8 where there are ranges of inputs."""
     mlp, norm = layer.mlp, layer.attention_norm
     assert isinstance(mlp, MLP)
     assert norm is not None
     linears = (layer.query_key_value, layer.output, mlp.up, mlp.down)
-    tensors = [part for linear in linears for part in _packed(linear, quantization)]
+    parts = [_quantized(linear, ranges.get(linear)) if ranges else _packed(linear) for linear in linears]
+    tensors = [part for linear_parts in parts for part in linear_parts]
     return tensors + [part.float() for part in (*_parts(norm), *_parts(layer.mlp_norm))]
 
 
-def _packed(linear: Linear, quantization: Quantization) -> list[Tensor]:
-    """The weight, its scales and offsets (empty unless int8), and the bias."""
+def _packed(linear: Linear) -> list[Tensor]:
+    """The weight, nothing of what int8 has, and the bias."""
     assert linear.bias is not None
-    bias = linear.bias.float()
-    if quantization == "int8":
-        return [*torch.ops.slimpajama.pack_int8(linear.weight), bias]
     wide = linear.weight.dtype == torch.float32
     pack = torch.ops.slimpajama.pack_float32 if wide else torch.ops.slimpajama.pack_bf16
-    return [pack(linear.weight), torch.empty(0), torch.empty(0), bias]
+    nothing = torch.empty(0)
+    return [pack(linear.weight), nothing, nothing, nothing, linear.bias.float()]
+
+
+def _quantized(linear: Linear, inputs: Tensor | None) -> list[Tensor]:
+    """The weight in 8 bits, its scales and sums, what the inputs are multiplied by first, and the bias."""
+    assert linear.bias is not None
+    weight = linear.weight.float()
+    if inputs is None:
+        return [*torch.ops.slimpajama.pack_int8(weight), torch.empty(0), linear.bias.float()]
+    shares = (inputs.clamp(min=LEAST_RANGE) / weight.abs().amax(0).clamp(min=LEAST_RANGE)).sqrt()
+    return [*torch.ops.slimpajama.pack_int8(weight * shares), 1 / shares, linear.bias.float()]
 
 
 def _parts(norm: LayerNorm) -> list[Tensor]:
     assert norm.bias is not None
     return [norm.weight, norm.bias]
+
+
+@torch.inference_mode()
+def input_ranges(encoder: Encoder) -> dict[Linear, Tensor]:
+    """The largest |x| of each input of the projections that read a norm's output, over texts of random ids.
+
+    A few inputs of such a projection are many times larger than the others, whatever the text; in steps that fit them
+    the others would be lost. Each input is divided, and its weights multiplied, by the square root of its range over
+    its weights' (SmoothQuant, arXiv 2211.10438).
+    """
+    config = encoder.config
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, config.context_length) for length in CALIBRATION_LENGTHS]
+    ids = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    found: dict[Linear, Tensor] = {}
+
+    def note(linear: Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(linear, Linear)
+        found[linear] = inputs[0].abs().amax(0).float()
+
+    readers = [
+        module for name, module in encoder.layers.named_modules() if name.endswith((".query_key_value", ".mlp.up"))
+    ]
+    hooks = [module.register_forward_pre_hook(note) for module in readers]
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    layout = PackedLayout(starts=starts, max_len=max(lengths))
+    encoder(ids, torch.zeros_like(ids), positions, PackedAttend(layout, CpuAttention()))
+    for hook in hooks:
+        hook.remove()
+    return found

@@ -46,15 +46,15 @@ class Int8Linear(nn.Module):
         self.num_outputs: int = linear.weight.shape[0]
         self.packed: Tensor
         self.scales: Tensor
-        self.offsets: Tensor
-        self.packed, self.scales, self.offsets = torch.ops.slimpajama.pack_int8(linear.weight)
+        self.sums: Tensor
+        self.packed, self.scales, self.sums = torch.ops.slimpajama.pack_int8(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.float()
         self.wide = wide
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         out: Tensor = torch.ops.slimpajama.linear_int8(
-            rows, self.packed, self.scales, self.offsets, self.bias, self.num_outputs, self.wide
+            rows, self.packed, self.scales, self.sums, self.bias, self.num_outputs, self.wide
         )
         return out.view(*x.shape[:-1], self.num_outputs)
 

@@ -21,7 +21,7 @@ namespace {
 
 struct Projection {
   Weights weights;
-  const float* bias;
+  const float *bias, *factors;  // [N], [K] or none: what each input is multiplied by before it is quantized
   int64_t n, k;
 };
 
@@ -53,6 +53,7 @@ struct Space {
   std::vector<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
   std::vector<float> sums, scales;            // [T, E], [T]
   std::vector<uint8_t> quantized;             // [T, max(E, F)]
+  std::vector<int32_t> zeros;                 // [T]
 
   void grow(int64_t rows, const Sizes& sizes) {
     grown(fused, rows * 3 * sizes.hidden);
@@ -60,6 +61,7 @@ struct Space {
     grown(inner, rows * sizes.inner);
     grown(sums, rows * sizes.hidden);
     grown(scales, rows);
+    grown(zeros, rows);
     grown(quantized, rows * padded(std::max(sizes.hidden, sizes.inner), LINE));
   }
 };
@@ -108,9 +110,10 @@ class Pass {
     const Weights& weights = projection.weights;
     out.bias = projection.bias;
     const bool narrow = weights.scales != nullptr;
-    if (narrow) quantize(x, projection.k, weights.groups);
+    if (narrow) quantize(projection, x);
     const Rows given{reinterpret_cast<const uint8_t*>(x), rows, weights.groups};
-    const Rows quantized{space_.quantized.data(), rows, weights.groups, space_.scales.data()};
+    const Rows quantized{space_.quantized.data(), rows, weights.groups, space_.scales.data(),
+                         space_.zeros.data()};
     // The products are quickest over two pairs of panels at a time.
     const int64_t pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
     member_.share((pairs + 1) / 2, [&](int64_t first, int64_t last) {
@@ -121,11 +124,16 @@ class Pass {
     });
   }
 
-  void quantize(const Value* x, int64_t k, int64_t groups) {
+  void quantize(const Projection& projection, const Value* x) {
     if constexpr (std::is_same_v<Value, bf16>) {
       member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row)
-          space_.scales[row] = quantize_row(x + row * k, k, space_.quantized.data() + row * groups * 4);
+        const int64_t k = projection.k, width = projection.weights.groups * 4;
+        for (int64_t row = begin; row < end; ++row) {
+          uint8_t* out = space_.quantized.data() + row * width;
+          const Steps8 steps = quantize_row(x + row * k, k, projection.factors, out);
+          space_.scales[row] = steps.scale;
+          space_.zeros[row] = steps.zero;
+        }
       });
     }
   }
@@ -187,26 +195,28 @@ class EncoderLayers : public torch::CustomClassHolder {
   EncoderLayers(int64_t heads, double scale, double epsilon, std::string activation)
       : sizes_{0, 0, heads, static_cast<float>(scale), named(activation)}, epsilon_(static_cast<float>(epsilon)) {}
 
-  // Weight (packed), scales and offsets (empty unless int8) and bias of the projections to queries, keys and values, of
-  // the output, up and down; then weight and bias of the norm behind the attention and of the one behind the MLP.
+  // Weight (packed), scales, sums and factors (empty unless int8; factors may be empty then too) and bias of the
+  // projections to queries, keys and values, of the output, up and down; then weight and bias of the norm behind the
+  // attention and of the one behind the MLP.
   void add(std::vector<Tensor> tensors, int64_t hidden, int64_t inner) {
-    TORCH_CHECK(tensors.size() == 20, "a layer has 20 tensors, not ", tensors.size());
+    TORCH_CHECK(tensors.size() == 24, "a layer has 24 tensors, not ", tensors.size());
     TORCH_CHECK(hidden % (32 * sizes_.heads) == 0 && inner % 32 == 0, "heads and the inner size are multiples of 32");
     sizes_.hidden = hidden;
     sizes_.inner = inner;
     const Tensor* next = tensors.data();
     const auto projection = [&](int64_t n, int64_t k) {
       const bool int8 = next->scalar_type() == at::kChar;
-      Projection found{{static_cast<const uint8_t*>(next[0].const_data_ptr()), next[0].size(1)}, nullptr, n, k};
+      Projection found{{static_cast<const uint8_t*>(next[0].const_data_ptr()), next[0].size(1)}, nullptr, nullptr, n, k};
       if (int8) {
         found.weights.scales = next[1].const_data_ptr<float>();
-        found.weights.offsets = next[2].const_data_ptr<int32_t>();
+        found.weights.sums = next[2].const_data_ptr<int32_t>();
+        found.factors = next[3].numel() ? next[3].const_data_ptr<float>() : nullptr;
       }
       const int64_t each = int8 ? 4 : 4 / next->element_size();  // inputs in a group
       const bool fits = found.weights.groups == padded(k / each, TILE_GROUPS);
       TORCH_CHECK(fits && next->size(0) * PANEL == padded(n, 2 * PANEL), "packed weights of other sizes");
-      found.bias = next[3].const_data_ptr<float>();
-      next += 4;
+      found.bias = next[4].const_data_ptr<float>();
+      next += 5;
       return found;
     };
     const auto norm = [&] {

@@ -67,7 +67,7 @@ struct Int8 {
     for (int i = 0; i < 4; ++i) sum += x[i] * static_cast<int8_t>(weight[i]);
   }
   static float worth(int32_t sum, const Rows& x, const Weights& w, int64_t row, int64_t output) {
-    return static_cast<float>(sum - w.offsets[output]) * w.scales[output] * x.scales[row];
+    return static_cast<float>(sum - x.zeros[row] * w.sums[output]) * w.scales[output] * x.scales[row];
   }
 
 #if HAS_X86
@@ -79,7 +79,8 @@ struct Int8 {
     return sum;
   }
   AVX512 static __m512 worth(__m512i sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
-    const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, _mm512_loadu_si512(w.offsets + first)));
+    const __m512i zeros = _mm512_mullo_epi32(_mm512_loadu_si512(w.sums + first), _mm512_set1_epi32(x.zeros[row]));
+    const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, zeros));
     return _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_loadu_ps(w.scales + first)), _mm512_set1_ps(x.scales[row]));
   }
   AVX512 static __m512i load(const uint8_t* sums) { return _mm512_load_si512(sums); }

@@ -21,7 +21,7 @@ struct Weights {
   const uint8_t* values;
   int64_t groups;                    // of inputs, padded to TILE_GROUPS
   const float* scales = nullptr;     // int8: [N padded]
-  const int32_t* offsets = nullptr;  // int8: [N padded], what the 128 added to every input adds to the sums
+  const int32_t* sums = nullptr;     // int8: [N padded], of an output's weights
 
   const uint8_t* panel(int64_t index) const { return values + index * groups * LINE; }
 };
@@ -29,8 +29,9 @@ struct Weights {
 struct Rows {
   const uint8_t* values;
   int64_t m, groups;
-  const float* scales = nullptr;  // int8: [M]
-  int64_t stride = groups * 4;    // bytes from row to row, no less than these
+  const float* scales = nullptr;   // int8: [M], and
+  const int32_t* zeros = nullptr;  // what stands for zero
+  int64_t stride = groups * 4;     // bytes from row to row, no less than these
 
   const uint8_t* row(int64_t index) const { return values + index * stride; }
 };
@@ -86,9 +87,15 @@ void project_float32(const Rows& x, const Weights& weights, const Output& out, i
 void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 
-// Quantizes a row of K, symmetric, 128 added. Returns the scale, which is not finite if one of the values is not: then
-// nor are the row's results.
-float quantize_row(const bf16* x, int64_t k, uint8_t* out);
+// x ~ scale * (q - zero).
+struct Steps8 {
+  float scale;
+  int32_t zero;
+};
+
+// Quantizes a row of K, each value times its factor where there are factors. The scale is not finite if one of the
+// values is not: then nor are the row's results.
+Steps8 quantize_row(const bf16* x, int64_t k, const float* factors, uint8_t* out);
 
 inline Output output_for(const Tensor& result, const std::optional<Tensor>& bias) {
   const bool wide = result.scalar_type() == at::kFloat;

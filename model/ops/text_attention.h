@@ -65,7 +65,7 @@ class TextAttention {
     const Weights keys{bytes(keys_), size_ / EACH}, values{bytes(values_), padded_len / EACH};
     for (int64_t first = 0; first < len; first += QUERIES) {
       const int64_t count = std::min(QUERIES, len - first);
-      const Rows queries{reinterpret_cast<const uint8_t*>(query + first * stride), count, size_ / EACH, nullptr,
+      const Rows queries{reinterpret_cast<const uint8_t*>(query + first * stride), count, size_ / EACH, nullptr, nullptr,
                          stride * static_cast<int64_t>(sizeof(Value))};
       project(queries, keys, {scores_.data(), nullptr, nullptr, padded_len}, padded_len / LEAST, Value{});
       for (int64_t i = 0; i < count; ++i)

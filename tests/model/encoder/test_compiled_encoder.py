@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from model.attention.cpu import CpuAttention
 from model.compiled_encoder import CompiledEncoder, compiled_encoder
+from model.compiled_layers import Quantization
 from model.encode_network import EncodeNetwork, load_encode_network
 from model.encoder import Encoder
 from model.encoder_runner import EncodeItem, EncoderRunner
@@ -31,10 +32,10 @@ ERRORS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
 
 
-def compiled_runner(folder: Path, dtype: torch.dtype) -> EncoderRunner:
+def compiled_runner(folder: Path, dtype: torch.dtype, quantization: Quantization = "none") -> EncoderRunner:
     network = load_encode_network(folder, dtype=dtype, packed=False)
     assert isinstance(network.network, Encoder)
-    return EncoderRunner(EncodeNetwork(CompiledEncoder(network.network)), CpuAttention())
+    return EncoderRunner(EncodeNetwork(CompiledEncoder(network.network, quantization)), CpuAttention())
 
 
 def encode(runner: EncoderRunner, texts: list[list[int]]) -> States:
@@ -56,6 +57,28 @@ def test_compiled_states_are_those_of_transformers(
 ) -> None:
     folder, model = make_model(family, **NAMED_OTHERWISE.get(family, SIZES))
     assert relative_error(encode(compiled_runner(folder, dtype), texts), model, texts) < ERRORS[dtype]
+
+
+def test_states_in_8_bits_are_near(make_model: MakeModel, texts: list[list[int]], instructions: str) -> None:
+    folder, model = make_model("bert", **SIZES)
+    found = encode(compiled_runner(folder, torch.bfloat16, "int8"), texts)
+    assert relative_error(found, model, texts) < 0.1
+
+
+def test_one_large_input_does_not_coarsen_the_others(make_model: MakeModel, texts: list[list[int]]) -> None:
+    """Checkpoints have states a hundred times larger than the others, that hardly count; alike in every text."""
+    folder, model = make_model("bert", **SIZES)
+    layers = model.encoder.layer
+    with torch.no_grad():
+        for norm in [model.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in layers[:-1])]:
+            norm.bias[5] = 300.0
+        for layer in layers:
+            for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
+                linear.weight[:, 5] *= 1e-3
+            layer.attention.output.LayerNorm.weight[5] = 1e-3
+    model.save_pretrained(folder)
+    found = encode(compiled_runner(folder, torch.bfloat16, "int8"), texts)
+    assert relative_error(found, model, texts) < 0.1
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from model.attention.cpu import CpuAttention
+from model.compiled_layers import Quantization
 from model.encode_network import load_encode_network
 from model.encoder_runner import EncodeItem, EncoderRunner
+from model.ops import library
 from model.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "data" / "all-minilm-reference" / "reference.json"
@@ -33,9 +36,10 @@ def reference() -> dict[str, Any]:
 class Embedder:
     """The checkpoint's tokenizer and runner."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None, quantization: Quantization = "none") -> None:
         self.tokenizer = Tokenizer.load(folder)
-        self.runner = EncoderRunner(load_encode_network(folder), CpuAttention())
+        network = load_encode_network(folder, dtype=dtype, quantization=quantization)
+        self.runner = EncoderRunner(network, CpuAttention())
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
         items = [EncodeItem(ids=self.tokenizer.encode(text), output="embedding") for text in texts]
@@ -44,10 +48,15 @@ class Embedder:
 
 
 @pytest.fixture(scope="module")
-def embed() -> Embedder:
+def folder() -> Path:
     assert PACKAGE is not None
     assert PACKAGE.origin is not None
-    return Embedder(Path(PACKAGE.origin).parent / "model")
+    return Path(PACKAGE.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def embed(folder: Path) -> Embedder:
+    return Embedder(folder)
 
 
 def test_published_similarities_to_four_decimals(embed: Embedder, reference: dict[str, Any]) -> None:
@@ -71,3 +80,14 @@ def test_recorded_vectors_alone_and_among_256(embed: Embedder, reference: dict[s
         for ours in (embed([sentence])[0], together[85 * place]):
             assert ours @ np.array(recorded[sentence]) >= 0.99999
             assert_allclose(ours, recorded[sentence], atol=1e-5)
+
+
+@pytest.mark.skipif(not library.has_vectors(), reason="this processor's encoders run on torch")
+@pytest.mark.parametrize(("quantization", "least"), [("none", 0.9999), ("int8", 0.999)])
+def test_narrow_numbers_stay_near_the_recorded_vectors(
+    quantization: Quantization, least: float, folder: Path, reference: dict[str, Any]
+) -> None:
+    recorded = reference["measured_here"]["embeddings"]
+    vectors = Embedder(folder, torch.bfloat16, quantization)(list(recorded))
+    for vector, expected in zip(vectors, recorded.values(), strict=True):
+        assert vector @ np.array(expected) >= least

@@ -37,14 +37,21 @@ def bf16_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, wide: 
 
 
 def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, wide: bool = True) -> Tensor:
-    packed, scales, offsets = torch.ops.slimpajama.pack_int8(weight)
-    out: Tensor = torch.ops.slimpajama.linear_int8(x, packed, scales, offsets, bias, len(weight), wide)
+    packed, scales, sums = torch.ops.slimpajama.pack_int8(weight)
+    out: Tensor = torch.ops.slimpajama.linear_int8(x, packed, scales, sums, bias, len(weight), wide)
     return out
 
 
-def quantized(values: Tensor) -> Tensor:
+def quantized_weight(values: Tensor) -> Tensor:
     scale = (values.abs().amax(1, keepdim=True) / 127).double()
     return (values.double() / scale).round().clamp(-127, 127) * scale
+
+
+def quantized_rows(values: Tensor) -> Tensor:
+    least, most = values.amin(1, keepdim=True).clamp(max=0), values.amax(1, keepdim=True).clamp(min=0)
+    scale = ((most - least) / 255).double()
+    zero = (-least / scale).round()
+    return ((values.double() / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), SHAPES)
@@ -71,7 +78,7 @@ def test_the_int8_projection_is_the_product_of_the_quantized(
     found = int8_linear(x, weight, bias)
     if bias is not None:
         found = found - bias
-    assert relative_error(found, quantized(x.float()) @ quantized(weight.float()).T) < 2e-3
+    assert relative_error(found, quantized_rows(x.float()) @ quantized_weight(weight.float()).T) < 2e-3
     assert relative_error(found, x.double() @ weight.double().T) < 0.02
 
 
