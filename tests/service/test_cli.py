@@ -1,10 +1,13 @@
 """The command line: what it says about itself and about mistakes, and that nothing heavy is loaded for it."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import service
 from service.cli import main
 from service.flags import read_serve_flags, serve_parser
 from service.settings import setting_lines
@@ -80,3 +83,16 @@ def test_the_api_process_imports_nothing_heavy(statement, unwanted):
     code = f"{statement}\nimport sys\nprint([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_process_imports_what_only_tests_need():
+    """Others break with every release of transformers: it is what we are compared with, and nothing that runs."""
+    root = Path(service.__file__ or "").parents[1]
+    files = [path for room in ("service", "model") for path in (root / room).rglob("*.py")]
+    running = [path for path in files if "training" not in path.parts]
+    assert len(running) > 100
+    for path in running:
+        for entry in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in entry.names] if isinstance(entry, ast.Import) else []
+            names += [entry.module or ""] if isinstance(entry, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"transformers", "sentence_transformers"}, path

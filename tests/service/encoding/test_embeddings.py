@@ -1,12 +1,15 @@
 """`/v1/embeddings`: the vectors of sentence-transformers, in both of OpenAI's encodings."""
 
 import base64
+import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from fastapi import FastAPI
 from numpy.testing import assert_allclose
 
 TEXTS = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill", "not a dog"]
@@ -123,6 +126,21 @@ async def test_truncation_is_as_asked_for_and_is_reported(make_embedder: Any, po
     whole, cut = answer["data"]
     assert (cut["truncated"], cut["kept_tokens"]) == (True, 64)
     assert "truncated" not in whole
+
+
+async def test_nothing_is_connected_to_unasked(
+    make_embedder: Any, app: FastAPI, engine: Any, post: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """infinity reports home unless it is told not to."""
+    make_embedder()
+    reached: list[Any] = []
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, lambda self, *rest: reached.append(rest))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *rest, **more: reached.append(rest))
+    engine.load(tmp_path / "embedder", "again")
+    async with app.router.lifespan_context(app):
+        assert len((await post("/v1/embeddings", input=TEXTS, model="again"))["data"]) == len(TEXTS)
+    assert not reached
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])

@@ -216,6 +216,21 @@ async def test_headers_tell_what_it_took_and_agree(
     assert inference > 0 or int(headers["x-total-time"]) == 0
 
 
+async def test_a_request_is_counted_once_under_its_path_and_status(
+    make_classifier: Any, client: httpx.AsyncClient
+) -> None:
+    """That server counts `/predict` of one text twice, and never as a success."""
+    make_classifier(LABELS)
+    for body in ({"inputs": "good"}, {"inputs": [["good"], ["not a dog"]]}, {"inputs": 5}):
+        await client.post("/predict", json=body)
+    lines = (await client.get("/metrics")).text.splitlines()
+    counts = [line for line in lines if line.startswith("slimpajama_requests_total") and "/predict" in line]
+    assert sorted(counts) == [
+        'slimpajama_requests_total{endpoint="/predict",method="POST",status="200"} 2.0',
+        'slimpajama_requests_total{endpoint="/predict",method="POST",status="400"} 1.0',
+    ]
+
+
 async def test_one_text_that_fails_fails_the_request_by_name(
     make_embedder: Any, make_classifier: Any, engine: Any, client: httpx.AsyncClient
 ) -> None:

@@ -55,6 +55,13 @@ def test_a_batch_stays_within_the_budget(make_encode: Any) -> None:
         assert len(batch) <= 8
 
 
+def test_a_batch_is_bounded_by_its_tokens_and_not_by_a_few_texts(make_encode: Any) -> None:
+    """text-embeddings-inference takes 4 or 8 texts at most on CPUs, however short they are."""
+    batcher = Batcher(512)
+    batcher.add(make_encode([4] * 128))
+    assert lengths_of(batcher.next_batch()) == [4] * 128
+
+
 def test_an_item_longer_than_the_budget_runs_alone(make_encode: Any) -> None:
     batcher = Batcher(100)
     batcher.add(make_encode([5, 250, 5]))

@@ -8,17 +8,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 from service.admission import QueueLimits
+from service.app import create_app
+from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
-from service.engine.flight import EncodeRequest
+from service.engine.flight import EncodeRequest, encode_flight
 from service.engine.protocol import EncodeInput, EncodeResult
 from service.errors import DeadlineExceeded, Overloaded, Quarantined
-from tests.service.engine.conftest import ENCODER, ENCODER_KEY, MakeEngine, read_ids, sample, submit
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.service.engine.conftest import ENCODER, ENCODER_KEY, MakeEngine, load_encoder, read_ids, sample, submit
 from tests.service.engine.faults.faulty_worker import CRASH, HANG, NOT_A_NUMBER, RAISE
 from tests.service.engine.test_engine import PROMPT, check_books, until
 
@@ -171,6 +176,46 @@ async def test_a_deadline_ends_texts_that_wait(make_engine: MakeEngine) -> None:
     await asyncio.gather(busy, return_exceptions=True)
     assert len(await vectors(engine, texts(1))) == 1
     check_books(engine)
+
+
+async def test_the_door_answers_while_the_worker_computes(make_engine: MakeEngine) -> None:
+    """KServe runs the network on the event loop, and nothing else until it is through."""
+    engine = await make_engine(encoder=True)
+    transport = httpx.ASGITransport(app=create_app(Settings(), engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        pid = engine.supervisor.worker_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            work = asyncio.ensure_future(client.post("/v1/embeddings", json={"input": "a cat"}))
+            await until(lambda: engine.num_in_flight == 1)
+            for path in ("/livez", "/readyz", "/v1/models", "/metrics"):
+                assert (await client.get(path)).status_code == 200
+            assert (await client.post("/v1/tokenize", json={"text": "a cat"})).status_code == 200
+            assert not work.done()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert (await work).status_code == 200
+    assert sample(engine, "slimpajama_worker_restarts_total") == 0
+
+
+def test_each_requests_times_are_its_own() -> None:
+    """text-embeddings-inference gives each request of a batch the batch's mean."""
+    metrics, model = Metrics(), load_encoder()
+    books = Accounting(metrics, QueueLimits(10, 10_000), 0.0)
+    for number, accepted in ((1, 10.0), (2, 13.5)):
+        flight = encode_flight(request(texts(1)), model, number)
+        flight.accepted = accepted
+        books.started(flight, 14.0)
+        books.finished(flight, "stop", 15.0)
+    found = {
+        (entry.name, entry.labels.get("le")): entry.value
+        for metric in metrics.registry.collect()
+        for entry in metric.samples
+    }
+    assert found["slimpajama_queue_seconds_sum", None] == 4.0 + 0.5
+    assert found["slimpajama_request_seconds_sum", None] == 5.0 + 1.5
+    assert [found["slimpajama_request_seconds_bucket", le] for le in ("1.0", "2.0", "+Inf")] == [0.0, 1.0, 2.0]
 
 
 async def test_each_request_is_counted_once_under_its_model_version_and_task(make_engine: MakeEngine) -> None:
