@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from model.detokenizer import IncrementalDetokenizer, Pieces
 from model.errors import CheckpointError
+from model.plain_vocabularies import plain_backend
 from model.sentencepiece_families import sentencepiece_backend
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -70,14 +71,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Reads `tokenizer.json`, or SentencePiece files in its place, and what stands beside it.
+        """Reads `tokenizer.json`, or SentencePiece or plain vocabulary files in its place, and what stands beside it.
 
         Raises:
             CheckpointError: a file is missing or is not what it should be.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            converted = sentencepiece_backend(folder)
+            converted = sentencepiece_backend(folder) or plain_backend(folder)
             if converted is None:
                 raise CheckpointError(f"{folder.name} has no tokenizer.json", file=path.name)
             return cls(converted, load_tokenizer_config(folder))
