@@ -25,7 +25,7 @@ from model.task_heads import TaskHeadConfig, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
-DIGESTED = (".json", ".jinja", ".model", ".txt", ".safetensors")
+DIGESTED = (".json", ".jinja", ".model", ".spm", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
 MAX_HEADER_BYTES = 100 << 20
 MAX_FILE_BYTES = 1 << 50

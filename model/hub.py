@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.errors import HubError
 
-WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt"]
+WANTED = ["*.json", "*.safetensors", "*.model", "*.spm", "*.jinja", "merges.txt", "vocab.txt"]
 UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "*.onnx.json", "*adapter_model.safetensors"]
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_NAME = re.compile(rf"{_PART}(/{_PART})?")

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from model.checkpoint import load_network
 from model.errors import HubError
 from model.hub import resolve
+from model.sentencepiece_families import FAMILIES
 
 NAME = "tiny/llama"
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -69,6 +70,14 @@ def test_a_sharded_checkpoint_is_fetched_by_name_without_its_pickles(hub: Any, f
         "model.safetensors.index.json",
     ]
     assert load_network(folder).config.hidden_size == 8
+
+
+def test_whatever_a_tokenizer_is_made_of_is_fetched(hub: Any, fetch: Callable[..., Path]) -> None:
+    """Marian's `source.spm` stayed behind, and what had been fetched could not be served."""
+    files = {file for file, _ in FAMILIES.values()}
+    files |= {"target.spm", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
+    hub.repositories["maker/translator"] = {"main": {name: b"{}" for name in files}}
+    assert {path.name for path in fetch("maker/translator").iterdir()} == files
 
 
 def test_a_revision_is_what_its_name_says(hub: Any, fetch: Callable[..., Path]) -> None:
