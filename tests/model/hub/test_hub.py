@@ -76,7 +76,7 @@ def test_whatever_a_tokenizer_is_made_of_is_fetched(hub: Any, fetch: Callable[..
     """Marian's `source.spm` stayed behind, and what had been fetched could not be served."""
     files = {file for file, _ in FAMILIES.values()}
     files |= {"target.spm", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json"}
-    hub.repositories["maker/translator"] = {"main": {name: b"{}" for name in files}}
+    hub.repositories["maker/translator"] = {"main": dict.fromkeys(files, b"{}")}
     assert {path.name for path in fetch("maker/translator").iterdir()} == files
 
 
