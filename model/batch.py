@@ -25,6 +25,8 @@ class BeamParams:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    renormalize_logits: bool = False
+    """Whether log-probabilities are made to sum to 1 again after bans and penalties."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from model.task_heads import TaskHeadConfig, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
+LABELLED: tuple[Head, ...] = ("sequence_classification", "token_classification", "cross_encoder")
 DIGESTED = (".json", ".jinja", ".model", ".spm", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
 MAX_HEADER_BYTES = 100 << 20
@@ -100,7 +101,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         context_length=_context_length(config.context_length, embedding),
         vocab_size=config.vocab_size,
         version=version,
-        labels=labels if head != "embedding" and head != "language_model" else (),
+        labels=labels if head in LABELLED else (),
         problem_type=raw.text("problem_type") if "problem_type" in raw else None,
         eos_ids=_ids(ids, "eos_token_id"),
         bos_id=next(iter(_ids(ids, "bos_token_id")), None),

@@ -36,6 +36,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "constraints": ([],),
     "force_words_ids": ([],),
+    "top_h": (),
+    "watermarking_config": (),
+    "stop_strings": ([],),
 }
 """Parameters that change the output and that are not implemented, with the values that mean "off"."""
 
@@ -200,6 +203,7 @@ def _beam(values: Mapping[str, Any], choices: Choices) -> BeamParams | None:
         num_beams=num_beams,
         length_penalty=_first(choices.length_penalty, values.get("length_penalty"), 1.0),
         early_stopping=_first(choices.early_stopping, values.get("early_stopping"), False),
+        renormalize_logits=values.get("renormalize_logits") is True,
     )
 
 

@@ -38,6 +38,7 @@ class _Params:
     rules: LogitsRules
     sampled: NDArray[np.int64]  # rows with a temperature
     beams: NDArray[np.int64]
+    renormalized: NDArray[np.int64]  # those of the beams whose scores shall sum to 1 after all changes
     scored: NDArray[np.int64]  # rows that report log-probabilities
     max_scored: int
     max_beam: int
@@ -90,12 +91,15 @@ class Sampler:
             scores = torch.log_softmax(_rows(logits, params.scored), dim=1)
         beam_index = on_device(params.beams, logits.device)
         if len(params.beams):
-            # As transformers does: processors act on log-probabilities, which are not normalised again.
+            # As transformers does: processors act on log-probabilities.
             logits[beam_index] = torch.log_softmax(logits[beam_index], dim=1)
         if params.rules.any:
             params.rules.apply(logits, rows, num_outputs)
         if masks is not None and masks.rows:
             apply_masks(logits, masks)
+        if len(params.renormalized):
+            again = on_device(params.renormalized, logits.device)
+            logits[again] = torch.log_softmax(logits[again], dim=1)
         beams = largest(logits[beam_index], params.max_beam) if len(params.beams) else ()
         tokens, peaks = _argmax(logits)
         if len(params.sampled):
@@ -197,6 +201,10 @@ def num_beams(params: SamplingParams) -> int:
     return params.beam.num_beams if params.beam is not None else 1
 
 
+def _renormalizes(params: SamplingParams) -> bool:
+    return params.beam is not None and params.beam.renormalize_logits
+
+
 def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) -> _Params:
     params = [row.sampling for row in rows]
     beams = [i for i, p in enumerate(params) if num_beams(p) > 1]
@@ -214,6 +222,7 @@ def _make_params(rows: Sequence[Row], rules: LogitsRules, device: torch.device) 
         rules=rules,
         sampled=np.array(sampled, np.int64),
         beams=np.array(beams, np.int64),
+        renormalized=np.array([i for i in beams if _renormalizes(params[i])], np.int64),
         scored=np.array(scored, np.int64),
         max_scored=max((params[i].logprobs or 0 for i in scored), default=0),
         max_beam=2 * max((num_beams(p) for p in params), default=0),

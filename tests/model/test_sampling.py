@@ -35,12 +35,12 @@ def logits() -> Tensor:
     return torch.randn((8, V), generator=torch.Generator().manual_seed(2)) * 3
 
 
-def scores_after(row: Row, logits: Tensor) -> Tensor:
+def scores_after(row: Row, logits: Tensor, *, renormalize: bool = False) -> Tensor:
     """What the sampler's rules make of one row of logits, seen through the log-probabilities of a wide beam."""
     changed = Row(**{name: getattr(row, name) for name in Row.__slots__})
     changed.sampling = SamplingParams(
         **{name: getattr(row.sampling, name) for name in SamplingParams.__slots__ if name != "beam"},
-        beam=BeamParams(num_beams=V),
+        beam=BeamParams(num_beams=V, renormalize_logits=renormalize),
     )
     (found,) = Sampler(V).sample(logits[None].clone(), [changed])
     assert found.beam_candidates is not None
@@ -96,6 +96,15 @@ def test_each_rule_is_that_of_transformers(name, make_row, logits):
     found = scores_after(row, logits[0])
     ids = torch.tensor([row.prompt_ids + row.output_ids])
     torch.testing.assert_close(found, processor()(ids, logits[:1].log_softmax(dim=1))[0])
+
+
+def test_scores_of_beams_sum_to_one_again_where_the_checkpoint_asks_for_it(make_row, logits):
+    """`renormalize_logits` of Marian's checkpoints was read by nobody."""
+    row = make_row(suppressed_ids=tuple(range(3, 40)))
+    ids = torch.tensor([row.prompt_ids])
+    masked = hf.SuppressTokensLogitsProcessor(range(3, 40), device="cpu")(ids, logits[:1].log_softmax(dim=1))
+    torch.testing.assert_close(scores_after(row, logits[0], renormalize=True), hf.LogitNormalization()(ids, masked)[0])
+    torch.testing.assert_close(scores_after(row, logits[0]), masked[0])
 
 
 def test_the_first_token_can_be_forced(make_row, logits):

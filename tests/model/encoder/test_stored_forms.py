@@ -119,6 +119,8 @@ def test_description_says_what_a_checkpoint_can_do(
     assert tasks <= set(description.tasks)
     if "Classification" in suffix:
         assert description.labels == tuple(model.config.id2label.values())
+    else:
+        assert description.labels == ()
 
 
 @pytest.mark.parametrize("problem", ["regression", "single_label_classification", "multi_label_classification"])

@@ -125,10 +125,11 @@ def test_marians_padding_is_never_generated_and_its_end_stays_allowed(tmp_path: 
         "bad_words_ids": [[58100], [0]],
         "num_beams": 6,
         "max_length": 512,
+        "renormalize_logits": True,
     }
     params = defaults(tmp_path, config).sampling()
     assert params.suppressed_ids == (58100,)
-    assert params.beam == BeamParams(num_beams=6)
+    assert params.beam == BeamParams(num_beams=6, renormalize_logits=True)
     assert params.max_tokens == 511
 
 
