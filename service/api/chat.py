@@ -72,7 +72,7 @@ async def make_prompt(
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         message = "max_tokens and max_completion_tokens differ: give one of them"
         raise InvalidRequest(message, param="max_completion_tokens")
-    grammar = await _grammar(request, body, tools, deadline)
+    grammar, may_think = await _grammar(request, body, tools, deadline)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = sampling_options(
         body, max_tokens=asked, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
@@ -97,16 +97,19 @@ async def make_prompt(
         skip_special_tokens=body.skip_special_tokens,
         keep_special=marker_ids(model) | (frozenset() if tools is None else tools.keep_special),
         continues=body.continue_final_message,
+        may_think=may_think,
         num_truncated=num_truncated,
     )
 
 
-async def _grammar(request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None) -> Grammar | None:
-    """What the text must be: calls where a tool is required, else what the caller constrains it to."""
+async def _grammar(
+    request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None
+) -> tuple[Grammar | None, bool]:
+    """What the reply must be, by its format and its tools; and whether that leaves room for thoughts before it."""
     wanted = await grammar_of(request, body, deadline)
-    if tools is None or tools.grammar is None:
-        return wanted
-    if wanted is not None:
-        message = "a required tool call and a constrained text exclude each other"
-        raise InvalidRequest(message, param="tool_choice")
-    return await checked_grammar(request, Grammar("lark", tools.grammar), param="tools", deadline=deadline)
+    if tools is None:
+        return wanted, wanted is None
+    grammar = tools.grammar(wanted)
+    if grammar is not None:
+        grammar = await checked_grammar(request, grammar, param="tools", deadline=deadline)
+    return grammar, wanted is None and not tools.is_required

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.chat_template import ChatTemplate, ChatTemplateError
+from model.batch import Grammar
+from model.chat_template import RESERVED_VARIABLES, ChatTemplate, ChatTemplateError
 from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, TaskNotSupported, UnsupportedParameter
-from service.tasks.tools import ToolChoice, ToolFormat, call_grammar, format_of
+from service.tasks.call_grammars import CallGrammar
+from service.tasks.tools import ToolFormat, format_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,11 @@ class Conversation:
 async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[int]:
     """The ids of the prompt, special tokens as the template writes them.
 
-    Raises: InvalidRequest where the messages do not fit each other or the template, TaskNotSupported.
+    Raises: InvalidRequest where the messages do not fit each other or the template, TaskNotSupported,
+    UnsupportedParameter where the template does not read what it would be told.
     """
     template = _template(model)
-    if conversation.tools and not template.supports_tools:
-        raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
+    _check_readable(model, template, conversation)
     variables = {**conversation.template_variables, **_effort(model, template, conversation.reasoning_effort)}
     messages = [_for_template(message, f"messages.{n}") for n, message in enumerate(conversation.messages)]
 
@@ -62,13 +64,35 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """How a reply may call tools: its format, the grammar that makes it (None: it is free to), at most how many."""
+    """How a reply may call tools: which ones in which words, whether it must, at most how many."""
 
-    format: ToolFormat
-    grammar: str | None
+    calls: CallGrammar
+    is_required: bool
     max_calls: int | None
     keep_special: frozenset[int]
     """The format's markers that the tokenizer holds for special: they are needed to read the reply."""
+
+    @property
+    def format(self) -> ToolFormat:
+        return self.calls.format
+
+    def grammar(self, wanted: Grammar | None) -> Grammar | None:
+        """What the reply must be, if its text must be `wanted`. None: whatever the model writes.
+
+        Raises: InvalidRequest where both cannot be had.
+        """
+        if self.is_required:
+            if wanted is not None:
+                message = "a required tool call and a constrained text exclude each other"
+                raise InvalidRequest(message, param="tool_choice")
+            return Grammar("lark", self.calls.required())
+        if wanted is None:
+            return Grammar("lark", self.calls.or_text()) if self.calls.is_strict else None
+        if wanted.kind not in ("json_object", "json_schema"):
+            message = "tools and a text that is held to a grammar exclude each other (tool_choice none calls none)"
+            raise InvalidRequest(message, param="tools")
+        schema = json.loads(wanted.text) if wanted.kind == "json_schema" else {"type": "object"}
+        return Grammar("lark", self.calls.or_json(schema))
 
 
 def tool_use(
@@ -93,17 +117,34 @@ def tool_use(
     marker_ids = {marker: tokenizer.token_id(marker) for marker in format.markers}
     special = {marker: id for marker, id in marker_ids.items() if id is not None and tokenizer.is_special(id)}
     parallel = parallel and name is None
-    grammar = None
-    if choice != "auto":
-        chosen = ToolChoice((name,) if name is not None else tuple(names), required=True)
-        grammar = call_grammar(format, tools, chosen, parallel=parallel, special_ids=special)
-    return ToolUse(format, grammar, None if parallel else 1, frozenset(special.values()))
+    functions = [tool["function"] for tool in tools if name is None or tool["function"]["name"] == name]
+    calls = CallGrammar(format=format, functions=functions, parallel=parallel, special_ids=special)
+    return ToolUse(calls, choice != "auto", None if parallel else 1, frozenset(special.values()))
 
 
 def _template(model: LoadedModel) -> ChatTemplate:
     if model.chat_template is None:
         raise TaskNotSupported(f"model '{model.name}' has no chat template: use /v1/completions", param="model")
     return model.chat_template
+
+
+def without_thinking(model: LoadedModel) -> dict[str, Any]:
+    """What tells a template that an answer is wanted and no thoughts, where it can be told."""
+    return {"enable_thinking": False} if "enable_thinking" in _template(model).variables else {}
+
+
+def _check_readable(model: LoadedModel, template: ChatTemplate, conversation: Conversation) -> None:
+    """A template drops without a word what it does not read."""
+    if conversation.tools and not template.supports_tools:
+        raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
+    if conversation.documents and "documents" not in template.variables:
+        raise UnsupportedParameter(f"the chat template of {model.name} reads no documents", param="documents")
+    for name in conversation.template_variables:
+        param = f"chat_template_kwargs.{name}"
+        if name in RESERVED_VARIABLES:
+            raise InvalidRequest(f"{param}: give {name} as a field of the request", param=param)
+        if name not in template.variables:
+            raise UnsupportedParameter(f"{param}: the chat template of {model.name} does not read it", param=param)
 
 
 def _effort(model: LoadedModel, template: ChatTemplate, effort: str | None) -> dict[str, Any]:

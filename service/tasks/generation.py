@@ -52,6 +52,8 @@ class Prompt:
     """Whether the deltas have their tokens' ids."""
     continues: bool = True
     """Whether the text goes on from the prompt's (a completion), or is a text of its own (an assistant's reply)."""
+    may_think: bool = True
+    """Whether what the text is held to, if anything, leaves room for thoughts before it."""
     num_truncated: int = 0
     encoder_ids: list[int] = field(default_factory=list)
     """Encoder-decoders: the source text; `ids` are then what the target begins with."""

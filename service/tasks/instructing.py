@@ -16,7 +16,7 @@ from model.languages import Direction
 from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from service.tasks.chat import Conversation, chat_prompt
+from service.tasks.chat import Conversation, chat_prompt, without_thinking
 from service.tasks.generation import Generation, GenerationEngine, Prompt, RequestOptions, Usage, start_generation
 from service.tasks.prompts import encode_text
 from service.tasks.sampling import SamplingOptions, sampling_params
@@ -184,7 +184,7 @@ class Commission:
             return await encode_text(model, self.assignment.form.replace(TEXT, text), param=param)
         message = {"role": "user", "content": self.assignment.instruction.replace(TEXT, text)}
         # What thinks before it answers is asked to answer at once: the thoughts would be taken for the answer.
-        conversation = Conversation(messages=[message], template_variables={"enable_thinking": False})
+        conversation = Conversation(messages=[message], template_variables=without_thinking(model))
         try:
             return await chat_prompt(model, conversation)
         except InvalidRequest as error:

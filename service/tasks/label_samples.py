@@ -14,7 +14,7 @@ from model.batch import Grammar
 from model.generation_defaults import Choices
 from service.engine.models import LoadedModel
 from service.errors import GenerationFailed, Quarantined, ServiceError
-from service.tasks.chat import Conversation, chat_prompt
+from service.tasks.chat import Conversation, chat_prompt, without_thinking
 from service.tasks.encoding import EncodeOptions
 from service.tasks.generation import GenerationEngine, Prompt, RequestOptions
 from service.tasks.grammars import checked
@@ -154,7 +154,7 @@ async def _prompt_ids(model: LoadedModel, text: str, labels: LabelSet) -> list[i
         return await encode_text(model, lead, param="input")
     messages = [{"role": "user", "content": _question(text, labels)}]
     # The grammar lets nothing but a label through: what thinks first must be told not to.
-    return await chat_prompt(model, Conversation(messages=messages, template_variables={"enable_thinking": False}))
+    return await chat_prompt(model, Conversation(messages=messages, template_variables=without_thinking(model)))
 
 
 def _question(text: str, labels: LabelSet) -> str:

@@ -28,8 +28,7 @@ class ReplyReader:
         self, model: LoadedModel, prompt: Prompt, tools: ToolUse | None, *, separate_reasoning: bool = True
     ) -> None:
         self._thinking: ReasoningParser | None = None
-        if separate_reasoning and prompt.sampling.grammar is None and thinks(model):
-            # A text that is constrained leaves no room for thoughts.
+        if separate_reasoning and prompt.may_think and thinks(model):
             end = model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
             self._thinking = ReasoningParser(end)
         self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)

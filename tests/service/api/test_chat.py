@@ -177,9 +177,59 @@ async def test_a_required_call_is_enforced_by_a_grammar(
     answer = await post(client, tools=TOOLS, tool_choice=choice)
     grammar = engine.requests[0].sampling.grammar
     assert grammar.kind == "lark"
-    assert [name for name in ("weather", "now") if f'"const": "{name}"' in grammar.text] == names
+    assert [name for name in ("weather", "now") if f'\\"name\\": \\"{name}\\"' in grammar.text] == names
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "now", "arguments": "{}"}
     assert answer["choices"][0]["message"]["content"] is None
+
+
+async def test_a_strict_tool_is_held_to_its_schema_though_the_model_is_free_to_call_it(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
+    """`strict` was taken and did nothing unless the call was required."""
+    engine.reply = f"<think>x</think>{CALL}"
+    strict = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}, TOOLS[1]]
+    message = (await post(client, model="thinker", tools=strict))["choices"][0]["message"]
+    assert (message["reasoning_content"], len(message["tool_calls"])) == ("x", 1)
+    grammar = engine.requests[-1].sampling.grammar
+    assert (grammar.kind, "TEXT" in grammar.text, '"city"' in grammar.text) == ("lark", True, True)
+    await post(client, tools=TOOLS)
+    assert engine.requests[-1].sampling.grammar is None
+    response = await client.post(URL, json={"messages": HELLO, "tools": [
+        {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "nope"}}}
+    ]})  # fmt: skip
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"properties": {"nn": {}}}},
+            }
+        },
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"json": "{}"}},
+    ],
+)
+async def test_tools_may_be_called_though_the_answer_has_a_format(
+    client: httpx.AsyncClient, engine: Any, fields: dict[str, Any]
+) -> None:
+    """The format's grammar let no call through: the tools were there for nothing."""
+    engine.reply = CALL
+    choice = (await post(client, tools=TOOLS, **fields))["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    text = engine.requests[-1].sampling.grammar.text
+    assert text.startswith("start: calls | answer")
+    assert ("nn" in text) == ("nn" in str(fields))
+
+
+async def test_tools_do_not_go_with_a_text_that_leaves_them_no_room(client: httpx.AsyncClient) -> None:
+    for fields in ({"regex": "a+"}, {"structured_outputs": {"choice": ["a", "b"]}}, {"grammar": 'start: "a"'}):
+        response = await client.post(URL, json={"messages": HELLO, "tools": TOOLS, **fields})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "tools")
+        assert await post(client, tools=TOOLS, tool_choice="none", **fields)
 
 
 async def test_llama_s_own_format_is_read(client: httpx.AsyncClient, engine: Any) -> None:

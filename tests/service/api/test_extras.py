@@ -207,3 +207,28 @@ async def test_an_effort_that_would_be_ignored_is_refused(client: httpx.AsyncCli
     response = await client.post(CHAT, json={"messages": HELLO, "reasoning_effort": "low"})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "reasoning_effort", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"documents": [{"title": "a", "text": "b"}]}, "documents", "unsupported_parameter"),
+        ({"chat_template_kwargs": {"no_think": True}}, "chat_template_kwargs.no_think", "unsupported_parameter"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "invalid_request"),
+        ({"chat_template_kwargs": {"tools": []}, "model": "thinker"}, "chat_template_kwargs.tools", "invalid_request"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [CHAT, "/v1/tokenize"])
+async def test_what_a_template_does_not_read_is_refused(
+    client: httpx.AsyncClient, path: str, fields: dict[str, Any], param: str, code: str
+) -> None:
+    """Templates drop it without a word: the caller would believe that it had been heard."""
+    error = (await client.post(path, json={"messages": HELLO, **fields})).json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+
+
+async def test_what_a_template_reads_is_given_to_it(client: httpx.AsyncClient, engine: Any) -> None:
+    body = {"messages": HELLO, "model": "llama", "chat_template_kwargs": {"date_string": "3 May 2031"}}
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    ids = engine.requests[-1].prompt_ids
+    assert "3 May 2031" in engine.models["llama"].tokenizer.decode(ids, skip_special_tokens=False)

@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
+from service.tasks.call_grammars import CallGrammar
 from service.tasks.tool_calls import Reading, ToolCallParser
-from service.tasks.tools import HERMES, LLAMA3, MISTRAL, ToolChoice, ToolFormat, call_grammar, format_of
+from service.tasks.tools import HERMES, LLAMA3, MISTRAL, ToolFormat, format_of
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "weather", "parameters": CITY}},
-    {"type": "function", "function": {"name": "now"}},
-]
+FUNCTIONS: list[dict[str, Any]] = [{"name": "weather", "parameters": CITY}, {"name": "now"}]
 REPLIES = {
     HERMES: [
         "plain text",
@@ -178,14 +176,14 @@ def written(format: ToolFormat, *calls: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
 def test_the_grammar_lets_through_calls_of_the_chosen_tools_alone(format: ToolFormat) -> None:
-    both = call_grammar(format, TOOLS, ToolChoice(("weather", "now"), required=True), parallel=True)
+    both = CallGrammar(format=format, functions=FUNCTIONS).required()
     assert accepts(both, written(format, WEATHER))
     assert accepts(both, written(format, NOW, WEATHER, NOW))
     assert not accepts(both, "text")
     assert not accepts(both, written(format, {"name": "other", "X": {}}))
     assert not accepts(both, written(format, {"name": "weather", "X": {"city": 5}}))
     assert not accepts(both, written(format, {"name": "weather"}))
-    one = call_grammar(format, TOOLS, ToolChoice(("now",), required=True), parallel=False)
+    one = CallGrammar(format=format, functions=FUNCTIONS[1:], parallel=False).required()
     assert accepts(one, written(format, NOW))
     assert not accepts(one, written(format, WEATHER))
     assert not accepts(one, written(format, NOW, NOW))
@@ -198,11 +196,49 @@ def test_what_the_grammar_lets_through_is_read_back(format: ToolFormat) -> None:
 
 
 def test_markers_that_are_special_tokens_are_named_by_their_ids() -> None:
-    choice = ToolChoice(("now",), required=True)
     ids = {"<tool_call>": 7, "</tool_call>": 8}
-    grammar = call_grammar(HERMES, TOOLS, choice, parallel=False, special_ids=ids)
-    assert 'call: <[7]> "\\n" body "\\n" <[8]>' in grammar
-    assert LLMatcher.validate_grammar(grammar_from("lark", grammar)) == ""
+    grammar = CallGrammar(format=HERMES, functions=FUNCTIONS, special_ids=ids)
+    assert 'marked: <[7]> "\\n" call "\\n" <[8]>' in grammar.required()
+    assert "opening: TEXT <[7]>" in grammar.or_text()
+    for text in (grammar.required(), grammar.or_text()):
+        assert LLMatcher.validate_grammar(grammar_from("lark", text)) == ""
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
+def test_references_within_a_tool_s_schema_are_found(format: ToolFormat) -> None:
+    """As pydantic writes nested models: they were looked for at the root of the whole call."""
+    schema = {"$defs": {"City": CITY}, "properties": {"where": {"$ref": "#/$defs/City"}}, "required": ["where"]}
+    functions = [{"name": "weather", "parameters": schema}, {"name": "sun", "parameters": schema}]
+    grammar = CallGrammar(format=format, functions=functions).required()
+    assert accepts(grammar, written(format, {"name": "sun", "X": {"where": {"city": "Bern"}}}))
+    assert not accepts(grammar, written(format, {"name": "sun", "X": {"where": {"town": "Bern"}}}))
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
+def test_a_strict_tool_is_called_by_its_schema_or_not_at_all(format: ToolFormat) -> None:
+    """Also where the model is free to call: that is what strict promises."""
+    functions = [{**FUNCTIONS[0], "strict": True}, FUNCTIONS[1]]
+    grammar = CallGrammar(format=format, functions=functions)
+    assert grammar.is_strict
+    free = grammar.or_text()
+    for text in ("", "plain\ntext 😀 <b>", " \n[x]", written(format, WEATHER), written(format, NOW, WEATHER)):
+        assert accepts(free, text)
+    assert accepts(free, written(format, {"name": "now", "X": {"anything": [1]}}))
+    assert not accepts(free, written(format, {"name": "weather", "X": {"city": 5}}))
+    assert not accepts(free, written(format, {"name": "other", "X": {}}))
+    if format is HERMES:
+        assert accepts(free, "Let me see. " + written(format, NOW, WEATHER) + " Done.")
+        assert not accepts(free, "Let me see. " + written(format, NOW, {"name": "weather", "X": {}}))
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL], ids=lambda format: format.name)
+def test_a_reply_in_a_format_may_still_call(format: ToolFormat) -> None:
+    schema = {"$defs": {"N": {"type": "integer"}}, "type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}}
+    grammar = CallGrammar(format=format, functions=FUNCTIONS).or_json({**schema, "required": ["n"]})
+    assert accepts(grammar, '{\n  "n": 5\n}')
+    assert accepts(grammar, written(format, NOW, WEATHER))
+    for text in ('{"n": "x"}', "text", written(format, {"name": "weather", "X": {"city": 5}})):
+        assert not accepts(grammar, text)
 
 
 def test_mistral_s_ids_are_as_its_templates_want_them() -> None:
