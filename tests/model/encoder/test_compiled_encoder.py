@@ -65,22 +65,6 @@ def test_states_in_8_bits_are_near(make_model: MakeModel, texts: list[list[int]]
     assert relative_error(found, model, texts) < 0.1
 
 
-def test_one_large_input_does_not_coarsen_the_others(make_model: MakeModel, texts: list[list[int]]) -> None:
-    """Checkpoints have states a hundred times larger than the others, that hardly count; alike in every text."""
-    folder, model = make_model("bert", **SIZES)
-    layers = model.encoder.layer
-    with torch.no_grad():
-        for norm in [model.embeddings.LayerNorm, *(layer.output.LayerNorm for layer in layers[:-1])]:
-            norm.bias[5] = 300.0
-        for layer in layers:
-            for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
-                linear.weight[:, 5] *= 1e-3
-            layer.attention.output.LayerNorm.weight[5] = 1e-3
-    model.save_pretrained(folder)
-    found = encode(compiled_runner(folder, torch.bfloat16, "int8"), texts)
-    assert relative_error(found, model, texts) < 0.1
-
-
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_every_activation_agrees(
     activation: str, make_model: MakeModel, texts: list[list[int]], instructions: str
