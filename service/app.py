@@ -50,15 +50,16 @@ RATE_LIMIT_HEADERS = tuple(
     f"x-ratelimit-{kind}-{name}" for kind in ("limit", "remaining", "reset") for name in ("requests", "tokens")
 )
 
+# Routes are tried in turn: those that are asked most come first.
 ROUTERS = (
-    health.router,
-    models.router,
-    metrics.router,
+    embeddings.router,
     completions.router,
     chat.router,
     responses.router,
+    health.router,
+    models.router,
+    metrics.router,
     tokenize.router,
-    embeddings.router,
     tei.router,
     tei_tokens.router,
     hugging_face.router,

@@ -14,6 +14,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 ONNX_INT8 = "avx512_vnni"
+WORDS = __doc__.split()
+"""Texts to calibrate with are made of these."""
 
 
 def load(folder: str, backend: str, precision: str) -> SentenceTransformer:
@@ -29,10 +31,13 @@ def load(folder: str, backend: str, precision: str) -> SentenceTransformer:
 
 
 def _quantize(folder: str, backend: str) -> str:
-    """Makes the int8 model beside the checkpoint by sentence-transformers' own functions; the name of its file."""
-    from sentence_transformers import export_dynamic_quantized_onnx_model, export_static_quantized_openvino_model
+    """Makes the int8 model beside the checkpoint; the name of its file.
 
+    For OpenVINO as sentence-transformers' own function does it, which fetches texts to calibrate with.
+    """
     if backend == "onnx":
+        from sentence_transformers import export_dynamic_quantized_onnx_model
+
         name = f"onnx/model_qint8_{ONNX_INT8}.onnx"
         if not (Path(folder) / name).exists():
             plain = SentenceTransformer(folder, device="cpu", backend="onnx")
@@ -40,8 +45,17 @@ def _quantize(folder: str, backend: str) -> str:
         return name
     name = "openvino/openvino_model_qint8_quantized.xml"
     if not (Path(folder) / name).exists():
+        import nncf
+        import openvino
+
         plain = SentenceTransformer(folder, device="cpu", backend="openvino")
-        export_static_quantized_openvino_model(plain, None, folder)
+        texts = [" ".join(WORDS[place % len(WORDS) :][: 4 + place % 40]) for place in range(128)]
+        inputs = [dict(plain.tokenizer([text], return_tensors="np")) for text in texts]
+        network = plain[0].auto_model.model
+        calibration = nncf.Dataset(inputs, lambda entry: entry)
+        quantized = nncf.quantize(network, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
+        (Path(folder) / name).parent.mkdir(exist_ok=True)
+        openvino.save_model(quantized, Path(folder) / name)
     return name
 
 
