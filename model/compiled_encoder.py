@@ -1,6 +1,6 @@
 """An encoder whose layers are one compiled operator: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT on a CPU.
 
-`compile_encoder` takes a filled `Encoder`'s weights and packs them; what comes out is what the encoder gives, in the
+`compiled_encoder` takes a filled `Encoder`'s weights and packs them; what comes out is what the encoder gives, in the
 operators' order of additions, and can't be saved. Other encoders stay as they are. Runs in the worker process.
 
 Legend: T tokens packed in the step, E hidden size.

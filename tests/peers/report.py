@@ -1,6 +1,7 @@
-"""Tables, a plot and JSON of what `run.py` has kept: medians over rounds, and our ratio to the best peer of each cell.
+"""Tables, plots and JSON of what `run.py` has kept: medians over rounds, and our ratio to the best peer of each cell.
 
-Latest results count: of each server and cell the last rounds that were kept in the file. Knows nothing of servers.
+Latest results count: of each server and cell the last rounds that were kept in the file. What is written replaces what
+there was of the same kind (README) or the same shape and precision (docs), and leaves the rest. Knows no servers.
 """
 
 import json
@@ -14,7 +15,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 OURS = "slimpajama"
-BEGIN, END = "<!-- peers -->\n", "<!-- /peers -->"
+KINDS = {"peers": True, "peers-embeddings": False}
+"""Names of the README's parts and of the plots, and whether they are about generation."""
+IN_PROCESS = "in process"
 PRECISIONS = ("bf16", "int8", "fp32")
 
 
@@ -50,14 +53,16 @@ class Group:
         known = [value for value in values if value is not None]
         return statistics.median(known) * 1000 if known else None
 
-    def best_peer(self, cell: str) -> tuple[str, float] | None:
-        rates = {name: self.rate(cell, name) for name in self.servers if name != OURS}
+    def best_peer(self, cell: str, *, server: bool = False) -> tuple[str, float] | None:
+        """`server` leaves out what runs in process."""
+        peers = [name for name in self.servers if name != OURS and not (server and name.startswith(IN_PROCESS))]
+        rates = {name: self.rate(cell, name) for name in peers}
         known = {name: rate for name, rate in rates.items() if rate is not None}
         return max(known.items(), key=lambda entry: entry[1]) if known else None
 
-    def ratio(self, cell: str) -> tuple[float, str] | None:
+    def ratio(self, cell: str, *, server: bool = False) -> tuple[float, str] | None:
         """Ours over the best peer's, and who that is."""
-        ours, best = self.rate(cell, OURS), self.best_peer(cell)
+        ours, best = self.rate(cell, OURS), self.best_peer(cell, server=server)
         return (ours / best[1], best[0]) if ours and best else None
 
 
@@ -86,24 +91,37 @@ def read_groups(path: Path) -> list[Group]:
 
 def write_report(path: Path, *, write: bool) -> int:
     groups = read_groups(path)
-    full = "\n\n".join(_full(group) for group in groups)
-    summary = _summary(groups)
-    sys.stdout.write(f"{summary}\n\n{full}\n")
+    full = {_title(group): _full(group) for group in groups}
+    sys.stdout.write("\n\n".join([_summary(groups), *full.values()]) + "\n")
     if write:
-        _write_readme(ROOT / "README.md", summary)
-        head = (
-            "# Beside the peers\n\nAll cells of `make bench-peers`; the README has the summary and how to read it.\n\n"
-        )
-        (ROOT / "docs/peers.md").write_text(f"{head}{full}\n")
-        (ROOT / "docs/peers.json").write_text(json.dumps(_medians(groups), indent=1) + "\n")
-        _plot(groups, ROOT / "docs/peers.png")
+        for name, generating in KINDS.items():
+            chosen = [group for group in groups if group.is_generation == generating]
+            if chosen:
+                _write_readme(ROOT / "README.md", name, _summary(chosen))
+                _plot(chosen, ROOT / f"docs/{name}.png")
+        _write_sections(ROOT / "docs/peers.md", full)
+        _write_medians(ROOT / "docs/peers.json", _medians(groups))
     return 0
 
 
-def _write_readme(path: Path, table: str) -> None:
+def _write_readme(path: Path, name: str, table: str) -> None:
     text = path.read_text()
-    first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+    begin = f"<!-- {name} -->\n"
+    first, last = text.index(begin) + len(begin), text.index(f"<!-- /{name} -->")
     path.write_text(f"{text[:first]}{table}\n{text[last:]}")
+
+
+def _write_sections(path: Path, found: dict[str, str]) -> None:
+    head, *sections = path.read_text().rstrip().split("\n\n## ")
+    kept = {f"## {section.splitlines()[0]}": f"## {section}" for section in sections} | found
+    path.write_text("\n\n".join([head, *kept.values()]) + "\n")
+
+
+def _write_medians(path: Path, found: list[dict[str, Any]]) -> None:
+    """Replaces all that was of the same shapes and precisions."""
+    new = {(entry["shape"], entry["precision"]) for entry in found}
+    kept = [entry for entry in json.loads(path.read_text()) if (entry["shape"], entry["precision"]) not in new]
+    path.write_text(json.dumps(kept + found, indent=1) + "\n")
 
 
 def _summary(groups: list[Group]) -> str:
@@ -118,13 +136,15 @@ def _summary(groups: list[Group]) -> str:
             *_reasons(group),
         ]
     rows = [
-        f"| {group.shape} | {group.precision} | {cell} | {_rate_text(group, cell, OURS)} | {_ratio_text(group, cell)} |"
+        f"| {group.shape} | {group.precision} | {cell} | {_rate_text(group, cell, OURS)} "
+        f"| {_ratio_text(group, cell)} | {_ratio_text(group, cell, server=True)} |"
         for group in groups
         if not group.is_generation
         for cell in group.figures
     ]
     if rows:
-        head = ["| encoder | precision | load | ours, texts/s | ours ÷ best peer |", "|---|---|---|---|---|"]
+        names = ("encoder", "precision", "load", "ours, texts/s", "ours ÷ best peer", "ours ÷ best server")
+        head = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         parts += ["**Embeddings**", "", *head, *rows]
         parts += [line for group in groups if not group.is_generation for line in _reasons(group)]
     return "\n".join(parts).strip()
@@ -145,8 +165,8 @@ def _rate_text(group: Group, cell: str, server: str) -> str:
     return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
 
 
-def _ratio_text(group: Group, cell: str) -> str:
-    found = group.ratio(cell)
+def _ratio_text(group: Group, cell: str, *, server: bool = False) -> str:
+    found = group.ratio(cell, server=server)
     return "-" if found is None else f"{found[0]:.2f} ({found[1]})"
 
 
@@ -154,9 +174,13 @@ def _reasons(group: Group) -> list[str]:
     return [f"Missing at {group.shape}, {group.precision}: {peer}: {why}" for peer, why in group.missing.items()]
 
 
+def _title(group: Group) -> str:
+    return f"## {group.shape}, {group.precision}"
+
+
 def _full(group: Group) -> str:
     """Everything of a group: throughput, latencies, seconds to start."""
-    lines = [f"## {group.shape}, {group.precision}", ""]
+    lines = [_title(group), ""]
     lines += ["Output tokens/s: median (least-most)." if group.is_generation else "Texts/s: median (least-most).", ""]
     lines += _rate_rows(group) if group.is_generation else _turned(group)
     if group.is_generation:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.peers import report
 from tests.peers.report import read_groups, write_report
 
 CELL = "128 in, 64 out, 4 streams"
@@ -51,3 +52,38 @@ def test_a_peer_that_is_not_there_is_listed_with_the_reason(tmp_path: Path, caps
 def test_latencies_are_milliseconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(write(tmp_path / "r.jsonl", record("slimpajama", 10.0, gap=0.02)), write=False)
     assert "| slimpajama | 20, 20.0 / 60 | 2 |" in capsys.readouterr().out
+
+
+def texts(peer: str, rate: float) -> dict[str, Any]:
+    cell = "16 tokens, 1 a request, 8 clients"
+    return {
+        **record(peer, 64 * rate), "shape": "minilm", "precision": "int8", "cell": cell,
+    }  # fmt: skip
+
+
+def test_embeddings_are_held_against_the_best_of_all_and_the_best_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"slimpajama": 30.0, "infinity": 10.0, "in process: torch": 60.0}
+    write_report(write(tmp_path / "r.jsonl", *(texts(peer, rate) for peer, rate in rates.items())), write=False)
+    assert "| 30 (30-30) | 0.50 (in process: torch) | 3.00 (infinity) |" in capsys.readouterr().out
+
+
+def test_what_was_not_measured_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    parts = [f"<!-- {name} -->\n<!-- /{name} -->" for name in report.KINDS]
+    (tmp_path / "README.md").write_text("\n".join(parts))
+    (tmp_path / "docs/peers.md").write_text("# Beside the peers\n\nAll.\n")
+    (tmp_path / "docs/peers.json").write_text("[]")
+    write_report(write(tmp_path / "r.jsonl", record("slimpajama", 10.0)), write=True)
+    for rate in (20.0, 30.0):
+        write_report(write(tmp_path / "r.jsonl", texts("slimpajama", rate)), write=True)
+    for path in ("README.md", "docs/peers.md"):
+        text = (tmp_path / path).read_text()
+        assert "| slimpajama | 10 (10-10) |" in text
+        assert "| 30 (30-30) |" in text
+        assert "20 (20-20)" not in text
+    medians = json.loads((tmp_path / "docs/peers.json").read_text())
+    assert [entry["rates"] for entry in medians] == [{"slimpajama": [10.0]}, {"slimpajama": [30.0]}]
+    assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {"peers.png", "peers-embeddings.png"}
