@@ -20,11 +20,13 @@ from service.api.classify import ClassifyBody, create_classification
 from service.api.native import MAX_ITEMS, InputText, NativeBody, json_response, tell_truncation
 from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
+from service.api.tag import TagBody, create_tags
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
 from service.api.translate import TranslateBody, create_translation
 from service.errors import GenerationFailed, InvalidRequest, ServiceError
 from service.http.envelope import validation_error
 from service.tasks.confidence import activated, best_first
+from service.tasks.tagging import Aggregation
 
 router = APIRouter(prefix="/hf", tags=["huggingface_hub"])
 
@@ -71,6 +73,34 @@ async def text_classification(request: Request, body: TextClassificationBody) ->
 def _reactivated(row: list[dict[str, Any]], wanted: Literal["sigmoid", "softmax", "none"]) -> list[dict[str, Any]]:
     scores = activated(np.array([entry["score"] for entry in row]), wanted)
     return [{"label": row[place]["label"], "score": float(scores[place])} for place in best_first(scores)]
+
+
+class TokenClassificationParameters(Strict):
+    aggregation_strategy: Aggregation = "none"
+    ignore_labels: list[str] = Field(default_factory=lambda: ["O"])
+    stride: Literal[0] | None = None
+    """Tokens that windows share: there are none, a text must fit."""
+
+
+class TokenClassificationBody(Strict):
+    inputs: Annotated[str, Field(min_length=1, max_length=2_000_000)]
+    parameters: TokenClassificationParameters = TokenClassificationParameters()
+
+
+@router.post("/token-classification", summary="As InferenceClient.token_classification reads it")
+async def token_classification(request: Request, body: TokenClassificationBody) -> Response:
+    parameters = body.parameters
+    fields = {
+        "input": body.inputs, "aggregation": parameters.aggregation_strategy,
+        "ignore_labels": parameters.ignore_labels, **_of_address(request, "model"),
+    }  # fmt: skip
+    places = {"input": "inputs"}
+    found, _ = await _answered(create_tags(request, _made(TagBody, fields, places)), places)
+    name = "entity" if parameters.aggregation_strategy == "none" else "entity_group"
+    parts = found["data"][0]["parts"]
+    return json_response(
+        [{name: part["label"], **{key: part[key] for key in ("score", "word", "start", "end")}} for part in parts]
+    )
 
 
 class ZeroShotParameters(Strict):
