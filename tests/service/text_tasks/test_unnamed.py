@@ -81,3 +81,34 @@ async def test_a_named_one_that_cannot_says_what_it_does_and_who_could(refused: 
         error = await refused(path, model=unable, **body)
         assert error["param"] == "model", (path, error)
         assert able in error["message"], (path, error)
+
+
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "generate": ("/v1/completions", {"prompt": "The king", "max_tokens": 2}),
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}),
+    "embed": ("/v1/embeddings", {"input": "a story"}),
+    "similarity": ("/v1/similarity", {"source": "a story", "targets": ["a film"]}),
+    "rerank": ("/v1/rerank", {"query": "a story", "documents": ["a film"]}),
+    "classify": ("/v1/classify", {"input": "a story"}),
+    "zero_shot": ("/v1/classify", {"input": "a story", "labels": ["sports", "music"]}),
+    "sentiment": ("/v1/sentiment", {"input": "a story"}),
+    "summarize": ("/v1/summarize", {"input": "The king lost a war.", "max_tokens": 4}),
+    "translate": ("/v1/translate", {"input": "The king.", "source": "en", "target": "fr", "max_tokens": 4}),
+    "answer": ("/v1/answer", {"question": "Who?", "context": "The king lost a war."}),
+}
+
+
+@pytest.mark.usefixtures("_everything")
+async def test_whatever_a_checkpoint_is_listed_with_it_does(
+    post: Callable[..., Any], client: httpx.AsyncClient
+) -> None:
+    """KServe's runtime declares question answering and refuses it."""
+    num_asked = 0
+    for card in (await client.get("/v1/models")).json()["data"]:
+        for task in card["tasks"]:
+            path, body = ASKED[task]
+            if task == "classify" and not card["labels"]:
+                body = body | {"labels": ["sports", "music"]}
+            assert (await post(path, model=card["id"], **body))["model"] == card["id"]
+            num_asked += 1
+    assert num_asked > 20
