@@ -31,22 +31,28 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--output-tokens", type=int, default=64, help="tokens to generate (default: %(default)s)")
     work.add_argument("--items", type=int, default=1, help="texts in each request, where an endpoint takes several")
     work.add_argument(
-        "--token-ids", metavar="LOW:HIGH", help="send prompts as random token ids of this range, for exact lengths"
+        "--token-ids",
+        type=_range,
+        metavar="LOW:HIGH",
+        help="send prompts as random token ids of this range, for exact lengths",
     )
-    work.add_argument("--prompts", type=Path, help="draw prompts from this file: a line each, or JSONL")
+    work.add_argument("--prompts", type=_file, help="draw prompts from this file: a line each, or JSONL")
     work.add_argument("--encoding-format", choices=("float", "base64"), help="of embeddings (default: the server's)")
     work.add_argument("--labels", help="for classify: labels that the texts are judged by, separated by commas")
     work.add_argument("--no-stream", action="store_true", help="ask for whole answers")
     work.add_argument("--seed", type=int, default=0)
     load = parser.add_argument_group("load")
     load.add_argument(
-        "--concurrency", default="1,4,16,64", help="closed loop: clients, a run each (default: %(default)s)"
+        "--concurrency",
+        type=_counts,
+        default="1,4,16,64",
+        help="closed loop: clients, a run each (default: %(default)s)",
     )
     load.add_argument("--requests", type=int, help="requests in a run (default: 4 for each client, at least 8)")
     load.add_argument("--seconds", type=float, help="closed loop by time instead: begin no request after this long")
     load.add_argument("--rate", type=float, help="open loop instead: requests per second, at Poisson times")
     load.add_argument(
-        "--trace", type=Path, help="open loop as in this CSV of TIMESTAMP, ContextTokens, GeneratedTokens"
+        "--trace", type=_file, help="open loop as in this CSV of TIMESTAMP, ContextTokens, GeneratedTokens"
     )
     load.add_argument("--trace-speed", type=float, default=1.0, help="replay the trace this many times as fast")
     load.add_argument("--max-tokens", type=int, default=512, help="cut a trace's lengths here (default: %(default)s)")
@@ -59,6 +65,26 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--json", type=Path, help="write the figures here")
     out.add_argument("--page", type=Path, help="write an HTML page with a plot here")
     return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError("clients are counted from 1")
+    return counts
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    if not 0 <= int(low) < int(high):
+        raise argparse.ArgumentTypeError("ids are from LOW on and below HIGH")
+    return int(low), int(high)
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +117,7 @@ async def measure(options: argparse.Namespace) -> list[Figures]:
         records = await _open(options, workload, headers)
         return [figures(f"{options.label}open loop", records, limits)]
     runs, jobs = [], workload.jobs()
-    for concurrency in [int(part) for part in options.concurrency.split(",")]:
+    for concurrency in options.concurrency:
         count = options.requests or (sys.maxsize if options.seconds else max(4 * concurrency, 8))
         records = await closed_loop(
             options.url, headers, jobs, concurrency=concurrency, count=count, seconds=options.seconds or math.inf
@@ -112,17 +138,13 @@ async def _open(options: argparse.Namespace, workload: Workload, headers: dict[s
 
 
 def _workload(options: argparse.Namespace) -> Workload:
-    token_ids = None
-    if options.token_ids:
-        low, _, high = options.token_ids.partition(":")
-        token_ids = (int(low), int(high))
     return Workload(
         endpoint=options.endpoint,
         model=options.model,
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
         items=options.items,
-        token_ids=token_ids,
+        token_ids=options.token_ids,
         prompts=read_prompts(options.prompts) if options.prompts else (),
         stream=not options.no_stream,
         encoding_format=options.encoding_format,

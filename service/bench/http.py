@@ -55,7 +55,10 @@ class Connection:
                 chunk = await reader.read(1 << 16)
                 if not chunk:
                     raise BenchHTTPError("the server closed the connection before the answer was complete")
-                parser.feed_data(chunk)
+                try:
+                    parser.feed_data(chunk)
+                except httptools.HttpParserError as error:
+                    raise BenchHTTPError(f"the server does not speak HTTP: {error}") from error
                 if parser.get_status_code() == 200:
                     for piece in pieces:
                         on_body(piece)

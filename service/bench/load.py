@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.bench.http import BenchHTTPError, Connection
 from service.bench.workload import Job
@@ -30,34 +31,37 @@ class Record:
 
 
 class _StreamReader:
-    """Counts the events of an SSE answer; a plain JSON answer is read for its usage when it is complete."""
+    """Notes when text came in an SSE answer; a plain JSON answer is read for its usage when it is complete."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._rest = b""
         self._plain: list[bytes] = []
+        self._has_begun = self._is_done = False
 
     def feed(self, data: bytes) -> None:
         now = time.perf_counter()
-        if (not self._rest and not self._record.chunk_times and data[:1] in (b"{", b"[")) or self._plain:
+        if (not self._has_begun and data[:1] in (b"{", b"[")) or self._plain:
             self._plain.append(data)
             return
+        self._has_begun = True
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
-            if line.startswith(b"data:") and not line.endswith(b"[DONE]"):
-                self._event(line[5:], now)
+            if line.startswith(b"data:"):
+                self._event(line[5:].strip(), now)
 
     def _event(self, data: bytes, now: float) -> None:
-        record = self._record
-        if b'"error"' in data and "error" in json.loads(data):
-            record.error = data.decode(errors="replace").strip()[:300]
-        elif b'"usage":{' in data.replace(b'"usage": {', b'"usage":{') and (usage := json.loads(data).get("usage")):
+        if data == b"[DONE]":
+            self._is_done = True
+            return
+        record, event = self._record, json.loads(data)
+        if "error" in event:
+            record.error = data.decode(errors="replace")[:300]
+        if usage := event.get("usage"):
             record.num_output_tokens = usage.get("completion_tokens", record.num_output_tokens)
             record.num_prompt_tokens = usage.get("prompt_tokens", 0)
-            if b'"choices":[]' not in data.replace(b" ", b""):
-                record.chunk_times.append(now)
-        else:
+        if any(_shows_text(choice) for choice in event.get("choices", ())):
             record.chunk_times.append(now)
 
     def close(self) -> None:
@@ -66,8 +70,17 @@ class _StreamReader:
             usage = _usage(b"".join(self._plain))
             record.num_output_tokens = usage.get("completion_tokens", 0)
             record.num_prompt_tokens = usage.get("prompt_tokens", 0)
-        elif not record.num_output_tokens:
-            record.num_output_tokens = len(record.chunk_times)
+        elif self._has_begun:
+            record.num_output_tokens = record.num_output_tokens or len(record.chunk_times)
+            if not self._is_done and record.error is None:
+                record.error = "the stream ended without [DONE]"
+
+
+def _shows_text(choice: dict[str, Any]) -> bool:
+    """What a reader would see something of: not the role alone, nor the reason alone."""
+    delta = choice.get("delta") or {}
+    shown = (choice.get("text"), *(delta.get(name) for name in ("content", "reasoning_content", "tool_calls")))
+    return any(shown)
 
 
 def _usage(answer: bytes) -> dict[str, int]:
@@ -88,7 +101,7 @@ async def send(connection: Connection, job: Job) -> Record:
         reader.close()
     except BenchHTTPError as error:
         record.error, record.status = str(error), error.status
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no connection, or events that are not JSON
         record.error, record.status = str(error), 0
     record.finished = time.perf_counter()
     return record

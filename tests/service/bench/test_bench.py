@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bench.command import main
-from service.bench.load import Record
-from service.bench.report import Limits, figures, percentile
+from service.bench.command import main, make_parser
+from service.bench.load import Record, closed_loop
+from service.bench.report import Limits, figures, percentile, table
 from service.bench.workload import Workload, poisson_jobs, read_prompts, trace_jobs
 
 TRACE = Path(__file__).parents[4] / "shared/data/traces/azure-llm-2023/AzureLLMInferenceTrace_conv.csv.gz"
@@ -62,6 +62,8 @@ def test_goodput_counts_only_those_that_met_every_limit() -> None:
     failed = Record(sent=0.0, finished=0.1, status=429, error="busy")
     found = figures("x", [fast, slow, failed], Limits(first_token_seconds=0.5))
     assert found.goodput_requests_per_second == pytest.approx(0.5)
+    head, _, row = (line.split("|") for line in table([found]).splitlines())
+    assert row[head.index(" good req/s ")] == " 0.5 "
     assert (found.failed, found.rejected) == (1, 1)
     assert found.output_tokens_per_second == pytest.approx(2.0)
     assert found.inter_token_seconds["p50"] == pytest.approx(0.55)
@@ -104,6 +106,58 @@ async def test_the_command_measures_a_server_and_says_what_failed(
     if not failed:
         assert all(run["output_tokens_per_second"] * run["seconds"] == pytest.approx(16) for run in runs)
     assert "<svg" in page.read_text()
+
+
+CHAT = b"".join(
+    b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+    for choice in (
+        {"delta": {"role": "assistant", "content": ""}},
+        {"delta": {"reasoning_content": "a"}},
+        {"delta": {"content": "b"}},
+        {"delta": {"tool_calls": [{"index": 0}]}},
+        {"delta": {}, "finish_reason": "stop"},
+    )
+)
+
+
+async def test_only_what_shows_text_counts_as_a_piece_of_the_answer() -> None:
+    """The role alone and the reason alone are sent beside a token: they made gaps of nothing."""
+    server, url = await _serve(CHAT + b"data: [DONE]\n\n")
+    (record,) = await closed_loop(url, {}, Workload().jobs(), concurrency=1, count=1)
+    server.close()
+    assert (record.error, record.num_output_tokens, len(record.chunk_times)) == (None, 3, 3)
+
+
+@pytest.mark.parametrize("answer", [CHAT, CHAT + b"data: half an eve\n\n", b"data: x\n\n"])
+async def test_a_stream_without_its_end_is_a_failure(answer: bytes) -> None:
+    server, url = await _serve(answer)
+    (record,) = await closed_loop(url, {}, Workload().jobs(), concurrency=1, count=1)
+    server.close()
+    assert record.error
+
+
+async def test_what_does_not_speak_http_is_a_failure() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    (record,) = await closed_loop(url, {}, Workload().jobs(), concurrency=1, count=1)
+    server.close()
+    assert record.error is not None
+    assert "HTTP" in record.error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--concurrency", "0"], ["--concurrency", "x"], ["--token-ids", "9"], ["--token-ids", "9:2"], ["--trace", "none"]],
+)
+def test_a_wrong_argument_is_refused_with_advice(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(arguments)
+    assert f"argument {arguments[0]}" in capsys.readouterr().err
 
 
 VECTORS = b'{"data":[{"embedding":"AACAPw==","index":0}],"usage": {"prompt_tokens":5,"total_tokens":5},"model":"m"}'
