@@ -223,7 +223,11 @@ def _cache_text(loaded: Loaded) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise CheckpointError(f"the device is to be {name}; torch {torch.__version__} finds {found} CUDA devices")
+    return device
 
 
 def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:

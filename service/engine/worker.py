@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 
+from model.errors import CheckpointError
 from service import logs
 from service.engine.cache_budget import Neighbours
 from service.engine.connection import ConnectionLostError, WorkerConnection
@@ -173,6 +174,8 @@ class Worker:
                 report, neighbours = self._report_progress(spec.key), Neighbours.of(specs, place)
                 try:
                     self._arrivals.put(load_lane(spec, config, report, self._wake, self._ranks, neighbours=neighbours))
+                except CheckpointError as fault:  # whose words say all there is to say: the API process logs them
+                    self._arrivals.put(LoadFailed(spec.key, str(fault)))
                 except Exception as error:
                     log.exception("loading failed", extra={"model": spec.key})
                     self._arrivals.put(LoadFailed(spec.key, f"{type(error).__name__}: {error}"))

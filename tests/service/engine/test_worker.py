@@ -107,3 +107,21 @@ def test_loading_that_does_not_go_on_ends_the_worker_and_any_sign_of_it_puts_tha
     worker._check_loading(time.monotonic() + LOAD_SILENCE_SECONDS - 1)
     worker._handle_arrival(LoadFailed(KEY, "there is no such folder"))
     worker._check_loading(began + 2 * LOAD_SILENCE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "device", "words"),
+    [("nowhere", "cpu", "nowhere"), (str(STORIES), "cuda:99", "cuda:99; torch")],
+)
+def test_why_a_checkpoint_does_not_load_is_told_in_words_and_not_as_a_traceback(
+    folder: str, device: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(cast(Any, Connection()), ProgressClock.create(), StepBound(60.0), lambda: None)
+    spec = ModelSpec(key=KEY, folder=folder)
+    worker._config = WorkerConfig(models=[], device=device)
+    worker._start_loading([spec])
+    failed = worker._arrivals.get(timeout=60)
+    assert isinstance(failed, LoadFailed)
+    assert words in failed.message
+    assert "Error" not in failed.message
+    assert caplog.text == ""
