@@ -120,10 +120,11 @@ async def complete(service: Service, case: dict[str, Any], **more: Any) -> dict[
     return answer
 
 
-async def stream(service: Service, case: dict[str, Any], **more: Any) -> tuple[str, str | None, bool]:
-    """One streamed greedy completion: its text, its finish reason, and whether `[DONE]` came."""
+async def streamed(service: Service, case: dict[str, Any], **more: Any) -> tuple[dict[str, Any], bool]:
+    """One streamed greedy completion put together to a choice as it comes unstreamed, and whether `[DONE]` came."""
     body = {"prompt": case["prompt_ids"], "max_tokens": len(case["new_ids"]), "temperature": 0, "stream": True, **more}
-    text, reason, done = "", None, False
+    whole: dict[str, Any] = {"text": "", "token_ids": [], "logprobs": {"token_logprobs": []}, "finish_reason": None}
+    done = False
     async with service.client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200
         async for line in response.aiter_lines():
@@ -131,6 +132,14 @@ async def stream(service: Service, case: dict[str, Any], **more: Any) -> tuple[s
                 done = True
             elif line.startswith("data: "):
                 choice = json.loads(line[6:])["choices"][0]
-                text += choice["text"]
-                reason = choice["finish_reason"] or reason
-    return text, reason, done
+                whole["text"] += choice["text"]
+                whole["token_ids"] += choice.get("token_ids", [])
+                whole["logprobs"]["token_logprobs"] += (choice["logprobs"] or {}).get("token_logprobs", [])
+                whole["finish_reason"] = choice["finish_reason"] or whole["finish_reason"]
+    return whole, done
+
+
+async def stream(service: Service, case: dict[str, Any], **more: Any) -> tuple[str, str | None, bool]:
+    """One streamed greedy completion: its text, its finish reason, and whether `[DONE]` came."""
+    whole, done = await streamed(service, case, **more)
+    return whole["text"], whole["finish_reason"], done

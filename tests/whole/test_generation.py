@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.whole.conftest import MakeService, Service, complete, stream
+from tests.whole.conftest import MakeService, Service, complete, stream, streamed
 
 ARGUMENTS = {
     "defaults": (),
@@ -22,26 +22,39 @@ async def until(service: Service, name: str, least: float) -> None:
         await asyncio.sleep(0.02)
 
 
+def check(choice: dict[str, Any], case: dict[str, Any]) -> None:
+    """Ids and text are the reference's, log-probabilities nearly so."""
+    assert (choice["text"], choice["token_ids"]) == (case["text"], case["new_ids"])
+    assert choice["finish_reason"] == "length"
+    found = choice["logprobs"]["token_logprobs"]
+    assert len(found) == len(case["new_ids"])
+    assert sum(found) == pytest.approx(case["sum_logprob"], abs=1e-3)
+    assert found[:5] == pytest.approx(case["first5_logprobs"], abs=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 async def test_every_reference_case_comes_out_exactly_alone_and_in_a_crowd_cold_and_warm_streamed_and_not(
     make_service: MakeService, cases: list[dict[str, Any]], arguments: tuple[str, ...]
 ) -> None:
     service = await make_service(*arguments)
+    wanted = {"logprobs": 0, "return_token_ids": True}
     for _ in ("cold", "warm"):
         for case in cases:
-            answer = await complete(service, case, logprobs=0)
-            choice = answer["choices"][0]
-            assert choice["text"] == case["text"]
-            assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(case["sum_logprob"], abs=1e-3)
-            assert choice["logprobs"]["token_logprobs"][:5] == pytest.approx(case["first5_logprobs"], abs=1e-3)
+            answer = await complete(service, case, **wanted)
+            check(answer["choices"][0], case)
             assert answer["usage"]["completion_tokens"] == len(case["new_ids"])
-            assert await stream(service, case) == (case["text"], "length", True)
+            whole, done = await streamed(service, case, **wanted)
+            check(whole, case)
+            assert done
     crowd = cases * 16
-    answers = await asyncio.gather(*(complete(service, case) for case in crowd[::2]), return_exceptions=False)
-    streams = await asyncio.gather(*(stream(service, case) for case in crowd))
-    assert [answer["choices"][0]["text"] for answer in answers] == [case["text"] for case in crowd[::2]]
-    assert streams == [(case["text"], "length", True) for case in crowd]
+    answers = asyncio.gather(*(complete(service, case, **wanted) for case in crowd[::2]))
+    streams = await asyncio.gather(*(streamed(service, case, **wanted) for case in crowd))
+    for answer, case in zip(await answers, crowd[::2], strict=True):
+        check(answer["choices"][0], case)
+    for (whole, done), case in zip(streams, crowd, strict=True):
+        check(whole, case)
+        assert done
     if "--kv-cache-memory" in arguments:
         assert await service.metric("preemptions_total") > 0
 
