@@ -53,10 +53,10 @@ RATE_LIMIT_HEADERS = tuple(
 
 # Routes are tried in turn: those that are asked most come first.
 ROUTERS = (
-    embeddings.router,
     completions.router,
     chat.router,
     responses.router,
+    embeddings.router,
     health.router,
     models.router,
     metrics.router,
