@@ -265,7 +265,7 @@ class EngineClient:
     def on_worker_up(self) -> None:
         pass
 
-    def on_worker_down(self, cause: str) -> None:
+    def on_worker_down(self, cause: str, batch: frozenset[int] | None) -> None:
         self._books.metrics.worker_up(False)
         self._books.metrics.worker_restarted(cause)
         if self.state == "ready":
@@ -275,7 +275,7 @@ class EngineClient:
             if model.state == "ready":
                 model.state = "loading"
         self.versions.probation.worker_died()
-        self._ledger.take_back()
+        self._ledger.take_back(batch)
 
     def on_budget_spent(self) -> None:
         self._give_up("the worker died more often than the restart budget allows")

@@ -3,8 +3,8 @@
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
 fairness, cancellation and deadlines act here, where they are cheap. Requests that its cache has no room for wait here
 too: it is given new ones only as it starts those that it has. A more urgent one is given to it even when it is full,
-since it may put others back. After a death the requests that were in the worker
-come back; one that was there in two deaths without getting anywhere is a suspect. A suspect is let in only among
+since it may put others back. After a death the requests that were in the worker come back; one that was being computed
+in two deaths without getting anywhere is a suspect. A suspect is let in only among
 requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
 guilty. Pure data. Runs in the API process.
 """
@@ -120,14 +120,20 @@ class Dispatcher:
         if self._suspect is flight:
             self._suspect = None
 
-    def take_back(self) -> list[Flight]:
-        """Everything that was inside the worker, which has died: one death more for each."""
+    def take_back(self, batch: frozenset[int] | None = None) -> list[Flight]:
+        """Everything that was inside the worker, which has died: one death more for each that may be the cause, those
+        of its step (of `batch`; all, where that is not known) and those whose grammar was being compiled beside it."""
         lost = [flight for lane in self._lanes.values() for flight in lane.inside.values()]
         for flight in lost:
+            if batch is None or flight.number in batch or self._compiles(flight):
+                flight.deaths_without_progress += 1
             self._leave(self._lanes[flight.model.key], flight)
-            flight.deaths_without_progress += 1
         self._suspect = None
         return sorted(lost, key=lambda flight: flight.number)
+
+    def _compiles(self, flight: Flight) -> bool:
+        has_grammar = isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is not None
+        return has_grammar and flight.number in self._unproven
 
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):

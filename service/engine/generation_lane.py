@@ -8,6 +8,7 @@ thread; only grammar compilation happens elsewhere, and reports back through `Gr
 
 import logging
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from model.batch import Batch
@@ -42,6 +43,7 @@ class GenerationLane:
     ) -> None:
         self.loaded = loaded
         self.busy_seconds = 0.0
+        self.on_batch: Callable[[Collection[int]], None] = lambda _ids: None
         self._scheduler = scheduler
         self._runner = runner
         self._grammars = grammars
@@ -90,6 +92,8 @@ class GenerationLane:
             delivered += self._forget_ended(self._scheduler.expire(now))
         delivered += self._take_grammars()
         batch = self._scheduler.schedule(now)
+        if self._flight is None:  # else there are two steps that may be at fault
+            self.on_batch(self._scheduler.step_request_ids)
         self._note_smaller_steps()
         launched = self._launch(batch)
         delivered += self._land()

@@ -4,16 +4,19 @@ A generation lane is a scheduler over a runner with a paged KV cache, a single-p
 runner. What a lane is made of is in `service.engine.loading`. Worker process.
 """
 
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from service.engine.protocol import Encode, Generate, Loaded, Step
 
 
 class Lane(Protocol):
-    """`busy_seconds` is the time that its steps have taken, by which the loop gives each lane its fair turn."""
+    """`busy_seconds` is the time that its steps have taken, by which the loop gives each lane its fair turn; `on_batch`
+    is told whose requests a step computes, before it does."""
 
     loaded: Loaded
     busy_seconds: float
+    on_batch: Callable[[Collection[int]], None]
 
     @property
     def has_work(self) -> bool: ...

@@ -164,9 +164,10 @@ class Ledger:
 
     # -- a worker's death ---------------------------------------------------------------------------------------------
 
-    def take_back(self) -> None:
-        """Puts back to the queue what the worker had; convicts a request that keeps dying where nothing else does."""
-        for flight in self._dispatcher.take_back():
+    def take_back(self, batch: frozenset[int] | None = None) -> None:
+        """Puts back to the queue what the worker had; convicts a request that keeps dying where nothing else does.
+        `batch`: what the worker was computing, where that is known."""
+        for flight in self._dispatcher.take_back(batch):
             flight.dispatched = False
             if flight.deaths_without_progress >= GUILTY_DEATHS:
                 log.error("request quarantined", extra=flight.described())

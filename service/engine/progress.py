@@ -1,16 +1,21 @@
 """The progress clock: a shared page by which the supervisor tells a working worker from a stuck one.
 
-The worker writes when its current step began and how long that step may take, and beats between steps; the supervisor
-only reads. Two doubles are written without a lock: a torn read costs at most one early look, never a wrong kill,
-because the supervisor asks twice. Runs in both processes.
+The worker writes when its current step began, how long that step may take and whose requests are in it, and beats
+between steps; the supervisor only reads. Times are written without a lock: a torn read costs at most one early look,
+never a wrong kill, because the supervisor asks twice. Runs in both processes.
 """
 
 import mmap
 import os
 import struct
 import tempfile
+from collections.abc import Collection
 
-_PAGE = struct.Struct("<ddd")
+_PAGE = struct.Struct("<dddq")
+_ID_BYTES = 8
+MAX_NOTED = 8192
+_SIZE_BYTES = _PAGE.size + MAX_NOTED * _ID_BYTES
+_NOT_NOTED = -1
 
 
 class ProgressClock:
@@ -18,13 +23,13 @@ class ProgressClock:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._page = mmap.mmap(descriptor, mmap.PAGESIZE)
+        self._page = mmap.mmap(descriptor, _SIZE_BYTES)
 
     @classmethod
     def create(cls) -> "ProgressClock":
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, mmap.PAGESIZE)
+        os.ftruncate(descriptor, _SIZE_BYTES)
         return cls(descriptor)
 
     def close(self) -> None:
@@ -33,24 +38,35 @@ class ProgressClock:
 
     def beat(self, now: float) -> None:
         """The worker is between steps and alive."""
-        _PAGE.pack_into(self._page, 0, now, 0.0, 0.0)
+        _PAGE.pack_into(self._page, 0, now, 0.0, 0.0, _NOT_NOTED)
 
     def begin_step(self, now: float, bound_seconds: float) -> None:
-        _PAGE.pack_into(self._page, 0, now, now, bound_seconds)
+        _PAGE.pack_into(self._page, 0, now, now, bound_seconds, _NOT_NOTED)
+
+    def note_batch(self, request_ids: Collection[int]) -> None:
+        """Whose requests the step that has begun computes; forgotten when it ends."""
+        if len(request_ids) <= MAX_NOTED:
+            struct.pack_into(f"<{len(request_ids)}q", self._page, _PAGE.size, *request_ids)
+            struct.pack_into("<q", self._page, _PAGE.size - _ID_BYTES, len(request_ids))
+
+    def batch(self) -> frozenset[int] | None:
+        """Whose requests are in the step; None if that is not known, or if there is no step."""
+        num_noted = struct.unpack_from("<q", self._page, _PAGE.size - _ID_BYTES)[0]
+        if num_noted == _NOT_NOTED:
+            return None
+        return frozenset(struct.unpack_from(f"<{num_noted}q", self._page, _PAGE.size))
 
     @property
     def last_sign(self) -> float:
-        """When the worker last wrote."""
-        beat: float
-        beat, _, _ = _PAGE.unpack_from(self._page, 0)
-        return beat
+        """When the worker last wrote a time."""
+        return float(_PAGE.unpack_from(self._page, 0)[0])
 
     def overdue_seconds(self, now: float, idle_bound_seconds: float) -> float:
         """How far past its bound the worker is; 0.0 or less means that it is working or resting as it should."""
         beat: float
         started: float
         bound: float
-        beat, started, bound = _PAGE.unpack_from(self._page, 0)
+        beat, started, bound, _ = _PAGE.unpack_from(self._page, 0)
         return now - started - bound if started else now - beat - idle_bound_seconds
 
 

@@ -5,6 +5,7 @@ Knows messages and items; not weights, and not what a vector or a score means. W
 
 import logging
 import time
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class SinglePassLane:
     def __init__(self, loaded: Loaded, batcher: Batcher, runner: EncoderRunner) -> None:
         self.loaded = loaded
         self.busy_seconds = 0.0
+        self.on_batch: Callable[[Collection[int]], None] = lambda _ids: None
         self._batcher = batcher
         self._runner = runner
         self._unstarted: set[int] = set()
@@ -47,10 +49,11 @@ class SinglePassLane:
     def step(self, now: float) -> Step:
         results = self._batcher.expire(now)
         batch = self._batcher.next_batch()
+        numbers = {item.request_id for item in batch}
+        self.on_batch(numbers)
         began = time.monotonic()
         results += self._run(batch)
         forward_seconds = time.monotonic() - began
-        numbers = {item.request_id for item in batch}
         started = sorted(numbers & self._unstarted)
         self._unstarted -= numbers
         seconds = time.monotonic() - now

@@ -57,8 +57,9 @@ class WorkerEvents(Protocol):
 
     def on_message(self, message: FromWorker) -> None: ...
 
-    def on_worker_down(self, cause: str) -> None:
-        """The worker is gone; nothing sent to it before counts any more."""
+    def on_worker_down(self, cause: str, batch: frozenset[int] | None) -> None:
+        """The worker is gone; nothing sent to it before counts any more. `batch`: the requests that it was computing,
+        where that is known."""
         ...
 
     def on_worker_up(self) -> None:
@@ -99,13 +100,12 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
-    async def reap(self) -> str:
-        """Waits for the exit and says how it came about."""
+    async def reap(self) -> tuple[str, frozenset[int] | None]:
+        """Waits for the exit and says how it came about, and in the midst of which requests."""
         code = await asyncio.to_thread(self.process.wait)
+        batch = self.clock.batch()
         self.clock.close()
-        if code < 0:
-            return signal.Signals(-code).name.lower()
-        return f"exit_{code}"
+        return signal.Signals(-code).name.lower() if code < 0 else f"exit_{code}", batch
 
 
 class Supervisor:
@@ -172,12 +172,12 @@ class Supervisor:
         attempt = 0
         while not self._stop.is_set():
             started = self._now()
-            cause = await self._live_once()
+            cause, batch = await self._live_once()
             if self._stop.is_set():
                 return
             lived_seconds = self._now() - started
             log.error("worker died", extra={"cause": cause, "lived_seconds": round(lived_seconds, 3)})
-            self._events.on_worker_down(cause)
+            self._events.on_worker_down(cause, batch)
             if not self._take_restart():
                 self._events.on_budget_spent()
                 return
@@ -196,8 +196,8 @@ class Supervisor:
         self._restarts.append(now)
         return True
 
-    async def _live_once(self) -> str:
-        """One worker from its start to its end; returns the cause of the end."""
+    async def _live_once(self) -> tuple[str, frozenset[int] | None]:
+        """One worker from its start to its end; returns the cause of the end, and what it was computing then."""
         worker = self._worker = _Worker(self._limits, self._now())
         self._hung = False
         reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
@@ -212,9 +212,9 @@ class Supervisor:
             self._writer = None
             writer.close()
         worker.kill()
-        exit_cause = await worker.reap()
+        exit_cause, batch = await worker.reap()
         self._worker = None
-        return "hang" if self._hung else exit_cause
+        return "hang" if self._hung else exit_cause, batch
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Passes messages on until the worker's end of the socket closes, which a death of any kind does."""

@@ -214,6 +214,7 @@ class Worker:
             self._connection.send(arrival)
             return
         arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)
+        arrival.on_batch = self._clock.note_batch
         self._lanes[arrival.loaded.model] = arrival
         self._connection.send(arrival.loaded)
 

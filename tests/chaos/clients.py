@@ -57,15 +57,13 @@ async def _latencies(service: Service, rounds: int) -> float:
 
 
 async def _open(service: Service) -> list[socket.socket]:
-    port = service.client.base_url.port
-    assert port is not None
     found = []
     for number in range(IDLE + HALF + STOPPED):
         connection = socket.socket()
         found.append(connection)
         if number >= IDLE + HALF:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        await asyncio.to_thread(connection.connect, ("127.0.0.1", port))
+        await asyncio.to_thread(connection.connect, ("127.0.0.1", service.port))
         if number >= IDLE:
             body = json.dumps({**body_of(number, STREAM_TOKENS), "stream": True, "logprobs": 5}).encode()
             head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

@@ -157,7 +157,7 @@ def _other_value(chance: random.Random, value: Any) -> Any:
         case 4:
             return chance.choice((None, True, False, [], {}, [[]], {"": {}}, [None]))
         case 5:
-            return [value] * chance.choice((2, 10, 300))
+            return [value] * chance.choice((2, 5, 40))
         case 6:
             return _nested(value, chance.choice((5, 60, 70, 400)), chance)
         case _:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.law import Row, check_books, growth_texts
-from tests.chaos.service import Service, running
-from tests.chaos.work import body_of, stream_all
+from tests.chaos.service import running
+from tests.chaos.wire import Wire, get, post
+from tests.chaos.work import body_of
 
 SECONDS = 60.0
 TOKENS = 50
@@ -23,6 +24,8 @@ MAX_REFUSAL_SECONDS = 0.05
 MAX_PROBE_SECONDS = 0.1
 MAX_GROWTH = 0.02
 CALM_SECONDS = 5.0
+CAPACITY_ROUNDS = 4
+WARM_UP_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -41,14 +44,15 @@ async def overload(options: argparse.Namespace, log: Path) -> Row:
     seconds = options.count or SECONDS
     row = Row(f"open loop at {FACTOR} times capacity for {seconds:g} s")
     async with running(log, "--max-queue-requests", str(QUEUE)) as service:
-        await stream_all(service, options.streams, TOKENS)
-        calm = await _latency(service)
-        await _rage(service, 20.0, 5.0)  # whatever grows with use has grown
-        capacity = await _capacity(service, options.streams)
+        wire = Wire(service.port)
+        await _capacity(wire, options.streams)
+        calm = await _latency(wire)
+        capacity = await _capacity(wire, options.streams)
+        await _rage(wire, capacity * FACTOR, WARM_UP_SECONDS)  # what grows with use has grown
         before = service.rss_bytes()
-        storm = await _rage(service, capacity * FACTOR, seconds)
+        storm = await _rage(wire, capacity * FACTOR, seconds)
         after_storm = time.perf_counter()
-        while await _latency(service) > 2 * calm and time.perf_counter() - after_storm < 30:
+        while await _latency(wire) > 2 * calm and time.perf_counter() - after_storm < 30:
             pass
         calmed = time.perf_counter() - after_storm
         goodput = sum(ended <= seconds for ended in storm.ended) / seconds
@@ -71,57 +75,56 @@ async def overload(options: argparse.Namespace, log: Path) -> Row:
     return row
 
 
-async def _capacity(service: Service, num_streams: int) -> float:
+async def _capacity(wire: Wire, num_callers: int) -> float:
     """Requests a second of a closed loop."""
-    rounds = 4
     began = time.perf_counter()
 
     async def call(caller: int) -> None:
-        for turn in range(rounds):
-            response = await service.client.post("/v1/completions", json=body_of(caller + 1000 * turn, TOKENS))
-            assert response.status_code == 200, response.text
+        for turn in range(CAPACITY_ROUNDS):
+            answer = await wire.ask(_completion(caller + 1000 * turn, TOKENS))
+            assert answer.status == 200, answer
 
-    await asyncio.gather(*(call(caller) for caller in range(num_streams)))
-    return rounds * num_streams / (time.perf_counter() - began)
-
-
-async def _latency(service: Service) -> float:
-    began = time.perf_counter()
-    await service.client.post("/v1/completions", json=body_of(0, 10))
-    return time.perf_counter() - began
+    await asyncio.gather(*(call(caller) for caller in range(num_callers)))
+    return CAPACITY_ROUNDS * num_callers / (time.perf_counter() - began)
 
 
-async def _rage(service: Service, per_second: float, seconds: float) -> Storm:
+async def _latency(wire: Wire) -> float:
+    return (await wire.ask(_completion(0, 10))).seconds
+
+
+def _completion(number: int, max_tokens: int) -> bytes:
+    return post("/v1/completions", body_of(number, max_tokens))
+
+
+async def _rage(wire: Wire, per_second: float, seconds: float) -> Storm:
     """Sends at a constant rate, whatever comes back, and waits for all answers."""
     storm = Storm()
     began = time.perf_counter()
 
     async def one(number: int) -> None:
-        sent = time.perf_counter()
-        response = await service.client.post("/v1/completions", json=body_of(number, TOKENS))
-        storm.statuses.add(response.status_code)
-        if response.status_code == 429:
-            storm.refusals.append(time.perf_counter() - sent)
-            storm.waits.append(response.headers.get("retry-after", ""))
-        elif response.status_code == 200:
+        answer = await wire.ask(_completion(number, TOKENS))
+        storm.statuses.add(answer.status)
+        if answer.status == 429:
+            storm.refusals.append(answer.seconds)
+            storm.waits.append(answer.headers.get("retry-after", ""))
+        elif answer.status == 200:
             storm.ended.append(time.perf_counter() - began)
 
-    prober = asyncio.create_task(_probe(service, storm))
+    prober = asyncio.create_task(_probe(wire, storm))
     tasks: list[asyncio.Task[None]] = []
     while (elapsed := time.perf_counter() - began) < seconds:
         while len(tasks) < elapsed * per_second:
             tasks.append(asyncio.create_task(one(len(tasks))))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
     await asyncio.gather(*tasks)
     prober.cancel()
     return storm
 
 
-async def _probe(service: Service, storm: Storm) -> None:
+async def _probe(wire: Wire, storm: Storm) -> None:
     while True:
         for path in ("/livez", "/readyz"):
-            sent = time.perf_counter()
-            response = await service.client.get(path)
-            storm.probes.append(time.perf_counter() - sent)
-            storm.statuses.add(response.status_code)
+            answer = await wire.ask(get(path))
+            storm.probes.append(answer.seconds)
+            storm.statuses.add(answer.status)
         await asyncio.sleep(0.1)

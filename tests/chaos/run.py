@@ -5,7 +5,6 @@ tells whether all held.
 """
 
 import argparse
-import asyncio
 import os
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import uvloop
 
 from tests.chaos.clients import clients
 from tests.chaos.drains import drains
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="folder that keeps the service's logs")
     parser.add_argument("--write", action="store_true", help="write the table into the README")
     options = parser.parse_args()
-    rows = asyncio.run(_run(options))
+    rows = uvloop.run(_run(options))
     table = "\n".join(["| run | found | law |", "|---|---|---|", *map(str, rows)])
     sys.stdout.write(f"\n{table}\n")
     if options.write:

@@ -53,6 +53,12 @@ class Service:
     log: Path
 
     @property
+    def port(self) -> int:
+        port = self.client.base_url.port
+        assert port is not None
+        return port
+
+    @property
     def worker(self) -> psutil.Process | None:
         for child in psutil.Process(self.process.pid).children():
             try:

@@ -171,6 +171,26 @@ def test_each_death_counts_for_all_that_were_inside_and_for_nobody_else(dispatch
     assert [flight.deaths_without_progress for flight in flights] == [1] * (len(flights) - 1) + [0]
 
 
+def test_a_death_in_the_midst_of_a_step_counts_for_those_in_the_step_alone(dispatcher: Dispatcher) -> None:
+    """A worker killed again and again while it computed many prompts anew had those convicted that only waited."""
+    flights = [make_flight(number) for number in range(4)]
+    for flight in flights:
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    assert numbers(dispatcher.take_back(frozenset({1, 3, 99}))) == [0, 1, 2, 3]
+    assert [flight.deaths_without_progress for flight in flights] == [0, 1, 0, 1]
+
+
+def test_a_grammar_that_is_being_compiled_beside_the_step_is_suspected_with_it(dispatcher: Dispatcher) -> None:
+    compiling, compiled = make_flight(1, grammar="a+"), make_flight(2, grammar="b+")
+    for flight in (compiling, compiled):
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    dispatcher.made_progress(compiled)
+    dispatcher.take_back(frozenset())
+    assert (compiling.deaths_without_progress, compiled.deaths_without_progress) == (1, 0)
+
+
 def test_a_suspect_that_ends_makes_room_for_the_next(dispatcher: Dispatcher) -> None:
     suspects = [make_flight(number, deaths=SUSPECT_DEATHS) for number in (1, 2)]
     for flight in suspects:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.engine.progress import Judge, ProgressClock, StepBound
+from service.engine.progress import MAX_NOTED, Judge, ProgressClock, StepBound
 
 
 @pytest.fixture
@@ -32,6 +32,24 @@ def test_both_processes_see_one_page(clock: ProgressClock) -> None:
     other = ProgressClock(os.dup(clock.descriptor))
     other.begin_step(50.0, 1.0)
     assert clock.overdue_seconds(53.0, 1.0) == pytest.approx(2.0)
+    other.close()
+
+
+def test_whose_requests_are_in_a_step_is_known_from_their_noting_to_the_step_s_end(clock: ProgressClock) -> None:
+    other = ProgressClock(os.dup(clock.descriptor))
+    clock.begin_step(100.0, 5.0)
+    assert other.batch() is None
+    clock.note_batch([7, 2**40, 1])
+    assert other.batch() == {7, 2**40, 1}
+    assert other.overdue_seconds(105.5, 1.0) == pytest.approx(0.5)
+    clock.beat(101.0)
+    assert other.batch() is None
+    clock.begin_step(102.0, 5.0)
+    clock.note_batch(range(MAX_NOTED))
+    assert other.batch() == set(range(MAX_NOTED))
+    clock.begin_step(103.0, 5.0)
+    clock.note_batch(range(MAX_NOTED + 1))
+    assert other.batch() is None
     other.close()
 
 

@@ -82,6 +82,7 @@ def test_a_cancelled_request_that_was_the_last_leaves_no_gauge_behind() -> None:
     running = connection.said[-1]
     assert isinstance(running, Step)
     assert (running.stats.num_running, running.stats.kv_cache_usage > 0) == (1, True)
+    assert worker._clock.batch() == {7}
     connection.inbox = [Cancel(7)]
     worker._drain_inbox()
     idle = connection.said[-1]
