@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.state import AppState, app_state
+from service.engine.memory import keep_what_is_here
 from service.http.protocol import PROBE_CONNECTIONS, ConnectionLimits, bounded_protocol
 from service.settings import Settings
 from service.settings_sources import SettingsError
@@ -39,6 +40,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        keep_what_is_here()
         address, port = self.servers[0].sockets[0].getsockname()[:2]
         log.info("listening", extra={"address": address, "port": port})
         if self._state.draining:

@@ -26,7 +26,7 @@ from service.engine.cache_budget import Neighbours
 from service.engine.connection import ConnectionLostError, WorkerConnection
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
-from service.engine.memory import bound_heaps, free_memory
+from service.engine.memory import bound_heaps, free_memory, keep_what_is_here
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
     Cancel,
@@ -258,6 +258,7 @@ def main() -> None:
 
     connection = WorkerConnection(socket.socket(fileno=arguments.socket), wake_read)
     worker = Worker(connection, ProgressClock(arguments.clock), StepBound(arguments.step_timeout), wake)
+    keep_what_is_here()
     with contextlib.suppress(ConnectionLostError):
         worker.run()
 

@@ -17,8 +17,8 @@ from tests.chaos.work import SINGLE_PASS, stream_all
 
 KILLS, STOPS = 20, 5
 TOKENS = 200
-PAUSE_SECONDS = (0.05, 2.0)
-"""Between the worker's being ready and the next fault."""
+MAX_PAUSE = 0.5
+"""Between the worker's being ready and the next fault, of the time that the undisturbed run took."""
 SAME = 1e-4
 """How far a number of a single-pass answer may be from the one of the undisturbed run: batches round differently."""
 
@@ -34,7 +34,9 @@ async def kills(options: argparse.Namespace, log: Path) -> Row:
     faults = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
     chance.shuffle(faults)
     async with running(log, "--restart-budget", "1000", "--step-timeout", str(options.step_timeout)) as service:
+        began = time.perf_counter()
         undisturbed = [stream.text for stream in await stream_all(service, options.streams, TOKENS)]
+        max_pause = MAX_PAUSE * (time.perf_counter() - began)
         answers = [await _ask(service, number) for number in range(len(SINGLE_PASS))]
         streams: list[Stream] = []
         recoveries: list[float] = []
@@ -43,7 +45,7 @@ async def kills(options: argparse.Namespace, log: Path) -> Row:
             work = asyncio.ensure_future(stream_all(service, options.streams, TOKENS))
             beside = asyncio.ensure_future(_keep_asking(service, work, answers, row))
             while faults and not work.done():
-                await asyncio.sleep(chance.uniform(*PAUSE_SECONDS))
+                await asyncio.sleep(chance.uniform(0.05, max_pause))
                 if work.done() or (worker := service.worker) is None:
                     break
                 recoveries.append(await _strike(service, worker, faults.pop()))

@@ -27,6 +27,7 @@ from tests.chaos.swaps import swaps
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- chaos -->\n", "<!-- /chaos -->"
+HEAD = ["| law | run | found | held? |", "|---|---|---|---|"]
 RUNS: dict[str, Callable[[argparse.Namespace, Path], Awaitable[Row]]] = {
     "kills": kills,
     "overload": overload,
@@ -47,28 +48,34 @@ def main() -> int:
     parser.add_argument("--step-timeout", type=float, default=2.0, help="seconds; on a crowded machine more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", type=Path, help="folder that keeps the service's logs")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--write", action="store_true", help="write the rows into the README's table")
     options = parser.parse_args()
     rows = uvloop.run(_run(options))
-    table = "\n".join(["| run | found | law |", "|---|---|---|", *map(str, rows)])
-    sys.stdout.write(f"\n{table}\n")
+    lines = {name: f"| {name} {row}" for name, row in rows.items()}
+    sys.stdout.write(os.linesep.join(["", *HEAD, *lines.values(), ""]))
     if options.write:
-        text = README.read_text()
-        first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
-        README.write_text(f"{text[:first]}{table}\n{text[last:]}")
-    return 1 if any(row.faults for row in rows) else 0
+        README.write_text(with_rows(README.read_text(), lines))
+    return 1 if any(row.faults for row in rows.values()) else 0
 
 
-async def _run(options: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
+def with_rows(text: str, lines: dict[str, str]) -> str:
+    """The README with these rows, by law, in its table; those of laws that were not run stay."""
+    first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+    former = {line.split("|")[1].strip(): line for line in text[first:last].splitlines() if line.startswith("|")}
+    kept = [lines.get(name) or former.get(name) for name in RUNS]
+    return text[:first] + "\n".join([*HEAD, *(line for line in kept if line is not None)]) + "\n" + text[last:]
+
+
+async def _run(options: argparse.Namespace) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         logs = options.logs or Path(folder)
         for name in options.only or RUNS:
             try:
-                rows.append(await RUNS[name](options, logs / f"{name}.log"))
-            except (RuntimeError, httpx.HTTPError, AssertionError) as error:
-                rows.append(Row(name, faults=[f"{type(error).__name__}: {error}"]))
-            sys.stdout.write(f"{rows[-1]}{os.linesep}")
+                rows[name] = await RUNS[name](options, logs / f"{name}.log")
+            except (RuntimeError, OSError, httpx.HTTPError, AssertionError) as error:
+                rows[name] = Row(name, faults=[f"{type(error).__name__}: {error}"])
+            sys.stdout.write(f"{rows[name]}{os.linesep}")
             sys.stdout.flush()
     return rows
 

@@ -10,6 +10,7 @@ from tests.chaos.drains import drains
 from tests.chaos.fuzz import fuzz
 from tests.chaos.kills import kills
 from tests.chaos.law import Row
+from tests.chaos.run import BEGIN, END, HEAD, with_rows
 
 OF_TIME_AND_SIZE = ("memory", "readiness was told")
 """Faults that a crowded machine, or one that has only just warmed up, has too."""
@@ -24,3 +25,15 @@ async def test_law_holds_in_the_small(
     row = await law(options, tmp_path / "service.log")
     faults = [fault for fault in row.faults if not fault.startswith(OF_TIME_AND_SIZE)]
     assert not faults, row
+
+
+def test_a_run_of_some_laws_leaves_the_others_rows_in_the_table() -> None:
+    text = f"before\n{BEGIN}nothing yet\n{END}after\n"
+    both = with_rows(text, {"soak": "| soak | a | b | held |", "kills": "| kills | c | d | held |"})
+    again = with_rows(both, {"soak": "| soak | e | f | held |"})
+    assert (
+        again
+        == f"before\n{BEGIN}"
+        + "\n".join([*HEAD, "| kills | c | d | held |", "| soak | e | f | held |"])
+        + f"\n{END}after\n"
+    )
