@@ -30,6 +30,8 @@ DIGESTED = (".json", ".jinja", ".model", ".spm", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
 MAX_HEADER_BYTES = 100 << 20
 MAX_FILE_BYTES = 1 << 50
+SMALL_BYTES = 100 << 20
+"""Weights of fewer bytes (50 million parameters in 16 bits) follow the form of an instruction, hardly its meaning."""
 NOT_DEFAULTS = re.compile(r".*_token_id|_from_model_config|transformers_version")
 
 
@@ -63,11 +65,17 @@ class CheckpointDescription:
     embedding_size: int | None = None
     score_activation: ActivationName | None = None
     """Cross-encoders: what turns a logit into the score that the checkpoint means."""
+    weight_bytes: int | None = None
+    """Of the stored weights; None where nobody has looked."""
     heads: Mapping[str, TaskHeadConfig] = field(default_factory=dict)
     """Small heads on an embedder's body, by name."""
     calibration: Calibration = field(default_factory=Calibration)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """`config.json` as it is."""
+
+    @property
+    def small(self) -> bool:
+        return self.weight_bytes is not None and self.weight_bytes < SMALL_BYTES
 
 
 def describe(folder: Path | str, max_model_len: int | None = None) -> CheckpointDescription:
@@ -113,6 +121,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         embedding=embedding,
         embedding_size=embedding.size(config.hidden_size) if embedding is not None and head == "embedding" else None,
         score_activation=score_activation(folder, raw, max(len(labels), 1)) if head == "cross_encoder" else None,
+        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         heads=heads,
         calibration=read_calibration(folder, version),
         raw=raw.values,

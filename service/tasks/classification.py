@@ -1,8 +1,8 @@
 """Classification: which checkpoint answers in which way, and its logits for every text.
 
 In order of preference: a checkpoint's own head; for labels that the caller names, an NLI checkpoint, a causal LM, an
-embedding checkpoint. What each way costs and means is in `zero_shot` and `label_likelihood`; what may be said of the
-logits, in `confidence`. Knows neither HTTP nor torch. Runs in the API process.
+embedding checkpoint, a small causal LM. What each way costs and means is in `zero_shot` and `label_likelihood`; what
+may be said of the logits, in `confidence`. Knows neither HTTP nor torch. Runs in the API process.
 """
 
 from collections.abc import Sequence
@@ -143,11 +143,16 @@ def choose_for_labels(engine: ClassifyEngine, name: str | None, methods: Sequenc
             if can(model.description, method):
                 return Way(model=model, method=method)
         raise _not_for_labels(engine, model, methods)
-    for method in methods:
-        for model in engine.models.offered():
-            if can(model.description, method):
-                return Way(model=model, method=method)
+    if ways := ways_for_labels(engine.models.offered(), methods):
+        return ways[0]
     raise ModelNotFound("no loaded checkpoint can classify by labels of the caller's", param="model")
+
+
+def ways_for_labels(models: Sequence[LoadedModel], methods: Sequence[Method] = LABEL_METHODS) -> list[Way]:
+    """Every way to tell labels apart that the caller names, best first; what a small language model makes of them is
+    last."""
+    ways = [Way(model=model, method=method) for method in methods for model in models if can(model.description, method)]
+    return sorted(ways, key=lambda way: way.method == "likelihood" and way.model.description.small)
 
 
 def head_names(description: CheckpointDescription) -> list[str]:

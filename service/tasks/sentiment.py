@@ -1,9 +1,9 @@
 """Sentiment: whatever a checkpoint's labels are, what they come to as positive, neutral and negative.
 
 In order of preference: a checkpoint whose labels speak of sentiment (its own head, or a task head named `sentiment`),
-then NLI, a causal LM, an embedding checkpoint with those three words as labels, and last a classifier whose labels have
-no names, which is a guess. A checkpoint that the caller names is read in the first of these ways that it can. Knows
-neither HTTP nor torch. Runs in the API process.
+then NLI, a causal LM, an embedding checkpoint, a small causal LM with those three words as labels, and last a
+classifier whose labels have no names, which is a guess. A checkpoint that the caller names is read in the first of
+these ways that it can. Knows neither HTTP nor torch. Runs in the API process.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from service.tasks.classification import (
     classify_by_labels,
     classify_own,
     own_labels,
+    ways_for_labels,
 )
 from service.tasks.confidence import Judgement, Numbers, Scored, activated, best_first, entropy
 from service.tasks.encoding import EncodeOptions
@@ -81,11 +82,8 @@ def _trained(models: Sequence[LoadedModel]) -> SentimentWay | None:
 
 
 def _by_words(models: Sequence[LoadedModel]) -> SentimentWay | None:
-    for method in LABEL_METHODS:
-        for model in models:
-            if can(model.description, method):
-                return SentimentWay(way=Way(model=model, method=method), valences=(1.0, 0.0, -1.0))
-    return None
+    ways = ways_for_labels(models)
+    return SentimentWay(way=ways[0], valences=(1.0, 0.0, -1.0)) if ways else None
 
 
 def _unnamed(models: Sequence[LoadedModel]) -> SentimentWay | None:

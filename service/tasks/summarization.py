@@ -53,7 +53,7 @@ def choose(engine: SummaryEngine, name: str | None, method: Literal["auto"] | Me
     abstractive = _able(engine, "abstractive")
     extractive = _able(engine, "extractive")
     if method == "auto":
-        # A plain LM goes on with a form well or badly: sentences of the text itself are a safer summary.
+        # A plain or small LM goes on with a form well or badly: sentences of the text itself are a safer summary.
         fit = [model for model in abstractive if _writes_by_training(model)]
         found = [*fit, *extractive, *abstractive]
     else:
@@ -75,7 +75,8 @@ def _method(description: CheckpointDescription) -> Method:
 
 
 def _writes_by_training(model: LoadedModel) -> bool:
-    return model.description.network == "encoder_decoder" or model.chat_template is not None
+    description = model.description
+    return description.network == "encoder_decoder" or (model.chat_template is not None and not description.small)
 
 
 def assignment(shape: Shape) -> Assignment:

@@ -157,9 +157,20 @@ async def test_head_and_embedding_of_a_text_do_not_disturb_each_other(
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("small_bytes", "with_a_language_model"), [(0, ("lm", "likelihood")), (1 << 20, ("embedder", "similarity"))]
+)
 async def test_the_way_is_the_best_that_is_loaded(
-    make_model: Any, make_classifier: Any, engine: Any, client: httpx.AsyncClient
+    make_model: Any,
+    make_classifier: Any,
+    engine: Any,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    small_bytes: int,
+    with_a_language_model: tuple[str, str],
 ) -> None:
+    """A language model too small to follow an instruction comes after an embedding checkpoint."""
+    monkeypatch.setattr("model.description.SMALL_BYTES", small_bytes)
     engine.load(make_model("BertModel", "embedder")[0])
     first = await classify(client, input="x", labels=LABELS)
     engine.load(make_model("LlamaForCausalLM", "lm", **LLAMA)[0])
@@ -167,7 +178,7 @@ async def test_the_way_is_the_best_that_is_loaded(
     engine.load(make_classifier(["contradiction", "entailment"], "nli")[0])
     third = await classify(client, input="x", labels=LABELS)
     ways = [(answer["model"], answer["method"]) for answer in (first, second, third)]
-    assert ways == [("embedder", "similarity"), ("lm", "likelihood"), ("nli", "nli")]
+    assert ways == [("embedder", "similarity"), with_a_language_model, ("nli", "nli")]
     named = await classify(client, input="x", labels=LABELS, model="embedder")
     assert named["method"] == "similarity"
 

@@ -48,8 +48,9 @@ async def test_labels_become_classes_and_polarity(
 
 
 async def test_each_kind_of_checkpoint_answers_and_the_best_is_taken(
-    make_model: Any, make_classifier: Any, engine: Any, client: httpx.AsyncClient
+    make_model: Any, make_classifier: Any, engine: Any, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("model.description.SMALL_BYTES", 0)
     ways = []
     steps = [
         lambda: make_classifier(["LABEL_0", "LABEL_1"], "unnamed"),
