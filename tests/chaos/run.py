@@ -5,6 +5,7 @@ tells whether all held.
 """
 
 import argparse
+import asyncio
 import os
 import sys
 import tempfile
@@ -12,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
-import uvloop
 
 from tests.chaos.clients import clients
 from tests.chaos.drains import drains
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="folder that keeps the service's logs")
     parser.add_argument("--write", action="store_true", help="write the rows into the README's table")
     options = parser.parse_args()
-    rows = uvloop.run(_run(options))
+    rows = asyncio.run(_run(options))
     lines = {name: f"| {name} {row}" for name, row in rows.items()}
     sys.stdout.write(os.linesep.join(["", *HEAD, *lines.values(), ""]))
     if options.write:
