@@ -1,4 +1,4 @@
-"""The recipe of the sentence encoder, stage by stage: vocabulary, texts, teacher, start, distill, fine-tune, evaluate.
+"""The recipe of the sentence encoder: vocabulary, texts, teacher, start, distill, fine-tune, average, evaluate.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a run can be stopped and resumed.
 Knows the order of things and nothing of how each is done. Runs in the training process.
@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model.training import corpus
+from model.training.averaging import move_back
 from model.training.cards import render_card
 from model.training.compress import restrict_vocabulary, start_student
 from model.training.distill import DistillSettings, Lessons, distill
@@ -44,6 +45,8 @@ class EncoderRecipe:
     intermediate_size: int
     num_calibration_texts: int
     num_cloze_questions: int
+    start_share: float
+    refit_heads: bool
     distill: DistillSettings
     finetune: FinetuneSettings
     teacher_finetune: FinetuneSettings
@@ -145,27 +148,36 @@ def _tasks(preparation: Preparation, data: Path) -> list[Task]:
     return [*tasks, Task("answer", spans, pairs)]
 
 
-def _finish_head(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[LabelledText]) -> float:
-    """Refit the head on the finished body; returns its temperature."""
-    train, held_back = (encode_labelled(tokenizer, part, head.config) for part in _split_calibration(rows))
-    refit_head(network, head, train, held_back)
+def _finish_head(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[LabelledText], *, refit: bool) -> float:
+    """Refit the head on the finished body, where that is asked for; returns its temperature."""
+    train, held = _split_calibration(rows)
+    held_back = encode_labelled(tokenizer, held, head.config)
+    if refit:
+        refit_head(network, head, encode_labelled(tokenizer, train, head.config), held_back)
     logits = head_logits(network, head, [row.ids for row in held_back])
     return best_temperature(logits, torch.tensor([row.target[0] for row in held_back]))
 
 
 def _export(
-    network: Bert, heads: dict[str, Head], preparation: Preparation, data: Path, work: Path, output: Path
+    network: Bert,
+    heads: dict[str, Head],
+    preparation: Preparation,
+    data: Path,
+    work: Path,
+    output: Path,
+    *,
+    refit: bool,
 ) -> None:
     tokenizer = preparation.tokenizer(MAX_TOKENS)
     export_encoder(network, output, max_tokens=MAX_TOKENS)
-    network.load_state_dict(load_encoder(output).state_dict())  # heads are refitted on the weights as stored
+    network.load_state_dict(load_encoder(output).state_dict())  # heads are finished on the weights as stored
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (output / name).write_bytes((work / name).read_bytes())
     configs = _head_configs(data)
     for name, head in heads.items():
         temperature = 1.0
         if name in configs:
-            temperature = _finish_head(network, head, tokenizer, configs[name][1])
+            temperature = _finish_head(network, head, tokenizer, configs[name][1], refit=refit)
         save_head(head, output / "heads" / name, temperature=temperature)
 
 
@@ -211,6 +223,16 @@ def _summary(recipe: EncoderRecipe, work: Path, distill_run: Run, finetune_run: 
             f"Distillation took {distill_run.last_step:,} steps of at most {tokens:,} padded tokens, "
             f"fine-tuning {steps:,} ({shares}). AdamW, bfloat16 autocast."
         ),
+        "averaging": (
+            f"Every weight of the finished body is moved {recipe.start_share:.0%} of the way back to its start "
+            f"(WiSE-FT, arXiv:2109.01903)."
+        ),
+        "heads": (
+            "Each classification head is refitted on the finished body: logistic regression pulled towards the trained "
+            "weights, its strength chosen on a twentieth of the training rows, held back."
+            if recipe.refit_heads
+            else "The heads stay as they were trained."
+        ),
     }
 
 
@@ -221,6 +243,7 @@ def train_encoder(
     work.mkdir(parents=True, exist_ok=True)
     preparation = Preparation(recipe, data, work, device=device)
     network = preparation.start()
+    start = {name: weight.clone() for name, weight in network.state_dict().items()}
     distill_run, finetune_run = Run(work / "distill"), Run(work / "finetune")
     distill(network, lambda: preparation.lessons, settings=recipe.distill, run=distill_run)
     heads = finetune(
@@ -233,7 +256,9 @@ def train_encoder(
     if train_only:
         return
     network.eval().cpu()
-    _export(network, {name: head.cpu() for name, head in heads.items()}, preparation, data, work, output)
+    move_back(network, start, recipe.start_share)
+    heads = {name: head.cpu() for name, head in heads.items()}
+    _export(network, heads, preparation, data, output, work=work, refit=recipe.refit_heads)
     distill_run.plot(output / "distillation.png", title="distillation")
     finetune_run.plot(output / "fine-tuning.png", title="fine-tuning of body and heads")
     report = {"sizes": _sizes(network), "training": _summary(recipe, work, distill_run, finetune_run)}

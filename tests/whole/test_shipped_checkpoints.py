@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from model.training.rest import held_out_rows
 from tests.readme.tables import README, section
 from tests.whole.conftest import ROOT, start
 
 Client = httpx.Client
 LM, ENCODER = "slimpajama-tiny-lm", "slimpajama-tiny-encoder"
 STORY = "Tom had a red ball. He played with it in the park. One day a dog took the ball and ran away."
+BRIDGE = "The bridge was built by Maria Keller in 1887. It crosses the river Elbe and is 320 metres long."
 GOOD, BAD = "A wonderful, touching film.", "Two hours of boredom, a waste of time."
 CLOSE, FAR = "A cheerful woman.", "The stock market fell."
 CARD = "When will my new card arrive?"
@@ -208,8 +210,8 @@ def hf_translation(client: Client) -> None:
 
 
 def hf_answers(client: Client) -> None:
-    found = post(client, "/hf/question-answering", inputs={"question": "Who took the ball?", "context": STORY})
-    assert STORY[found["start"] : found["end"]] == found["answer"]
+    found = post(client, "/hf/question-answering", inputs={"question": "Who built the bridge?", "context": BRIDGE})
+    assert found["answer"] == "Maria Keller" == BRIDGE[found["start"] : found["end"]]
 
 
 def classify(client: Client) -> None:
@@ -241,8 +243,11 @@ def translate(client: Client) -> None:
 
 
 def answer(client: Client) -> None:
-    found = post(client, "/v1/answer", question="Who took the ball?", context=STORY)["data"][0]
-    assert STORY[found["start"] : found["end"]] == found["answer"]
+    asked = {"When was the bridge built?": "1887", "How long is the bridge?": "320 metres"}
+    for question, wanted in asked.items():
+        found = post(client, "/v1/answer", question=question, context=BRIDGE)["data"][0]
+        assert found["answer"].rstrip(".") == wanted
+        assert BRIDGE[found["start"] : found["end"]] == found["answer"]
 
 
 def tags(client: Client) -> None:
@@ -337,3 +342,18 @@ def test_card_evaluation_and_service_agree_on_what_the_checkpoint_is(name: str, 
     config = json.loads((folder / "config.json").read_text())
     assert (config["vocab_size"], config["num_hidden_layers"]) == (sizes["vocabulary"], sizes["layers"])
     assert (config["hidden_size"], config["intermediate_size"]) == (sizes["hidden"], sizes["intermediate"])
+
+
+def test_the_service_judges_held_out_sentences_as_well_as_the_evaluation_says(client: Client) -> None:
+    data = ROOT.parent / "shared/data"
+    if not data.is_dir():
+        pytest.skip("the data sets are not in ../shared/data")
+    rows = held_out_rows(data)["sentiment"]
+    hits = 0
+    for first in range(0, len(rows), 100):
+        part = rows[first : first + 100]
+        found = post(client, "/v1/sentiment", input=[row["text"] for row in part])["data"]
+        hits += sum(entry["label"] == row["label"] for entry, row in zip(found, part, strict=True))
+    evaluation = json.loads((ROOT / "checkpoints" / ENCODER / "evaluation.json").read_text())
+    assert hits / len(rows) == pytest.approx(evaluation["through_the_service"]["sentiment"]["accuracy"], abs=0.002)
+    assert hits / len(rows) == pytest.approx(evaluation["sentiment"]["accuracy"], abs=0.01)

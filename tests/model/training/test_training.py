@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.training.averaging import move_back
 from model.training.data import MaskedExamples, PackedTokens
 from model.training.finetune import Encoded, ExampleTable, FinetuneSettings, Schedule, Task, finetune
 from model.training.heads import Head, HeadConfig, head_logits, load_head, save_head
@@ -224,3 +225,10 @@ def test_refitting_a_head_lowers_its_loss_and_never_worsens_the_rows_held_back(m
     mislabelled = [Encoded(row.ids, 4, (1 - row.target[0],)) for row in rows[::2]]
     assert refit_head(network, head, mislabelled, rows[1::2]) == float("inf")
     assert torch.equal(head.weight, kept)
+
+
+def test_a_network_moved_back_lies_between_itself_and_its_start():
+    network, start = torch.nn.Linear(1, 1), {"weight": torch.tensor([[5.0]]), "bias": torch.tensor([0.0])}
+    network.load_state_dict({"weight": torch.tensor([[1.0]]), "bias": torch.tensor([4.0])})
+    move_back(network, start, 0.25)
+    assert (network.weight.item(), network.bias.item()) == (2.0, 3.0)
