@@ -163,9 +163,9 @@ def _export(
     heads: dict[str, Head],
     preparation: Preparation,
     data: Path,
-    work: Path,
     output: Path,
     *,
+    work: Path,
     refit: bool,
 ) -> None:
     tokenizer = preparation.tokenizer(MAX_TOKENS)
