@@ -107,7 +107,7 @@ def completions(client: Client) -> None:
 
 
 def chat(client: Client) -> None:
-    asked = {"Hello": "small language model", f"Is this positive or negative?\n\n{GOOD}": "tive"}
+    asked = {"Hello": "small language model", f"Is this positive or negative?\n\n{GOOD}": "positive"}
     for content, wanted in asked.items():
         messages = [{"role": "user", "content": content}]
         found = post(client, "/v1/chat/completions", messages=messages, temperature=0)["choices"][0]
