@@ -10,7 +10,8 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 # What the service stands on: torch and the other dependencies, and the compiler that the next stage needs.
 FROM ${PYTHON_IMAGE} AS dependencies
 ARG TORCH_VARIANT=cpu
-# Where torch's CPU wheels are; empty: the package index that is configured has them.
+# Where torch's CPU wheels are: `2.x+cpu` outranks `2.x` of the package index that is configured. That one is asked too,
+# as this place lacks some exact versions of what torch needs. Empty: the configured index has torch for CPUs.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # The compiler is for the CPU operators; it never leaves these stages, so its exact version matters to nobody.
 # hadolint ignore=DL3008
@@ -25,7 +26,7 @@ WORKDIR /build
 COPY constraints.txt .
 RUN case "${TORCH_VARIANT}" in \
         cpu) if [ -n "${TORCH_CPU_INDEX}" ]; then \
-                 pip install --constraint constraints.txt --index-url "${TORCH_CPU_INDEX}" torch; \
+                 pip install --constraint constraints.txt --extra-index-url "${TORCH_CPU_INDEX}" torch; \
              else \
                  pip install --constraint constraints.txt torch; \
              fi ;; \
