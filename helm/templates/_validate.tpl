@@ -43,12 +43,30 @@ tests/helm/test_refusals.py. */ -}}
 {{- if and (eq $values.podDisruptionBudget.mode "always") (lt (include "slimpajama.leastReplicas" . | int) 2) }}
 {{- fail "podDisruptionBudget.mode=always with fewer than two replicas: no node could ever be drained; add a replica or use auto" }}
 {{- end }}
+{{- if and (include "slimpajama.hasBudget" .) (eq (toString $values.podDisruptionBudget.maxUnavailable) "0" "0%") }}
+{{- fail "podDisruptionBudget.maxUnavailable is 0: no node could ever be drained; 1 at least, or mode=never" }}
+{{- end }}
 {{- if and (eq (toString $values.strategy.maxSurge) "0" "0%") (eq (toString $values.strategy.maxUnavailable) "0" "0%") }}
 {{- fail "strategy.maxSurge and strategy.maxUnavailable are both 0: a roll-out could never begin" }}
 {{- end }}
 {{- $claim := and $values.modelCache.persistent (has "ReadWriteOncePod" $values.modelCache.accessModes) }}
 {{- if and $claim (ne (include "slimpajama.hubModels" .) "[]") (ne (toString $values.strategy.maxSurge) "0") }}
 {{- fail "modelCache.accessModes is ReadWriteOncePod: a roll-out's second pod could not start; set strategy.maxSurge=0 and strategy.maxUnavailable=1, or use ReadWriteMany" }}
+{{- end }}
+{{- if and $claim (ne (include "slimpajama.hubModels" .) "[]") (gt (include "slimpajama.leastReplicas" . | int) 1) }}
+{{- fail "modelCache.accessModes is ReadWriteOncePod with several replicas: only one pod may have the claim; use ReadWriteMany" }}
+{{- end }}
+{{- $selector := include "slimpajama.selectorLabels" . | fromYaml }}
+{{- range $label := concat (keys (default dict $values.podLabels)) (keys (default dict $values.commonLabels)) }}
+{{- if hasKey $selector $label }}
+{{- fail (printf "podLabels and commonLabels cannot hold %s: pods are found by it; nameOverride and the release's name say what it is" $label) }}
+{{- end }}
+{{- end }}
+{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "admin_keys_file" "no_auth" }}
+{{- range $values.extraEnv }}
+{{- if and (hasPrefix "slimpajama_" (lower .name)) (has (lower .name | trimPrefix "slimpajama_") $derived) }}
+{{- fail (printf "extraEnv: %s would contradict what the chart derives from other values (probes, ports, grace, mounts); set those" .name) }}
+{{- end }}
 {{- end }}
 {{- if and $values.ingress.enabled (empty $values.ingress.hosts) }}
 {{- fail "ingress.enabled without ingress.hosts: name at least one host" }}

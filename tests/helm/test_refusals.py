@@ -32,10 +32,29 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "more least than most": (OPEN | {"autoscaling": {"engine": "keda", "minReplicas": 5}}, "is more than"),
     "to zero": (OPEN | {"autoscaling": {"engine": "keda", "minReplicas": 0}}, "nothing would start the first again"),
     "a budget for one replica": (OPEN | {"podDisruptionBudget": {"mode": "always"}}, "no node could ever be drained"),
+    "a budget of nothing": (OPEN | {"replicaCount": 2, "podDisruptionBudget": {"maxUnavailable": "0%"}}, "mode=never"),
     "a roll-out that cannot begin": (OPEN | {"strategy": {"maxSurge": 0}}, "could never begin"),
     "a claim for one pod, and surge": (
         OPEN | HUB | {"modelCache": {"persistent": True, "accessModes": ["ReadWriteOncePod"]}},
         "ReadWriteOncePod",
+    ),
+    "a claim for one pod, and two": (
+        OPEN
+        | HUB
+        | {
+            "modelCache": {"persistent": True, "accessModes": ["ReadWriteOncePod"]},
+            "strategy": {"maxSurge": 0, "maxUnavailable": 1},
+            "replicaCount": 2,
+        },
+        "only one pod may have the claim",
+    ),
+    "a label of the selector": (
+        OPEN | {"podLabels": {"app.kubernetes.io/name": "other"}},
+        "cannot hold app.kubernetes.io/name",
+    ),
+    "a variable against the chart": (
+        OPEN | {"extraEnv": [{"name": "SLIMPAJAMA_DRAIN_TIMEOUT", "value": "500"}]},
+        "SLIMPAJAMA_DRAIN_TIMEOUT would contradict",
     ),
     "ingress without hosts": (OPEN | {"ingress": {"enabled": True}}, "name at least one host"),
     "route without gateway": (OPEN | {"httpRoute": {"enabled": True}}, "name the gateway"),
@@ -78,6 +97,7 @@ WRONG_TYPES: dict[str, dict[str, Any]] = {
     "a setting that the chart derives": {"settings": {"port": 9000}},
     "a setting out of bounds": {"settings": {"kv_cache_fraction": 1.5}},
     "a setting's unknown choice": {"settings": {"log_level": "loud"}},
+    "seconds below nothing": {"minReadySeconds": -1},
     "latest": {"image": {"tag": "latest"}},
     "a digest that is none": {"image": {"digest": "sha256:abc"}},
     "no models": {"models": []},
@@ -194,6 +214,13 @@ def test_a_combination_that_cannot_work_is_refused_with_advice(chart: Any, name:
     with pytest.raises(ValueError) as refusal:
         chart.render(values)
     assert advice in str(refusal.value)
+
+
+def test_no_variable_says_what_the_chart_derives(chart: Any) -> None:
+    for name in sorted(generate().DERIVED_SETTINGS):
+        with pytest.raises(ValueError, match=f"extraEnv: SLIMPAJAMA_{name.upper()} would contradict"):
+            chart.render(OPEN | {"extraEnv": [{"name": f"SLIMPAJAMA_{name.upper()}", "value": "1"}]})
+    assert chart.render(OPEN | {"extraEnv": [{"name": "SLIMPAJAMA_MAX_SEQUENCES", "value": "1"}]})
 
 
 def test_a_model_without_a_source_is_refused(chart: Any) -> None:
