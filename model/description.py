@@ -21,10 +21,11 @@ from model.embedding_config import ActivationName, EmbeddingConfig, read_embeddi
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 from model.sentiment_labels import valences
-from model.task_heads import TaskHeadConfig, read_task_heads
+from model.task_heads import TaskHeadConfig, TaskHeadKind, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
+TASKS_OF_HEADS: Mapping[TaskHeadKind, str] = {"span": "answer", "token": "token_classify"}
 LABELLED: tuple[Head, ...] = ("sequence_classification", "token_classification", "cross_encoder")
 DIGESTED = (".json", ".jinja", ".model", ".spm", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
@@ -238,8 +239,8 @@ def _tasks(head: Head, labels: tuple[str, ...], template: bool, heads: Mapping[s
     if head == "language_model":
         return tuple(task for task in LANGUAGE_MODEL_TASKS if task != "chat" or template)
     if head == "embedding":
-        spans = any(config.kind == "span" for config in heads.values())
-        return (*EMBEDDING_TASKS, "answer") if spans else EMBEDDING_TASKS
+        kinds = {config.kind for config in heads.values()}
+        return EMBEDDING_TASKS + tuple(task for kind, task in TASKS_OF_HEADS.items() if kind in kinds)
     if head == "cross_encoder":
         return ("rerank", "similarity", "classify") if labels else ("rerank", "similarity")
     if head == "token_classification":

@@ -35,11 +35,16 @@ from model.packed_linear import pack
 from model.pooling import POOLERS, Span
 from model.sentence_transformer import SentenceModules
 from model.task_head_modules import TaskHead
-from model.task_heads import read_task_heads
+from model.task_heads import TaskHeadKind, read_task_heads
 
 EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
 
 HEAD_OUTPUTS: Mapping[str, EncodeOutput] = {"sequence": "logits", "token": "token_logits", "span": "span_logits"}
+TASK_HEAD_OUTPUTS: Mapping[TaskHeadKind, EncodeOutput] = {
+    "classification": "logits",
+    "token": "token_logits",
+    "span": "span_logits",
+}
 HEAD_POOLING: Mapping[str, PoolingMode] = {"first": "cls", "mean": "mean", "last": "lasttoken"}
 
 
@@ -86,8 +91,7 @@ class EncodeNetwork(nn.Module):
         """The same, of a task head where one is named."""
         if not head:
             return self.outputs
-        kind = self._task_head(head).config.kind
-        return frozenset({"span_logits" if kind == "span" else "logits"})
+        return frozenset({TASK_HEAD_OUTPUTS[self._task_head(head).config.kind]})
 
     def _task_head(self, name: str) -> TaskHead:
         head = self.task_heads[name]

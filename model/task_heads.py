@@ -15,16 +15,16 @@ from model.architectures.raw import RawConfig, read_json
 
 HEADS_FOLDER = "heads"
 
-TaskHeadKind = Literal["classification", "span"]
+TaskHeadKind = Literal["classification", "span", "token"]
 TaskHeadInput = Literal["cls", "embedding", "tokens"]
 
-KINDS: Mapping[str, TaskHeadKind] = {"classification": "classification", "span": "span"}
+KINDS: Mapping[str, TaskHeadKind] = {"classification": "classification", "span": "span", "token": "token"}
 INPUTS: Mapping[str, TaskHeadInput] = {"cls": "cls", "embedding": "embedding", "tokens": "tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskHeadConfig:
-    """One linear map: over a text's first state, over its embedding, or (spans) over each of its tokens' states."""
+    """One linear map: over a text's first state, over its embedding, or (spans, tokens) over every token's state."""
 
     folder: Path
     kind: TaskHeadKind
@@ -55,9 +55,9 @@ def _read(path: Path) -> TaskHeadConfig:
     kind: TaskHeadKind = raw.choice("kind", KINDS)
     input: TaskHeadInput = raw.choice("input", INPUTS)
     labels = raw.texts("labels") if "labels" in raw else ()
-    if (kind == "span") != (input == "tokens"):
-        raise raw.wrong("input", "tokens for a span head, cls or embedding for any other")
-    if kind == "classification" and not labels:
+    if (kind in ("span", "token")) != (input == "tokens"):
+        raise raw.wrong("input", "tokens for a span or token head, cls or embedding for any other")
+    if kind != "span" and not labels:
         raise raw.wrong("labels", "the names of the head's outputs")
     temperature = raw.number("temperature") if "temperature" in raw else None
     if temperature is not None and not 0 < temperature < float("inf"):

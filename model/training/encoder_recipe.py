@@ -1,4 +1,4 @@
-"""The recipe of the sentence encoder: vocabulary, texts, teacher, start, distill, fine-tune, average, evaluate.
+"""The recipe of the sentence encoder: vocabulary, texts, teacher, start, distill, fine-tune, average, names, evaluate.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a run can be stopped and resumed.
 Knows the order of things and nothing of how each is done. Runs in the training process.
@@ -17,10 +17,11 @@ from model.training.averaging import move_back
 from model.training.cards import render_card
 from model.training.compress import restrict_vocabulary, start_student
 from model.training.distill import DistillSettings, Lessons, distill
-from model.training.evaluate_encoder import classification, evaluate_encoder, load_tokenizer
+from model.training.evaluate_encoder import classification, evaluate_encoder
 from model.training.export import export_encoder, load_encoder
 from model.training.finetune import FinetuneSettings, Task, encode_labelled, encode_questions, finetune
 from model.training.heads import Head, HeadConfig, best_temperature, head_logits, save_head
+from model.training.name_head import NAME, fit_name_head
 from model.training.networks import Bert, BertShape
 from model.training.questions import training_questions
 from model.training.refit import refit_head
@@ -28,7 +29,7 @@ from model.training.run import Run
 from model.training.sources import LabelledText, Question
 from model.training.tables import TokenTable, tokenize
 from model.training.teacher import MAX_TOKENS, embed_to_file, load_teacher, load_teacher_tokenizer
-from model.training.tokenizers import dropped_words, prune_word_pieces, save_word_pieces
+from model.training.tokenizers import dropped_words, load_tokenizer, prune_word_pieces, save_word_pieces
 
 CALIBRATION_EVERY = 20
 ANSWER_TOKENS = 384
@@ -179,6 +180,8 @@ def _export(
         if name in configs:
             temperature = _finish_head(network, head, tokenizer, configs[name][1], refit=refit)
         save_head(head, output / "heads" / name, temperature=temperature)
+    names, temperature = fit_name_head(network, tokenizer, data)
+    save_head(names, output / "heads" / NAME, temperature=temperature)
 
 
 def teacher_sentiment(recipe: EncoderRecipe, data: Path, work: Path, *, device: str) -> dict[str, object]:

@@ -16,20 +16,15 @@ from model.training import corpus, metrics, sources
 from model.training.export import load_encoder
 from model.training.finetune import Encoded, ExampleTable
 from model.training.heads import Head, head_logits, load_head
+from model.training.name_head import judge_names
 from model.training.networks import Bert
 from model.training.sources import LabelledText
 from model.training.splits import held_out, pair_texts
 from model.training.teacher import MAX_TOKENS, embed, load_teacher, load_teacher_tokenizer
+from model.training.tokenizers import load_tokenizer
 
 Report = dict[str, object]
 MAX_ANSWER_TOKENS = 30
-
-
-def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_tokens)
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def classification(network: Bert, tokenizer: Tokenizer, head: Head, rows: Sequence[LabelledText]) -> Report:
@@ -156,6 +151,7 @@ def evaluate_encoder(folder: Path, data: Path) -> Report:
         "intents_few_shot": few_shot_intents(network, tokenizer, data, shots=10),
         "intents_few_shot_teacher": few_shot_intents(teacher, teacher_tokenizer, data, shots=10),
         "spam": classification(network, tokenizer, heads["spam"], corpus.spam(data).test),
+        "names": judge_names(network, tokenizer, heads["names"], data),
         "agreement_with_teacher": agreement(network, tokenizer, data),
         "retrieval": retrieval(network, tokenizer, data),
         "retrieval_teacher": retrieval(teacher, teacher_tokenizer, data),

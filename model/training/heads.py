@@ -8,10 +8,12 @@ checkpoint's own sentence embedding (mean of the token states, L2-normalized). P
 softmax((states @ weight.T + bias) / temperature); `problem_type` is "single_label_classification".
 `kind` "span": N = 2, `input` "tokens": row 0 scores every token as the start, row 1 as the end of an answer, over the
 pair "[CLS] question [SEP] context [SEP]" with type ids 0 and 1; the answer is the best start <= end within the context.
+`kind` "token": N labels, `input` "tokens": every token's label, probabilities as for "classification".
 Runs in the training process; the service reads the files with its own code.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +33,7 @@ HeadInput = Literal["cls", "embedding", "tokens"]
 class HeadConfig:
     """What a head reads and says."""
 
-    kind: Literal["classification", "span"]
+    kind: Literal["classification", "span", "token"]
     input: HeadInput
     labels: tuple[str, ...]
     max_length: int
@@ -40,7 +42,7 @@ class HeadConfig:
 
 
 class Head(nn.Module):
-    """hidden [B, L, E], mask [B, L] -> logits [B, N] (classification) or [B, L, 2] (span), float32."""
+    """hidden [B, L, E], mask [B, L] -> logits [B, N] (classification) or [B, L, N] (span, token), float32."""
 
     def __init__(self, config: HeadConfig, hidden_size: int) -> None:
         super().__init__()
@@ -95,19 +97,36 @@ def load_head(folder: Path) -> Head:
     return head.eval()
 
 
-@torch.no_grad()
 def head_states(network: Bert, head: Head, ids: list[list[int]], *, batch_size: int = 32) -> Tensor:
     """What a classification head reads of each text, [len(ids), E], float32."""
+    output = torch.empty(len(ids), network.shape.hidden_size)
+    for rows, states in _batched_states(network, head, ids, batch_size):
+        output[rows] = states
+    return output
+
+
+def head_token_states(network: Bert, head: Head, ids: list[list[int]], *, batch_size: int = 32) -> list[Tensor]:
+    """What a token head reads of each text, [its tokens, E], float32."""
+    output = [torch.empty(0)] * len(ids)
+    for rows, states in _batched_states(network, head, ids, batch_size):
+        for row, padded in zip(rows, states, strict=True):
+            output[row] = padded[: len(ids[row])]
+    return output
+
+
+@torch.no_grad()
+def _batched_states(
+    network: Bert, head: Head, ids: list[list[int]], batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Some rows and what the head reads of them, texts of like length together, until all were there."""
     device = next(network.parameters()).device
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    output = torch.empty(len(ids), network.shape.hidden_size)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         longest = max(len(ids[row]) for row in rows)
         batch = torch.tensor([ids[row] + [0] * (longest - len(ids[row])) for row in rows], device=device)
         mask = torch.tensor([[True] * len(ids[row]) + [False] * (longest - len(ids[row])) for row in rows])
-        output[rows] = head.states(network(batch, mask.to(device)), mask.to(device)).cpu()
-    return output
+        yield rows, head.states(network(batch, mask.to(device)), mask.to(device)).cpu()
 
 
 @torch.inference_mode()

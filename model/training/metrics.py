@@ -1,7 +1,8 @@
 """The measures of the evaluation, as plain functions of predictions and references.
 
-Accuracy, macro-F1, expected calibration error, Spearman, SQuAD exact match and F1, ROUGE (by rouge-score), and the
-n-gram baseline of the language model. Knows no networks and no files. Runs in the training process.
+Accuracy, macro-F1, precision and recall, expected calibration error, Spearman, SQuAD exact match and F1, ROUGE (by
+rouge-score), and the n-gram baseline of the language model. Knows no networks and no files. Runs in the training
+process.
 """
 
 import re
@@ -26,6 +27,13 @@ def macro_f1(predicted: Sequence[int], wanted: Sequence[int]) -> float:
         hits = int(np.sum((p == label) & (w == label)))
         scores.append(2 * hits / (int(np.sum(p == label)) + int(np.sum(w == label))))
     return float(np.mean(scores))
+
+
+def precision_recall_f1(predicted: Sequence[bool], wanted: Sequence[bool]) -> dict[str, float]:
+    """Of the class True; there must be some in both."""
+    hits = sum(p and w for p, w in zip(predicted, wanted, strict=True))
+    precision, recall = hits / sum(predicted), hits / sum(wanted)
+    return {"precision": precision, "recall": recall, "f1": 2 * hits / (sum(predicted) + sum(wanted))}
 
 
 def calibration_error(probabilities: NDArray[np.float32], wanted: Sequence[int], *, num_bins: int = 15) -> float:

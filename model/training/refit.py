@@ -15,6 +15,9 @@ from model.training.finetune import Encoded
 from model.training.heads import Head, head_states
 from model.training.networks import Bert
 
+Examples = tuple[Tensor, Tensor]
+"""States [N, E] and the class of each, [N]."""
+
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 
 
@@ -36,11 +39,17 @@ def _solve(head: Head, states: Tensor, targets: Tensor, strength: float) -> tupl
 
 
 def refit_head(network: Bert, head: Head, train: Sequence[Encoded], held_back: Sequence[Encoded]) -> float:
+    """`refit` of a classification head on texts."""
+
+    def examples(rows: Sequence[Encoded]) -> Examples:
+        return head_states(network, head, [row.ids for row in rows]), torch.tensor([row.target[0] for row in rows])
+
+    return refit(head, examples(train), examples(held_back))
+
+
+def refit(head: Head, train: Examples, held_back: Examples) -> float:
     """Change the head in place to the best solution on the rows held back; returns its strength, inf if unchanged."""
-    states = head_states(network, head, [row.ids for row in train])
-    targets = torch.tensor([row.target[0] for row in train])
-    judged = head_states(network, head, [row.ids for row in held_back])
-    wanted = torch.tensor([row.target[0] for row in held_back])
+    (states, targets), (judged, wanted) = train, held_back
     found = {float("inf"): (head.weight.detach().clone(), head.bias.detach().clone())}
     found |= {strength: _solve(head, states, targets, strength) for strength in STRENGTHS}
     losses = {

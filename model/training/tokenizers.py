@@ -128,3 +128,10 @@ def save_word_pieces(teacher: Tokenizer, kept: list[int], folder: Path, *, max_t
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "vocab.txt").write_text("\n".join(pieces[index] for index in kept) + "\n")
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
+    return tokenizer

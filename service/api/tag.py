@@ -1,4 +1,4 @@
-"""`/v1/tag`: labels of a text's parts, by a checkpoint that classifies tokens.
+"""`/v1/tag`: labels of a text's parts, by a checkpoint or a head that classifies tokens.
 
 HTTP only; which tokens make a part, the task knows. Runs in the API process, on the event loop.
 """

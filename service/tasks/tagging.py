@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from model.description import CheckpointDescription
 from model.tokenizer import Encoding, Tokenizer, TokenizerError
 from service.engine.models import LoadedModel
 from service.engine.protocol import EncodeInput
@@ -70,15 +71,24 @@ async def tag(
     else:
         read = [_read(model, text, options) for text in texts]
     found = [Tagged(encoded=encoded) for encoded, _ in read]
-    await run_texts(engine, model, [entry.encoded for entry in found], "token_logits", options)
+    head, labels, temperature = _token_head(model.description)
+    await run_texts(engine, model, [entry.encoded for entry in found], "token_logits", options, head=head)
     for entry, (_, encoding), text in zip(found, read, texts, strict=True):
         values = entry.encoded.values
         if values is None or encoding is None:
             continue
-        tokens = _tokens(model.tokenizer, encoding, softmax(values.astype(np.float64)), text)
-        parts = parts_of(tokens, model.description.labels, aggregation)
+        tokens = _tokens(model.tokenizer, encoding, softmax(values.astype(np.float64) / temperature), text)
+        parts = parts_of(tokens, labels, aggregation)
         entry.parts = [part for part in parts if part.label not in ignored]
     return found
+
+
+def _token_head(description: CheckpointDescription) -> tuple[str, tuple[str, ...], float]:
+    """The head that is asked ("": the checkpoint's own), its labels and its temperature."""
+    if description.head == "token_classification":
+        return "", description.labels, 1.0
+    name, config = next((name, config) for name, config in description.heads.items() if config.kind == "token")
+    return name, config.labels, config.temperature or 1.0
 
 
 def _read(model: LoadedModel, text: str, options: EncodeOptions) -> tuple[EncodedText, Encoding | None]:

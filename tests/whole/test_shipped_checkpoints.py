@@ -21,6 +21,7 @@ STORY = "Tom had a red ball. He played with it in the park. One day a dog took t
 BRIDGE = "The bridge was built by Maria Keller in 1887. It crosses the river Elbe and is 320 metres long."
 GOOD, BAD = "A wonderful, touching film.", "Two hours of boredom, a waste of time."
 CLOSE, FAR = "A cheerful woman.", "The stock market fell."
+NAMES = "Then Elizabeth went to London with her sister."
 CARD = "When will my new card arrive?"
 
 
@@ -251,10 +252,16 @@ def answer(client: Client) -> None:
 
 
 def tags(client: Client) -> None:
-    """Neither of the two labels parts of texts: the refusal says so."""
-    for path, field in (("/v1/tag", "input"), ("/hf/token-classification", "inputs")):
-        response = client.post(path, json={field: "Tom lives in Paris."})
-        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    """Names, which the uncased encoder finds without their capitals."""
+    for text in (NAMES, NAMES.lower()):
+        found = post(client, "/v1/tag", input=text)["data"][0]["parts"]
+        assert [(part["label"], part["text"]) for part in found] == [
+            ("NAME", text[5:14]), ("NAME", text[23:29])
+        ]  # fmt: skip
+        assert [(part["start"], part["end"]) for part in found] == [(5, 14), (23, 29)]
+    rows = post(client, "/hf/token-classification", inputs=NAMES)
+    assert [(row["entity"], row["word"]) for row in rows] == [("NAME", "elizabeth"), ("NAME", "london")]
+    assert "token_classify" in get(client, f"/v1/models/{ENCODER}")["tasks"]
 
 
 def admin(client: Client) -> None:

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from model.encode_network import EncodeOutput
 from model.encoder_runner import EncodeItem, EncoderRunner
 from model.errors import CheckpointError
 from model.training.heads import Head, HeadConfig, load_head, save_head
@@ -21,6 +22,7 @@ MakeRunner = Callable[[Path], EncoderRunner]
 CONFIGS = {
     "topic": HeadConfig(kind="classification", input="cls", labels=("a", "b", "c"), max_length=64),
     "mood": HeadConfig(kind="classification", input="embedding", labels=("neg", "pos"), max_length=64),
+    "parts": HeadConfig(kind="token", input="tokens", labels=("O", "NAME", "DATE"), max_length=64),
     "span": HeadConfig(kind="span", input="tokens", labels=(), max_length=64),
 }
 
@@ -50,8 +52,8 @@ def test_a_trained_head_gives_its_logits(
 ) -> None:
     place, model = folder
     head = load_head(place / "heads" / name)
-    output = "span_logits" if name == "span" else "logits"
-    items = [EncodeItem(ids=ids, output=output, head=name) for ids in texts]
+    outputs: dict[str, EncodeOutput] = {"span": "span_logits", "parts": "token_logits"}
+    items = [EncodeItem(ids=ids, output=outputs.get(name, "logits"), head=name) for ids in texts]
     for ids, found in zip(texts, make_runner(place).run(items), strict=True):
         with torch.no_grad():
             hidden = model(torch.tensor([ids])).last_hidden_state

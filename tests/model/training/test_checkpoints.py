@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.training.cards import fill, render_card
-from model.training.evaluate_encoder import load_tokenizer
 from model.training.export import load_encoder, load_language_model
 from model.training.heads import head_logits, load_head
 from model.training.teacher import embed
+from model.training.tokenizers import load_tokenizer
 
 CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
 ENCODER, LANGUAGE_MODEL = CHECKPOINTS / "slimpajama-tiny-encoder", CHECKPOINTS / "slimpajama-tiny-lm"

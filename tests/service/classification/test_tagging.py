@@ -1,13 +1,17 @@
 """`/v1/tag` and `/hf/token-classification`: the parts, labels and scores of transformers' pipeline."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from huggingface_hub import AsyncInferenceClient
 from transformers import PreTrainedTokenizerFast, pipeline
 
+from model.training.heads import Head, HeadConfig, save_head
 from service.app import create_app
 from service.settings import Settings
 
@@ -49,6 +53,30 @@ async def test_parts_are_those_of_the_pipeline(
         assert [part["score"] for part in item["parts"]] == pytest.approx([part["score"] for part in parts], abs=1e-5)
         assert [part["text"] for part in item["parts"]] == [text[part["start"] : part["end"]] for part in parts]
         assert [part["word"] for part in item["parts"]] == [part["word"] for part in parts]
+
+
+async def test_a_head_on_an_embedders_body_answers_as_a_checkpoint_of_its_own(
+    tagger: Any, tokenizer: PreTrainedTokenizerFast, engine: Any, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """The shipped encoder has its names so; its temperature divides the logits."""
+    config = HeadConfig("token", "tokens", tuple(LABELS), 64)
+    head, folder = Head(config, 32), tmp_path / "embedder"
+    head.load_state_dict({"weight": tagger.classifier.weight.half(), "bias": tagger.classifier.bias.half()})
+    tagger.bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    save_head(head, folder / "heads" / "parts", temperature=2.0)
+    engine.load(folder)
+    with torch.no_grad():
+        tagger.classifier.weight.copy_(head.weight / 2)
+        tagger.classifier.bias.copy_(head.bias / 2)
+    expected = pipeline("token-classification", model=tagger, tokenizer=tokenizer)(TEXTS, ignore_labels=[])
+    body = {"model": "embedder", "input": TEXTS, "aggregation": "none", "ignore_labels": []}
+    answer = (await client.post("/v1/tag", json=body)).json()
+    for item, parts in zip(answer["data"], expected, strict=True):
+        assert [part["label"] for part in item["parts"]] == [part["entity"] for part in parts]
+        assert [part["score"] for part in item["parts"]] == pytest.approx([part["score"] for part in parts], abs=1e-5)
 
 
 async def test_inference_client_reads_the_parts(tagger: Any, tokenizer: PreTrainedTokenizerFast, base_url: str) -> None:
