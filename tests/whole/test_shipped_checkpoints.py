@@ -1,6 +1,7 @@
 """`make serve` with no arguments: the checkpoints that ship with the project answer at every endpoint of the README."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,9 +28,12 @@ CARD = "When will my new card arrive?"
 
 def command(*arguments: str) -> list[str]:
     """What `make serve ARGS=...` runs, by the Makefile itself, under this Python."""
+    # Also where the tests are themselves run by make, which hands its flags and its level down.
+    around = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     made = subprocess.run(
-        ["make", "--dry-run", "serve", f"ARGS={' '.join(arguments)}"], cwd=ROOT, capture_output=True, text=True
-    )
+        ["make", "--dry-run", "serve", f"ARGS={' '.join(arguments)}"],
+        cwd=ROOT, env=around, capture_output=True, text=True,
+    )  # fmt: skip
     assert made.returncode == 0, made.stderr
     program, *rest = made.stdout.strip().splitlines()[-1].split()
     assert program.endswith("/slimpajama")
