@@ -92,6 +92,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("/v1/classify", {"input": "a story"}),
     "zero_shot": ("/v1/classify", {"input": "a story", "labels": ["sports", "music"]}),
     "sentiment": ("/v1/sentiment", {"input": "a story"}),
+    "token_classify": ("/v1/tag", {"input": "Then Elizabeth went to London."}),
     "summarize": ("/v1/summarize", {"input": "The king lost a war.", "max_tokens": 4}),
     "translate": ("/v1/translate", {"input": "The king.", "source": "en", "target": "fr", "max_tokens": 4}),
     "answer": ("/v1/answer", {"question": "Who?", "context": "The king lost a war."}),
