@@ -188,20 +188,26 @@ def _add_layer_norm(out, x, delta, weight, bias, size, epsilon, BLOCK: tl.conste
 
 
 @triton.jit
+def activated(x, ACTIVATION: tl.constexpr):
+    """silu, gelu or gelu_tanh of float32 x."""
+    if ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        # tanh(z) = 2 sigmoid(2 z) - 1
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x
+
+
+@triton.jit
 def _gated(out, gate_up, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = place < size
     gate = tl.load(gate_up + row * 2 * size + place, mask=real, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * size + size + place, mask=real, other=0.0).to(tl.float32)
-    if ACTIVATION == "silu":
-        gate = gate * tl.sigmoid(gate)
-    elif ACTIVATION == "gelu":
-        gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    else:
-        # tanh(z) = 2 sigmoid(2 z) - 1
-        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-    tl.store(out + row * size + place, (gate * up).to(out.dtype.element_ty), mask=real)
+    tl.store(out + row * size + place, (activated(gate, ACTIVATION) * up).to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.triton_layers import activated
+
 MAX_NORMED = 8192
 """The longest row that is normed on the way in: a program holds it whole."""
 CHUNK = 4096
@@ -136,14 +138,7 @@ def _norm_project(
                 second += tl.load(bias + num_outputs + index, mask=there, other=0.0).to(tl.float32)
             found = found.to(out.dtype.element_ty).to(tl.float32)
             second = second.to(out.dtype.element_ty).to(tl.float32)
-            if GATE == "silu":
-                found = found * tl.sigmoid(found)
-            elif GATE == "gelu":
-                found = 0.5 * found * (1.0 + tl.erf(found * 0.7071067811865476))
-            else:
-                # tanh(z) = 2 sigmoid(2 z) - 1
-                found = found * tl.sigmoid(1.5957691216057308 * (found + 0.044715 * found * found * found))
-            found = found * second
+            found = activated(found, GATE) * second
         tl.store(out + index, found.to(out.dtype.element_ty), mask=there)
 
 

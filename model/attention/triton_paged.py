@@ -81,18 +81,24 @@ def triton_paged(
         num_stages=DECODE_STAGES if decodes else PREFILL_STAGES,
     )
     if splits > 1:
-        _combine[(num_tokens, num_heads)](
-            out,
-            partial,
-            weights,
-            num_tokens * num_heads,
-            D=head_size,
-            D_PADDED=triton.next_power_of_2(head_size),
-            SPLITS=splits,
-            SPLITS_PADDED=triton.next_power_of_2(splits),
-            num_warps=2,
-        )
+        _join_splits(out, partial, weights)
     return out
+
+
+def _join_splits(out: Tensor, partial: Tensor, weights: Tensor) -> None:
+    """out [T, H, D] from the splits' results [S, T, H, D] and their log-sum-exp [S, T, H]."""
+    splits, num_tokens, num_heads, head_size = partial.shape
+    _combine[(num_tokens, num_heads)](
+        out,
+        partial,
+        weights,
+        num_tokens * num_heads,
+        D=head_size,
+        D_PADDED=triton.next_power_of_2(head_size),
+        SPLITS=splits,
+        SPLITS_PADDED=triton.next_power_of_2(splits),
+        num_warps=2,
+    )
 
 
 def num_splits(programs: int, max_context_len: int) -> int:
