@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).parent / "cards"
+MEASURED_LATER = "through_the_service"
+"""Of the running service (`rest`), once the recipe has made the checkpoint: the card has no such lines until then."""
 _PLACE = re.compile(r"\{([A-Za-z_0-9.]+)(?::([^}]*))?\}")
 
 
@@ -40,7 +42,8 @@ def render_card(folder: Path) -> str:
     report = json.loads((folder / "evaluation.json").read_text())
     if "samples" in report:
         report["rendered_samples"] = render_samples(report["samples"])
-    return fill((TEMPLATES / f"{folder.name}.md").read_text(), report)
+    lines = (TEMPLATES / f"{folder.name}.md").read_text().splitlines(keepends=True)
+    return fill("".join(line for line in lines if MEASURED_LATER in report or MEASURED_LATER not in line), report)
 
 
 if __name__ == "__main__":

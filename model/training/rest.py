@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training import corpus, sources
-from model.training.cards import render_card
+from model.training.cards import MEASURED_LATER, render_card
 from model.training.sources import LabelledText
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ def read(folder: Path, checkpoint: Path) -> None:
             raise ValueError(f"{path}: {report['num_failed']} items failed; made by {report['model']}")
         measures = {name: report["metrics"][name]["value"] for name in MEASURES if name in report["metrics"]}
         found[path.stem] = {"count": report["num_scored"], **measures}
-    evaluation["through_the_service"] = found
+    evaluation[MEASURED_LATER] = found
     file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n")
     (checkpoint / "README.md").write_text(render_card(checkpoint))
 

@@ -30,6 +30,21 @@ def test_the_card_says_what_the_evaluation_measured(folder):
     assert (folder / "README.md").read_text() == render_card(folder)
 
 
+def test_a_card_can_be_made_before_the_service_was_measured(tmp_path):
+    folder = tmp_path / ENCODER.name
+    folder.mkdir()
+    report = json.loads((ENCODER / "evaluation.json").read_text())
+    del report["through_the_service"]
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    lines, whole = render_card(folder).splitlines(), (ENCODER / "README.md").read_text().splitlines()
+    left_out = [line for line in whole if line not in lines]
+    assert [line.split(" |")[0] for line in left_out] == [
+        "| through the service (bfloat16): sentiment / intents / spam",
+        "| — answers: EM / F1",
+    ]
+    assert [line for line in whole if line not in left_out] == lines
+
+
 @pytest.mark.parametrize("folder", [ENCODER, LANGUAGE_MODEL], ids=lambda folder: folder.name)
 def test_the_card_counts_the_parameters_that_are_stored(folder):
     with safe_open(folder / "model.safetensors", "pt") as file:
