@@ -4,6 +4,7 @@ Knows names, labels and buckets; not who calls. Hot paths fetch their labelled c
 `model_metrics`) and then only add. Runs in the API process, on the event loop.
 """
 
+import asyncio
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -245,6 +246,8 @@ class Metrics:
         )
         self._build_info = self._gauge("build_info", "1, labelled with the version that runs.", ("version",))
         self._build_info.labels(build_version).set(1)
+        self._tasks = self._gauge("event_loop_tasks", "Tasks of the API process's event loop; idle, a constant few.")
+        self._tasks.set_function(_num_tasks)
 
     def _bind_task(self, key: tuple[str, str, str]) -> RequestMetrics:
         return RequestMetrics(
@@ -274,3 +277,10 @@ class Metrics:
             step_tokens=self._step_tokens.labels(*key),
             step_sequences=self._step_sequences.labels(*key),
         )
+
+
+def _num_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # read from a thread without an event loop
+        return 0

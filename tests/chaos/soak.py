@@ -17,7 +17,7 @@ CALLERS = 32
 PARTS = 8
 MAX_GROWTH = 0.02
 SPARE = 2
-"""Threads and descriptors that may come and go: of a pool that grows with its use, of a probe under way."""
+"""Tasks, threads and descriptors that may come and go: of a pool that grows with its use, of a probe under way."""
 
 
 async def soak(options: argparse.Namespace, log: Path) -> Row:
@@ -32,7 +32,7 @@ async def soak(options: argparse.Namespace, log: Path) -> Row:
             await asyncio.gather(*(_call(service, numbers, chance, row) for _ in range(CALLERS)))
             await service.until_idle()
             sizes.append(service.rss_bytes())
-            held.append(_held(service))
+            held.append(await _held(service))
         middle = PARTS // 2 - 1
         row.found += growth_texts(row, sizes[middle], sizes[-1], MAX_GROWTH)
         row.found.append(", ".join(f"{held[middle][name]} and then {last} {name}" for name, last in held[-1].items()))
@@ -42,11 +42,11 @@ async def soak(options: argparse.Namespace, log: Path) -> Row:
     return row
 
 
-def _held(service: Service) -> dict[str, int]:
+async def _held(service: Service) -> dict[str, int]:
     worker = service.worker
     assert worker is not None, "the worker is down"
     processes = {"of the API process": psutil.Process(service.process.pid), "of the worker": worker}
-    found: dict[str, int] = {}
+    found = {"tasks of the API process": int((await service.metrics())["event_loop_tasks"])}
     for name, process in processes.items():
         found[f"threads {name}"] = process.num_threads()
         # The clients' own connections stay open between parts; what is counted is what else there is.

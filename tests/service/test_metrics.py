@@ -1,5 +1,7 @@
 """Metrics: names, labels, one registry per application, and that Prometheus' own parser reads them."""
 
+import asyncio
+
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import generate_latest
@@ -37,6 +39,7 @@ CONTRACT = {
     "model_info": ("model", "version", "architecture", "dtype", "device"),
     "worker_up": (),
     "build_info": ("version",),
+    "event_loop_tasks": (),
 }
 LABELS = {"model": "tiny", "version": "1", "task": "chat"}
 
@@ -89,6 +92,16 @@ def test_every_metric_of_the_contract_is_there_with_its_labels(full):
 def test_nothing_of_ours_is_outside_the_contract(full):
     ours = {name.removeprefix("slimpajama_") for name in families(full) if name.startswith("slimpajama_")}
     assert ours == set(CONTRACT)
+
+
+async def test_tasks_are_counted_while_they_run(metrics):
+    before = value(metrics, "event_loop_tasks")
+    tasks = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+    assert value(metrics, "event_loop_tasks") == before + 3
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert value(metrics, "event_loop_tasks") == before
 
 
 def test_what_was_recorded_is_what_is_read(full):
