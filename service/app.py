@@ -1,7 +1,8 @@
 """Puts the HTTP application together: state, layers, routes, fault handlers. There is no module-level application.
 
 From the outside in: `Entry` (id, access line), CORS where asked for, `Gate` (draining, keys, rates), `BodyReader`
-(limits, JSON), then the routes. Knows the engine only by what `service.api.state.Engine` says. Runs in the API process.
+(limits, JSON), `Shortcut` (to the handlers of plain paths), then the routes. Knows the engine only by what
+`service.api.state.Engine` says. Runs in the API process.
 """
 
 import asyncio
@@ -42,6 +43,7 @@ from service.http.body import BodyLimits, BodyReader
 from service.http.entry import Entry
 from service.http.faults import install_fault_handlers
 from service.http.gate import Gate
+from service.http.shortcut import Shortcut
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Tracer
@@ -107,6 +109,7 @@ def create_app(
         lifespan=_lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours say it; even looking for theirs costs
     )
     attach(app, state)
     _add_layers(app, state)
@@ -136,6 +139,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _add_layers(app: FastAPI, state: AppState) -> None:
     """The framework puts each layer around those before it: the last one added is the outermost."""
     settings = state.settings
+    routes = [route for router in ROUTERS for route in router.routes]
+    app.add_middleware(Shortcut, routes=routes)
     limits = BodyLimits(
         max_bytes=settings.max_body_bytes,
         max_json_depth=settings.max_json_depth,
@@ -151,5 +156,5 @@ def _add_layers(app: FastAPI, state: AppState) -> None:
             allow_headers=["*"],  # clients add headers of their own; no cookies are involved
             expose_headers=["X-Request-ID", "Retry-After", *RATE_LIMIT_HEADERS],
         )
-    known_paths = frozenset(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
+    known_paths = frozenset(str(getattr(route, "path", "")) for route in routes)
     app.add_middleware(Entry, state=state, known_paths=known_paths)

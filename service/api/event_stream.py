@@ -32,15 +32,27 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises: ClientGone, and whatever the work raises. Call it when the body has been read.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request.receive))
+    worker = asyncio.current_task()
+    assert worker is not None
+    has_left = is_done = False
+
+    def give_up(watch: "asyncio.Future[None]") -> None:
+        nonlocal has_left
+        if not is_done and not watch.cancelled():
+            has_left = True
+            worker.cancel()
+
+    watch = asyncio.ensure_future(_gone(request.receive))
+    watch.add_done_callback(give_up)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client closed its connection")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if has_left and worker.uncancel() == 0:
+            raise ClientGone("the client closed its connection") from None
+        raise
     finally:
-        await _cancel(gone, task)
+        is_done = True
+        watch.cancel()
 
 
 class EventStream(Response):

@@ -19,6 +19,8 @@ from service.settings import Settings
 from service.tracing import Tracer
 
 RECORD_KEY = "request_record"
+BODY_KEY = "json_body"
+"""Where a request's scope has what its body says, once that has been read and found sound."""
 
 
 class Engine(Protocol):

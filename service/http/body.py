@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.state import scope_record
+from service.api.state import BODY_KEY, scope_record
 from service.engine.aliases import sticky_key_context
 from service.errors import ClientGone, InvalidRequest, PayloadTooLarge, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, UnsupportedMediaType, UrlTooLong, send_error
@@ -69,7 +69,8 @@ class BodyReader:
             raise BodyTimeout(message) from error
         if body:
             _check_media_type(headers)
-            _note_user(scope, check_json(bytes(body), self._limits.max_json_depth))
+            said = scope["state"][BODY_KEY] = check_json(bytes(body), self._limits.max_json_depth)
+            _note_user(scope, said)
 
     async def _receive_all(self, receive: Receive, body: bytearray) -> None:
         more = True

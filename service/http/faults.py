@@ -52,11 +52,15 @@ def error_response(request: Request, error: ServiceError, headers: dict[str, str
     return response
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
+def answer_service_error(request: Request, error: ServiceError) -> Response:
     if error.status == 500:
         log.warning("request failed: %s", error.message, extra={"code": error.code})
     return error_response(request, error)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return answer_service_error(request, error)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
