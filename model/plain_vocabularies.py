@@ -48,26 +48,29 @@ def plain_backend(folder: Path) -> Tokenizer | None:
         config |= read_json(path) if path.is_file() else {}
     kind = str(raw.get("model_type"))
     if kind in WORDPIECE and (folder / "vocab.txt").is_file():
-        return _wordpiece(folder / "vocab.txt", config, _named(WORDPIECE[kind], config), doubled=kind == "mpnet")
+        return _wordpiece(folder / "vocab.txt", config, named(WORDPIECE[kind], config), doubled=kind == "mpnet")
     if kind in BYTE_LEVEL and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         marks = BYTE_LEVEL[kind]
-        return _byte_level(folder, config, None if marks is None else _named(marks, config))
+        return _byte_level(folder, config, None if marks is None else named(marks, config))
     return None
 
 
-def _named(marks: Marks, config: Config) -> Marks:
-    def name(key: str, usual: str) -> str:
-        value = config.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        return value if isinstance(value, str) else usual
-
+def named(marks: Marks, config: Config) -> Marks:
+    """As the config names them, where it does."""
     return Marks(
-        start=name("cls_token", marks.start),
-        end=name("sep_token", marks.end),
-        unknown=name("unk_token", marks.unknown),
-        mask=name("mask_token", marks.mask),
-        padding=name("pad_token", marks.padding),
+        start=text_of(config, "cls_token", marks.start),
+        end=text_of(config, "sep_token", marks.end),
+        unknown=text_of(config, "unk_token", marks.unknown),
+        mask=text_of(config, "mask_token", marks.mask),
+        padding=text_of(config, "pad_token", marks.padding),
     )
+
+
+def text_of(config: Config, role: str, usual: str) -> str:
+    """The token that a config names for a role like `cls_token`, as a text or as an entry with its properties."""
+    value = config.get(role)
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else usual
 
 
 def _wordpiece(path: Path, config: Config, marks: Marks, *, doubled: bool) -> Tokenizer:

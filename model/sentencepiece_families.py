@@ -1,21 +1,23 @@
 """Tokenizers of checkpoints that have SentencePiece files and no `tokenizer.json`, family by family.
 
 A family says how ids are numbered (fairseq's four tokens first, Pegasus' hundred and three, Marian's own `vocab.json`)
-and what is put around a text. Pieces of a model that a `vocab.json` leaves out are cut further. Knows how texts are cut
-only as `model.sentencepiece_reader`. Runs in the API process.
+and what is put around a text. Pieces of a model that a `vocab.json` leaves out are cut further. Those of encoders are
+`model.sentencepiece_encoders`, those of language models `model.sentencepiece_decoders`; here are the other ones, and
+the table of all. Knows how texts are cut only as `model.sentencepiece_reader`. Runs in the API process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 
 from model.architectures.raw import read_json
 from model.errors import CheckpointError
-from model.sentencepiece_reader import SentencePieceModel, make_backend, read_sentencepiece
+from model.sentencepiece_decoders import gemma, listed_tokens, llama
+from model.sentencepiece_encoders import FAIRSEQ_TOKENS, albert, camembert, deberta_v2, fairseq, xlm_roberta
+from model.sentencepiece_reader import make_backend, put_around, read_sentencepiece
 
-FAIRSEQ_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MBART_CODES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
     "ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
@@ -58,10 +60,10 @@ def _t5(folder: Path, config: Config) -> Tokenizer:
     model = read_sentencepiece(folder / "spiece.model")
     num_extra = config.get("extra_ids", 100)
     extra = [f"<extra_id_{index}>" for index in reversed(range(num_extra if isinstance(num_extra, int) else 100))]
-    vocabulary = _scored(model) + [(token, 0.0) for token in extra]
+    vocabulary = model.vocabulary + [(token, 0.0) for token in extra]
     special = ["<pad>", "</s>", "<unk>", *extra]
     backend = make_backend(model, vocabulary, unknown_id=model.unknown_id, special=special)
-    return _around(backend, after=["</s>"], between=["</s>"])
+    return put_around(backend, after=["</s>"], between=["</s>"])
 
 
 def _pegasus(folder: Path, config: Config) -> Tokenizer:
@@ -71,15 +73,10 @@ def _pegasus(folder: Path, config: Config) -> Tokenizer:
     first = ["<pad>", "</s>"]
     if offset > 0:
         first += ["<mask_1>", "<mask_2>", *(f"<unk_{index}>" for index in range(2, offset))]
-    vocabulary = [(token, -100.0 if token.startswith("<unk_") else 0.0) for token in first] + _scored(model)[2:]
+    vocabulary = [(token, -100.0 if token.startswith("<unk_") else 0.0) for token in first] + model.vocabulary[2:]
     unknown = model.unknown_id + offset
     backend = make_backend(model, vocabulary, unknown_id=unknown, special=[*first, vocabulary[unknown][0]])
-    return _around(backend, after=["</s>"])
-
-
-def _xlm_roberta(folder: Path, _: Config) -> Tokenizer:
-    backend = _fairseq(folder, [])
-    return _around(backend, before=["<s>"], after=["</s>"], between=["</s>", "</s>"])
+    return put_around(backend, after=["</s>"])
 
 
 def _mbart(folder: Path, config: Config) -> Tokenizer:
@@ -87,8 +84,8 @@ def _mbart(folder: Path, config: Config) -> Tokenizer:
     codes = MBART_CODES + MBART_50_CODES if fifty else MBART_CODES
     source = config.get("src_lang")
     code = source if source in codes else "en_XX"
-    backend = _fairseq(folder, codes)
-    return _around(backend, before=[code] if fifty else [], after=["</s>"] if fifty else ["</s>", code])
+    backend = fairseq(read_sentencepiece(folder / "sentencepiece.bpe.model"), codes)
+    return put_around(backend, before=[code] if fifty else [], after=["</s>"] if fifty else ["</s>", code])
 
 
 def _m2m100(folder: Path, config: Config) -> Tokenizer:
@@ -102,33 +99,17 @@ def _m2m100(folder: Path, config: Config) -> Tokenizer:
     special = [*FAIRSEQ_TOKENS, *languages]
     backend = make_backend(model, vocabulary, unknown_id=_id_of(tokens, "<unk>", "vocab.json"), special=special)
     source = f"__{config.get('src_lang') or 'en'}__"
-    return _around(backend, before=[source if source in languages else "__en__"], after=["</s>"])
+    return put_around(backend, before=[source if source in languages else "__en__"], after=["</s>"])
 
 
 def _nllb(folder: Path, config: Config) -> Tokenizer:
     """Its two hundred codes are among the special tokens that every such tokenizer lists."""
-    codes = [str(token) for token in _listed(folder, config) if len(str(token)) == 8 and str(token)[3] == "_"]
-    backend = _fairseq(folder, codes)
+    codes = [token for token in listed_tokens(folder, config) if len(token) == 8 and token[3] == "_"]
+    backend = fairseq(read_sentencepiece(folder / "sentencepiece.bpe.model"), codes)
     source = config.get("src_lang") or "eng_Latn"
     before = [source] if source in codes else []
     last = bool(config.get("legacy_behaviour", False))
-    return _around(backend, before=[] if last else before, after=["</s>", *before] if last else ["</s>"])
-
-
-def _listed(folder: Path, config: Config) -> list[Any]:
-    path = folder / "special_tokens_map.json"
-    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    if not listed and path.is_file():
-        listed = read_json(path).get("additional_special_tokens")
-    return [entry.get("content") if isinstance(entry, dict) else entry for entry in listed or []]
-
-
-def _fairseq(folder: Path, codes: Sequence[str]) -> Tokenizer:
-    """Fairseq's own four tokens for the model's first three, then its pieces, then the languages and the mask."""
-    model = read_sentencepiece(folder / "sentencepiece.bpe.model")
-    first, last = [(token, 0.0) for token in FAIRSEQ_TOKENS], [*codes, "<mask>"]
-    vocabulary = first + _scored(model)[3:] + [(token, 0.0) for token in last]
-    return make_backend(model, vocabulary, unknown_id=3, special=[*FAIRSEQ_TOKENS, *last])
+    return put_around(backend, before=[] if last else before, after=["</s>", *before] if last else ["</s>"])
 
 
 def _marian(folder: Path, config: Config) -> Tokenizer:
@@ -149,11 +130,7 @@ def _marian(folder: Path, config: Config) -> Tokenizer:
     steps = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([normalizers.Replace(TARGET_ONLY, UNKNOWN), *steps])
     backend.decoder = decoders.Sequence([decoders.Replace(TARGET_ONLY, ""), backend.decoder])
-    return _around(backend, after=["</s>"])
-
-
-def _scored(model: SentencePieceModel) -> list[tuple[str, float]]:
-    return [(piece.text, piece.score) for piece in model.pieces]
+    return put_around(backend, after=["</s>"])
 
 
 def _numbered(path: Path) -> list[str]:
@@ -174,24 +151,22 @@ def _id_of(tokens: Sequence[str], token: str, file: str) -> int:
     return tokens.index(token)
 
 
-def _around(
-    backend: Tokenizer, *, before: Sequence[str] = (), after: Sequence[str] = (), between: Sequence[str] = ()
-) -> Tokenizer:
-    """Sets the special tokens that are put around a text, or around and between a pair."""
-    ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys([*before, *between, *after])]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after], pair=[*before, "$A", *between, "$B", *after], special_tokens=ids
-    )
-    return backend
-
-
 FAMILIES: Mapping[str, tuple[str, Callable[[Path, Config], Tokenizer]]] = {
     "t5": ("spiece.model", _t5),
     "mt5": ("spiece.model", _t5),
     "pegasus": ("spiece.model", _pegasus),
-    "xlm-roberta": ("sentencepiece.bpe.model", _xlm_roberta),
+    "albert": ("spiece.model", albert),
+    "deberta-v2": ("spm.model", deberta_v2),
+    "camembert": ("sentencepiece.bpe.model", camembert),
+    "xlm-roberta": ("sentencepiece.bpe.model", xlm_roberta),
     "mbart": ("sentencepiece.bpe.model", _mbart),
     "m2m_100": ("sentencepiece.bpe.model", _m2m100),
     "marian": ("source.spm", _marian),
+    "llama": ("tokenizer.model", llama),
+    "mistral": ("tokenizer.model", llama),
+    "phi3": ("tokenizer.model", llama),
+    "gemma2": ("tokenizer.model", gemma),
+    "gemma3": ("tokenizer.model", gemma),
+    "gemma3_text": ("tokenizer.model", gemma),
 }
 """By `model_type`: the file that must be there, and who reads it."""

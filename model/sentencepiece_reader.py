@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
 from model.errors import CheckpointError
 
@@ -46,6 +46,16 @@ class SentencePieceModel:
     @property
     def unknown_id(self) -> int:
         return next(index for index, piece in enumerate(self.pieces) if piece.role == "unknown")
+
+    @property
+    def vocabulary(self) -> list[tuple[str, float]]:
+        """The pieces as `make_backend` takes them, for those who number them as the file does."""
+        return [(piece.text, piece.score) for piece in self.pieces]
+
+    @property
+    def character_steps(self) -> list[Any]:
+        """The normalizer of the model's own map of characters, if it has one."""
+        return [normalizers.Precompiled(self.character_map)] if self.character_map else []
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -131,31 +141,43 @@ def make_backend(
 
     `special` are tokens that are found in texts as they are and are left out of decoded ones.
     """
-    if model.kind == "unigram":
-        backend = Tokenizer(models.Unigram(list(vocabulary), unk_id=unknown_id, byte_fallback=model.byte_fallback))
-    else:
-        backend = Tokenizer(
-            models.BPE(
-                {text: index for index, (text, _) in enumerate(vocabulary)},
-                _merges(vocabulary),
-                unk_token=vocabulary[unknown_id][0],
-                fuse_unk=True,
-                byte_fallback=model.byte_fallback,
-            )
-        )
+    backend = Tokenizer(_cutter(model, vocabulary, unknown_id))
     backend.normalizer = _normalizer(model)
     backend.decoder = _decoder(model)
-    own = [piece.text for piece in model.pieces if piece.role == "user_defined"]
+    # What the model's maker wants whole has the score 0 in a unigram model, which no other way to cut it reaches.
+    own = [piece.text for piece in model.pieces if piece.role == "user_defined" and model.kind == "bpe"]
     known = {text for text, _ in vocabulary}
     backend.add_tokens([AddedToken(text, normalized=False) for text in own if text in known and text not in special])
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
     return backend
 
 
+def _cutter(model: SentencePieceModel, vocabulary: Sequence[tuple[str, float]], unknown_id: int) -> models.Model:
+    if model.kind == "unigram":
+        return models.Unigram(list(vocabulary), unk_id=unknown_id, byte_fallback=model.byte_fallback)
+    return models.BPE(
+        {text: index for index, (text, _) in enumerate(vocabulary)},
+        _merges(vocabulary),
+        unk_token=vocabulary[unknown_id][0],
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+    )
+
+
+def put_around(
+    backend: Tokenizer, *, before: Sequence[str] = (), after: Sequence[str] = (), between: Sequence[str] = ()
+) -> Tokenizer:
+    """Sets the special tokens that are put around a text, or around and between a pair."""
+    ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys([*before, *between, *after])]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], pair=[*before, "$A", *between, "$B", *after], special_tokens=ids
+    )
+    return backend
+
+
 def _normalizer(model: SentencePieceModel) -> normalizers.Sequence:
     """All that happens before a text is cut; it is cut as a whole, since pieces may reach over spaces."""
-    steps: list[Any] = [normalizers.Precompiled(model.character_map)] if model.character_map else []
-    steps.append(normalizers.Replace(SPACE, " "))
+    steps = [*model.character_steps, normalizers.Replace(SPACE, " ")]
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix:

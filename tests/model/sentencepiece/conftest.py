@@ -1,6 +1,7 @@
 """Small SentencePiece models, trained in the test, and texts to try them on."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,19 @@ def train(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return run
+
+
+@pytest.fixture
+def make_folder(train: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`make_folder(model_type, file, training, **config)`: a folder with a freshly trained model and no tokenizer.json.
+
+    `training` are options of the trainer, `config` is what tokenizer_config.json holds.
+    """
+
+    def make(model_type: str, file: str, training: dict[str, Any], **config: Any) -> Path:
+        train(file, **training)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
