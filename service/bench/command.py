@@ -4,11 +4,12 @@ Parses, runs the load and prints a table; `--json` and `--page` keep the figures
 """
 
 import argparse
-import asyncio
 import json
 import math
 import sys
 from pathlib import Path
+
+import uvloop
 
 from service.bench.load import Record, closed_loop, open_loop
 from service.bench.report import Figures, Limits, figures, table, write_json, write_page
@@ -89,7 +90,7 @@ def _file(text: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    runs = asyncio.run(measure(options))
+    runs = uvloop.run(measure(options))
     print(table(runs))  # noqa: T201
     setting = {name: str(value) for name, value in vars(options).items() if value is not None and name != "api_key"}
     if options.json:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import uvloop
+
 from service.bench.command import make_parser, measure
 from service.bench.own import free_port, total, wait_ready, write_between
 from service.bench.report import Figures
@@ -43,7 +45,7 @@ def serving(*arguments: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
 def bench(url: str, shape: str, *arguments: str) -> list[Figures]:
     vocabulary = SHAPES[shape]["vocab_size"]
     options = make_parser().parse_args(["--url", url, "--token-ids", f"1:{vocabulary}", *arguments])
-    return asyncio.run(measure(options))
+    return uvloop.run(measure(options))
 
 
 def start_and_memory(options: argparse.Namespace) -> list[str]:
@@ -54,7 +56,7 @@ def start_and_memory(options: argparse.Namespace) -> list[str]:
         with serving(*models) as (url, process):
             seconds.append(time.perf_counter() - began)
             arguments = ["--url", url, "--prompt-tokens", "32", "--concurrency", "16", "--requests", "64"]
-            asyncio.run(measure(make_parser().parse_args(arguments)))
+            uvloop.run(measure(make_parser().parse_args(arguments)))
             api.append(resident_bytes(process.pid))
             worker.append(sum(resident_bytes(child) for child in children(process.pid)))
     return [

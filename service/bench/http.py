@@ -20,20 +20,15 @@ class BenchHTTPError(Exception):
         self.status = status
 
 
-class _Response:
-    """Callbacks of httptools' parser."""
-
-    def __init__(self, on_body: Callable[[bytes], None]) -> None:
-        self.on_body = on_body
-        self.complete = False
-
-
 class Connection:
+    """Opened when it is first used, and again after it was closed."""
+
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._url: SplitResult = urlsplit(url)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._heads: dict[str, bytes] = {}
+        """For each path what every request for it begins with, up to the body's length."""
+        self._wire: _Wire | None = None
 
     async def post(self, path: str, body: bytes, on_body: Callable[[bytes], None]) -> None:
         """Sends `body` and calls `on_body` with each piece of the answer.
@@ -41,60 +36,90 @@ class Connection:
         Raises:
             BenchHTTPError: the status is not 200, or the server closed the connection early.
         """
-        request = (
-            f"POST {self._url.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{self._headers}\r\n"
-        )
-        reader, writer = await self._connect()
-        writer.write(request.encode() + body)
-        pieces: list[bytes] = []
-        response = _Response(pieces.append)
-        parser = httptools.HttpResponseParser(_Callbacks(response))
+        wire = await self._connect()
+        answer = wire.ask(b"%s%d\r\n\r\n%s" % (self._head(path), len(body), body), on_body)
         try:
-            while not response.complete:
-                chunk = await reader.read(1 << 16)
-                if not chunk:
-                    raise BenchHTTPError("the server closed the connection before the answer was complete")
-                try:
-                    parser.feed_data(chunk)
-                except httptools.HttpParserError as error:
-                    raise BenchHTTPError(f"the server does not speak HTTP: {error}") from error
-                if parser.get_status_code() == 200:
-                    for piece in pieces:
-                        on_body(piece)
-                    pieces.clear()
+            await answer
         except BaseException:
             self.close()
             raise
-        if not parser.should_keep_alive():
+        if not wire.parser.should_keep_alive():
             self.close()
-        if parser.get_status_code() != 200:
-            raise BenchHTTPError(b"".join(pieces).decode(errors="replace")[:300], parser.get_status_code())
+        if wire.parser.get_status_code() != 200:
+            raise BenchHTTPError(b"".join(wire.refusal).decode(errors="replace")[:300], wire.parser.get_status_code())
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._reader = self._writer = None
+        if self._wire is not None:
+            self._wire.transport.close()
 
     async def aclose(self) -> None:
-        writer = self._writer
         self.close()
-        if writer is not None:
-            await writer.wait_closed()
+        if self._wire is not None:
+            await self._wire.closed.wait()
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._reader is None or self._writer is None or self._reader.at_eof():
+    def _head(self, path: str) -> bytes:
+        if path not in self._heads:
+            self._heads[path] = (
+                f"POST {self._url.path.rstrip('/')}{path} HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
+                f"Content-Type: application/json\r\n{self._headers}Content-Length: "
+            ).encode()
+        return self._heads[path]
+
+    async def _connect(self) -> "_Wire":
+        if self._wire is None or self._wire.transport.is_closing():
             secure = self._url.scheme == "https"
             port = self._url.port or (443 if secure else 80)
             context = ssl.create_default_context() if secure else None
-            self._reader, self._writer = await asyncio.open_connection(self._url.hostname, port, ssl=context)
-        return self._reader, self._writer
+            loop = asyncio.get_running_loop()
+            _, self._wire = await loop.create_connection(_Wire, self._url.hostname or "", port, ssl=context)
+        return self._wire
 
 
-class _Callbacks:
-    def __init__(self, response: _Response) -> None:
-        self.on_body = response.on_body
-        self._response = response
+class _Wire(asyncio.Protocol):
+    """The open connection: what comes goes through the parser, which calls the `on_...` methods of this object."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.refusal: list[bytes] = []
+        """The body of an answer whose status is not 200."""
+        self.closed = asyncio.Event()
+        self._on_body: Callable[[bytes], None] = self.refusal.append
+        self._answer: asyncio.Future[None] | None = None
+
+    def ask(self, request: bytes, on_body: Callable[[bytes], None]) -> "asyncio.Future[None]":
+        """Sends a request; what is returned is done when the answer is complete."""
+        self.parser = httptools.HttpResponseParser(self)
+        self.refusal.clear()
+        self._on_body = on_body
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._answer
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(BenchHTTPError(f"the server does not speak HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.closed.set()
+        self._fail(BenchHTTPError("the server closed the connection before the answer was complete"))
+
+    def on_body(self, piece: bytes) -> None:
+        try:
+            (self._on_body if self.parser.get_status_code() == 200 else self.refusal.append)(piece)
+        except ValueError as error:
+            self._fail(error)
 
     def on_message_complete(self) -> None:
-        self._response.complete = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)

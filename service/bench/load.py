@@ -15,6 +15,8 @@ from typing import Any
 from service.bench.http import BenchHTTPError, Connection
 from service.bench.workload import Job
 
+_decoder = json.JSONDecoder()
+
 
 @dataclass(slots=True)
 class Record:
@@ -89,7 +91,7 @@ def _usage(answer: bytes) -> dict[str, int]:
     if start < 0:
         return {}
     rest = answer[start + len(b'"usage"') :].decode(errors="replace").lstrip(" :")
-    found, _ = json.JSONDecoder().raw_decode(rest)
+    found, _ = _decoder.raw_decode(rest)
     return found if isinstance(found, dict) else {}
 
 

@@ -5,7 +5,6 @@ what the network took of each step and what the rest of us cost. A tool; nothing
 """
 
 import argparse
-import asyncio
 import os
 import re
 import socket
@@ -15,6 +14,8 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+import uvloop
 
 from service.bench.command import make_parser, measure
 from service.bench.report import Figures
@@ -83,7 +84,7 @@ def run(url: str, options: argparse.Namespace) -> str:
         arguments = ["--url", url, "--concurrency", concurrency, "--token-ids", f"1:{vocabulary}"]
         arguments += ["--prompt-tokens", str(options.prompt_tokens), "--output-tokens", str(options.output_tokens)]
         before = Counters.read(url)
-        figures = asyncio.run(measure(make_parser().parse_args(arguments)))[0]
+        figures = uvloop.run(measure(make_parser().parse_args(arguments)))[0]
         rows.append(_row(figures, before, Counters.read(url)))
     head = [
         f"`python -m service.bench.own --shape {options.shape} --quantization {options.quantization}`: "

@@ -87,8 +87,8 @@ class Workload:
         if self.prompts:
             return draw.choice(self.prompts)
         if self.token_ids is not None:
-            return [draw.randrange(*self.token_ids) for _ in range(num_tokens)]
-        return " ".join(draw.choice(WORDS) for _ in range(max(num_tokens, 1)))
+            return draw.choices(range(*self.token_ids), k=num_tokens)
+        return " ".join(draw.choices(WORDS, k=max(num_tokens, 1)))
 
 
 def poisson_jobs(workload: Workload, *, rate: float, count: int) -> list[Job]:

@@ -4,13 +4,14 @@ Cells are sized so that one takes a few seconds. Texts are words of one token ea
 sentence of the length that is said. Knows the bench tool and the running servers, not tables.
 """
 
-import asyncio
 import itertools
 import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from service.bench.command import make_parser, measure
 from service.bench.shapes import SHAPES
@@ -94,7 +95,7 @@ def measured(running: Running, cell: Cell, *, seed: int, cache: Path) -> dict[st
             arguments += ["--prompts", str(_prompts(cell, seed, cache))]
     if running.model:
         arguments += ["--model", running.model]
-    (figures,) = asyncio.run(measure(make_parser().parse_args(arguments)))
+    (figures,) = uvloop.run(measure(make_parser().parse_args(arguments)))
     return asdict(figures)
 
 
