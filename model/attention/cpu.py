@@ -1,9 +1,10 @@
 """Attention on CPUs: the compiled operators where they serve, else few large calls of PyTorch's fused attention.
 
-On AMX one operator does all that a bfloat16 step asks. Without it the compiled decode attention takes the rows that
-compute one token, and prompts run one by one, in slices of queries that only read the keys they can see. Without
-operators rows of one token are gathered block by block into padded batches of like length. Encoders' sequences run in
-padded batches (`padded`).
+On AMX one operator does all that a bfloat16 step asks. On AVX-512 the compiled decode attention does, with every query
+as a sequence of its own: keys and values are read again and again, but from caches, where they lie. Else it takes the
+rows that compute one token, and prompts run one by one, in slices of queries that only read the keys they can see.
+Without operators rows of one token are gathered block by block into padded batches of like length. Encoders' sequences
+run in padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 
@@ -78,13 +79,13 @@ class CpuAttention:
         compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
         if compiled and _fits_tiles(query):
             return _on_tiles(query, key_cache, value_cache, layout, rules)
+        if compiled and layout.max_query_len == 1:
+            return _compiled_decode(query, key_cache, value_cache, layout, rules)
+        if compiled and (self._deterministic or _fits_vectors(query, key_cache, rules)):
+            return _query_by_query(query, key_cache, value_cache, layout, rules)
         if "paged" not in layout.prepared:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
-        if compiled and self._deterministic:
-            return _query_by_query(query, key_cache, value_cache, layout, rules)
-        if compiled and not prompts:
-            return _compiled_decode(query, key_cache, value_cache, layout, rules)
         out = torch.empty(query.shape, dtype=query.dtype)
         if compiled and groups:
             _decode_singles(query, key_cache, value_cache, layout, rules, out)
@@ -114,6 +115,13 @@ def _is_plain(rules: AttentionRules) -> bool:
 def _fits_tiles(query: Tensor) -> bool:
     size = query.shape[2]
     return size % 32 == 0 and size <= 256 and query.stride(1) == size and library.has_tiles()
+
+
+def _fits_vectors(query: Tensor, key_cache: Tensor, rules: AttentionRules) -> bool:
+    """Whether the compiled decode attention takes prompts, too, and fast: `attend_for` in decode_attention.cpp."""
+    shared, size = query.shape[1] // key_cache.shape[2], query.shape[2]
+    sees_back = rules.causal or rules.window is None
+    return sees_back and shared <= 8 and size in (32, 64, 96, 128, 256) and library.has_vectors()
 
 
 def _on_tiles(
