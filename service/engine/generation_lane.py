@@ -142,6 +142,7 @@ class GenerationLane:
         except Exception as error:
             self._recover(flight.batch, error)
             return self._fail(flight.batch)
+        self._scheduler.record(flight.batch, self._runner.forward_seconds)
         return self._forget_ended(self._scheduler.update(flight.batch, output, time.monotonic()))
 
     def _follow(self, batch: Batch, launched: LaunchedStep | None) -> list[TokenOutput]:

@@ -207,10 +207,14 @@ def _make_cache(
 
 
 def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: WorkerConfig) -> Scheduler:
+    """Prompts are sized by their time where that is in their tokens: on a GPU a captured graph is far faster than any
+    step with prompts, and a source is encoded whole."""
+    by_time = cache.device.type == "cpu" and description.network == "decoder"
     limits = SchedulerLimits(
         max_batch_tokens=config.max_batch_tokens,
         max_sequences=config.max_sequences,
         max_model_len=description.context_length,
+        max_step_stretch=config.max_step_stretch if by_time else None,
     )
     return Scheduler(BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching), limits)
 

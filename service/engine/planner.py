@@ -1,36 +1,42 @@
 """One step made: which waiting requests come in, and who gives way for memory.
 
 A request has known tokens and computed tokens; the step spends a budget of tokens on closing the gap (how many of whom
-is in `rows`). Order: by
-`priority` (higher first), then by arrival. A request is admitted with all blocks of its known tokens, and when memory
-runs out the least urgent one gives its blocks back, to be computed again later. Knows nothing of results, deadlines or
-messages; time is an argument. Runs in the worker process.
+is in `rows`), a smaller one beside requests that decode (`step_costs`). Order: by `priority` (higher first), then by
+arrival. A request is admitted with all blocks of its known tokens, and when memory runs out the least urgent one gives
+its blocks back, to be computed again later. Knows nothing of results, deadlines or messages; time is an argument. Runs
+in the worker process.
 """
 
 from bisect import insort
 from dataclasses import dataclass
 from operator import attrgetter
 
+from model.batch import Batch
 from model.block_manager import BlockManager
 from service.engine.placement import Placement
 from service.engine.rows import RowMaker, Step
 from service.engine.sequence import Phase, Sequence
+from service.engine.step_costs import StepCosts
 from service.engine.trials import Trials
 from service.engine.waiting import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step."""
+    """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step;
+    `max_step_stretch`: how many times as long as without prompts a step may take in which requests decode."""
 
     max_batch_tokens: int
     max_sequences: int
     max_model_len: int
     prefill_chunk: int | None = None
+    max_step_stretch: float | None = None
 
 
 MIN_BATCH_TOKENS = 32
 """Steps that memory is too short for are made smaller, but not smaller than this."""
+MIN_PROMPT_TOKENS = 16
+"""Prompts get on by so many tokens in each step, whatever decodes beside them."""
 
 
 class StepPlanner:
@@ -42,6 +48,8 @@ class StepPlanner:
         self._blocks = blocks
         self.max_batch_tokens = limits.max_batch_tokens
         self._rows = RowMaker(self.placement, limits.prefill_chunk or limits.max_batch_tokens)
+        self._costs = StepCosts()
+        self._max_step_stretch = limits.max_step_stretch
         self._watermark = max(1, self.placement.capacity // 20)
         self._waiting = WaitingQueue()
         self._trials = Trials()
@@ -91,13 +99,33 @@ class StepPlanner:
         """Makes the next step; one without rows if there is nothing to run."""
         if not self.running:
             self._shrink(self._trials.close_empty())
-        self.step = Step(budget=self.max_batch_tokens, reserved=self._num_rows)
+        self.step = Step(budget=self._budget(), reserved=self._num_rows)
         self.step.filled = self.placement.begin_step()
         if not self._plan_long_source(now):
             self._plan_all(now)
         return self.step
 
+    def _budget(self) -> int:
+        """Tokens of the step at the most: beside requests that decode, no more of prompts than they can bear."""
+        if self._max_step_stretch is None:
+            return self.max_batch_tokens
+        branches = [sequence.branches[0] for sequence in self.running]
+        num_decoding = sum(branch.num_computed + 1 == branch.num_tokens for branch in branches)
+        has_prompts = num_decoding < len(branches) or self._queue.head() is not None
+        if num_decoding == 0 or not has_prompts:
+            return self.max_batch_tokens
+        num_prompt_tokens = self._costs.num_prompt_tokens(num_decoding, self._max_step_stretch)
+        return min(self.max_batch_tokens, self._num_rows + max(num_prompt_tokens, MIN_PROMPT_TOKENS))
+
     # --- after a step
+
+    def record(self, batch: Batch, seconds: float) -> None:
+        """Learns from what a step took."""
+        if self._max_step_stretch is None:
+            return
+        lengths = [len(row.token_ids) for row in batch.rows]
+        num_decoding = lengths.count(1)
+        self._costs.record(num_decoding, sum(lengths) - num_decoding, seconds)
 
     def suspect_running(self, too_many_tokens: int = 0) -> None:
         """The step failed: its requests, and all others that run, are tried apart from each other from now on.
@@ -167,13 +195,14 @@ class StepPlanner:
         if paused_last or head is None or not head.encoder_ids or self.placement.has_source(head):
             return False
         cost = len(head.encoder_ids) + head.width
-        if cost + self._num_rows <= self.max_batch_tokens:
-            return False
         step = self.step
-        step.budget, step.reserved = max(step.budget, cost), 0
+        budget = step.budget
+        if cost + self._num_rows <= budget:
+            return False
+        step.budget, step.reserved = max(budget, cost), 0
         self._paused_last = self._admit(head, 0, now)
         if not self._paused_last:
-            step.budget, step.reserved = self.max_batch_tokens, self._num_rows
+            step.budget, step.reserved = budget, self._num_rows
         return self._paused_last
 
     def _admit(self, head: Sequence, position: int, now: float) -> bool:

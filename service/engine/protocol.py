@@ -37,6 +37,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     block_size: int = 16
     max_batch_tokens: int = 2048
     max_sequences: int = 256
+    max_step_stretch: float | None = None
     kv_cache_fraction: float = 0.9
     grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True

@@ -210,6 +210,10 @@ class Scheduler:
         delivered += late.values()
         return delivered
 
+    def record(self, batch: Batch, seconds: float) -> None:
+        """Learns from what the batch took how large the next ones may be."""
+        self._planner.record(batch, seconds)
+
     def awaits(self, batch: Batch) -> bool:
         """Whether the batch's results are still wanted: those of one made after a step that failed are not."""
         return any(step.batch is batch for step in self._in_flight)

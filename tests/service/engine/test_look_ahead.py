@@ -91,7 +91,7 @@ MakeLane = Callable[..., tuple[GenerationLane, FailingRunner]]
 
 @pytest.fixture
 def make_lane(network: Decoder, tokenizer: str) -> MakeLane:
-    def make(*, look_ahead: bool, num_blocks: int = 200, **limits: int) -> tuple[GenerationLane, FailingRunner]:
+    def make(*, look_ahead: bool, num_blocks: int = 200, **limits: float) -> tuple[GenerationLane, FailingRunner]:
         config = network.config
         cache = KVCache(
             config.num_layers, num_blocks, block_size=BLOCK, num_kv_heads=config.num_kv_heads,
@@ -198,6 +198,23 @@ def test_a_plain_crowd_runs_ahead_all_the_time_and_wastes_a_row_at_most_for_each
     num_tokens = sum(len(entry.ids) for entry in told.values())
     assert runner.num_ahead >= runner.num_launched / 2
     assert runner.num_launched <= num_tokens + 2 * len(told)
+
+
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_the_scheduler_is_told_what_each_step_took(
+    look_ahead: bool, make_lane: MakeLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane, runner = make_lane(look_ahead=look_ahead)
+    heard: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        lane._scheduler,
+        "record",
+        lambda batch, seconds: heard.append((batch.num_tokens, seconds == runner.forward_seconds)),
+    )
+    play(
+        lane, [(0, Generate(request_id=1, model="m@1", prompt_ids=[5] * 30, sampling=SamplingParams(max_tokens=3)))], {}
+    )
+    assert heard == [(24, True), (6, True), (1, True), (1, True)]
 
 
 def test_a_cancelled_request_gets_nothing_more_and_frees_its_blocks_while_its_step_runs(make_lane: MakeLane) -> None:

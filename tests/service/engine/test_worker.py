@@ -68,6 +68,13 @@ def test_an_unloaded_checkpoint_leaves_no_weights_no_blocks_and_a_word_to_each_r
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
+def test_a_decoder_s_steps_on_a_cpu_are_sized_by_their_time() -> None:
+    spec = ModelSpec(key=KEY, folder=str(STORIES), dtype="float32", kv_cache_bytes=8 << 20)
+    lane = load_lane(spec, WorkerConfig(models=[], device="cpu", max_step_stretch=2.0), lambda *_: None, lambda: None)
+    assert cast(Any, lane)._scheduler._planner._max_step_stretch == 2.0
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
 def test_a_cancelled_request_that_was_the_last_leaves_no_gauge_behind() -> None:
     """No step follows that would say so: `requests_running` and `kv_cache_usage` stood until the next request."""
     connection = Connection()

@@ -247,7 +247,8 @@ class Service:
         block_size: int,
         prefix_caching: bool = True,
         look_ahead: bool = False,
-        **limits: int | None,
+        seconds_of: Callable[[Batch], float] | None = None,
+        **limits: float | None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
         defaults: dict[str, Any] = {"max_batch_tokens": 16, "max_sequences": 4, "max_model_len": 24}
@@ -260,6 +261,8 @@ class Service:
         self.ends: dict[int, str] = {}
         self.errors: dict[int, str | None] = {}
         self.cached: dict[int, int] = {}
+        self.seconds_of = seconds_of
+        """What a step takes, where that matters; the scheduler is told, and time goes on by it."""
         self.now = 0.0
         self.batches: list[Batch] = []
         self.look_ahead = look_ahead
@@ -342,6 +345,10 @@ class Service:
             self.runner.spoil(launched)
             outputs = self.scheduler.fail_step(batch, "the step failed", out_of_memory=self.memory_tokens is not None)
         else:
+            if self.seconds_of is not None:
+                seconds = self.seconds_of(batch)
+                self.now += seconds
+                self.scheduler.record(batch, seconds)
             outputs = self.scheduler.update(batch, result, self.now)
         for output in outputs:
             self.take(output)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from model.batch import BeamParams, Grammar
+from model.batch import Batch, BeamParams, Grammar
+from service.engine import planner
 
 NUM_HISTORIES = int(os.environ.get("HISTORIES", "100"))
 STEPS_PER_HISTORY = 40
@@ -48,6 +49,17 @@ beams = st.builds(
 )
 
 
+def seconds_of(batch: Batch) -> float:
+    """What a step takes, by which steps with prompts are sized."""
+    return 0.01 + 0.001 * batch.num_tokens
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests here are too short for the least that prompts really get."""
+    monkeypatch.setattr(planner, "MIN_PROMPT_TOKENS", 1)
+
+
 class History(RuleBasedStateMachine):
     """What may happen to a service of one checkpoint, in any order."""
 
@@ -64,11 +76,13 @@ class History(RuleBasedStateMachine):
         max_batch_tokens=st.integers(4, 24),
         max_sequences=st.sampled_from([1, 2, 3, 4, 6, 6]),
         prefill_chunk=st.sampled_from([None, 1, 3, 8]),
+        max_step_stretch=st.sampled_from([None, 1.0, 2.5]),
         look_ahead=st.booleans(),
     )
     def start(self, num_slots: int, block_size: int, **settings: Any) -> None:
         num_blocks = num_slots // block_size
         self.service = self.make_service(num_blocks=num_blocks, block_size=block_size, max_model_len=24, **settings)
+        self.service.seconds_of = seconds_of
 
     def _add(self, prompt_ids: list[int], order: dict[str, Any], **fields: Any) -> Any:
         lifetime = order["lifetime"]
@@ -249,6 +263,8 @@ def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_r
             max_batch_tokens=chance.randint(6, 20),
             max_sequences=chance.randint(3, 6),
             prefill_chunk=chance.choice([None, 1, 2, 5]),
+            max_step_stretch=chance.choice([None, 1.0, 2.5]),
+            seconds_of=seconds_of,
             look_ahead=chance.random() < 0.7,
         )
         for _ in range(chance.randint(3, 9)):
