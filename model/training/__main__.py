@@ -26,7 +26,6 @@ def encoder_recipe(raw: dict[str, Any]) -> EncoderRecipe:
     return EncoderRecipe(
         **{
             **raw,
-            "layers": tuple(raw["layers"]),
             "distill": DistillSettings(**raw["distill"]),
             "finetune": FinetuneSettings(**raw["finetune"]),
             "teacher_finetune": FinetuneSettings(**raw["teacher_finetune"]),

@@ -15,23 +15,21 @@ from tokenizers import Tokenizer
 from model.training import corpus
 from model.training.averaging import move_back
 from model.training.cards import render_card
-from model.training.compress import restrict_vocabulary, start_student
 from model.training.distill import DistillSettings, Lessons, distill
 from model.training.evaluate_encoder import classification, evaluate_encoder
 from model.training.export import export_encoder, load_encoder
 from model.training.finetune import FinetuneSettings, Task, encode_labelled, encode_questions, finetune
 from model.training.heads import Head, HeadConfig, best_temperature, head_logits, save_head
 from model.training.name_head import NAME, fit_name_head
-from model.training.networks import Bert, BertShape
+from model.training.networks import Bert
 from model.training.questions import training_questions
-from model.training.refit import refit_head
+from model.training.refit import hold_back, refit_head
 from model.training.run import Run
 from model.training.sources import LabelledText, Question
 from model.training.tables import TokenTable, tokenize
-from model.training.teacher import MAX_TOKENS, embed_to_file, load_teacher, load_teacher_tokenizer
+from model.training.teacher import MAX_TOKENS, embed_to_file, load_teacher, load_teacher_tokenizer, restrict_vocabulary
 from model.training.tokenizers import dropped_words, load_tokenizer, prune_word_pieces, save_word_pieces
 
-CALIBRATION_EVERY = 20
 ANSWER_TOKENS = 384
 
 
@@ -42,9 +40,6 @@ class EncoderRecipe:
     sentences_per_book: int
     copies_per_dropped_word: int
     vocab_size: int
-    layers: tuple[int, ...]
-    intermediate_size: int
-    num_calibration_texts: int
     num_cloze_questions: int
     start_share: float
     refit_heads: bool
@@ -102,23 +97,8 @@ class Preparation:
         return Lessons(ids, torch.from_numpy(targets).to(self._device))
 
     def start(self) -> Bert:
-        """The untrained student."""
-        recipe = self._recipe
-        shape = BertShape(
-            vocab_size=len(self.kept),
-            num_layers=len(recipe.layers),
-            intermediate_size=recipe.intermediate_size,
-            dropout=0.0,
-        )
-        network, file = Bert(shape), self._work / "start.pt"
-        if not file.exists():
-            texts = self._found_texts[: recipe.num_calibration_texts]
-            sample = sorted(tokenize(self.tokenizer(64), texts), key=len)
-            teacher = restrict_vocabulary(load_teacher(), self.kept)
-            started = start_student(teacher, recipe.layers, intermediate_size=recipe.intermediate_size, texts=sample)
-            torch.save(started.state_dict(), file)
-        network.load_state_dict(torch.load(file, weights_only=True))
-        return network.to(self._device)
+        """The untrained student: the teacher, as far as it knows the kept word pieces."""
+        return restrict_vocabulary(load_teacher(), self.kept).to(self._device)
 
 
 def _head_configs(data: Path) -> dict[str, tuple[HeadConfig, list[LabelledText]]]:
@@ -133,16 +113,10 @@ def _head_configs(data: Path) -> dict[str, tuple[HeadConfig, list[LabelledText]]
     }
 
 
-def _split_calibration(rows: list[LabelledText]) -> tuple[list[LabelledText], list[LabelledText]]:
-    """(training, calibration): every twentieth row is kept back for the temperature."""
-    calibration = rows[::CALIBRATION_EVERY]
-    return [row for number, row in enumerate(rows) if number % CALIBRATION_EVERY], calibration
-
-
 def _tasks(preparation: Preparation, data: Path) -> list[Task]:
     tokenizer, tasks = preparation.tokenizer(MAX_TOKENS), []
     for name, (config, rows) in _head_configs(data).items():
-        train, _ = _split_calibration(rows)
+        train, _ = hold_back(rows)
         tasks.append(Task(name, config, encode_labelled(tokenizer, train, config)))
     spans = HeadConfig("span", "tokens", ("start", "end"), ANSWER_TOKENS)
     pairs = encode_questions(preparation.tokenizer(ANSWER_TOKENS), preparation.questions)
@@ -151,7 +125,7 @@ def _tasks(preparation: Preparation, data: Path) -> list[Task]:
 
 def _finish_head(network: Bert, head: Head, tokenizer: Tokenizer, rows: list[LabelledText], *, refit: bool) -> float:
     """Refit the head on the finished body, where that is asked for; returns its temperature."""
-    train, held = _split_calibration(rows)
+    train, held = hold_back(rows)
     held_back = encode_labelled(tokenizer, held, head.config)
     if refit:
         refit_head(network, head, encode_labelled(tokenizer, train, head.config), held_back)
@@ -192,7 +166,7 @@ def teacher_sentiment(recipe: EncoderRecipe, data: Path, work: Path, *, device: 
         return found
     tokenizer, network = load_teacher_tokenizer(), load_teacher().to(device)
     config, rows = _head_configs(data)["sentiment"]
-    train, _ = _split_calibration(rows)
+    train, _ = hold_back(rows)
     task = Task("sentiment", config, encode_labelled(tokenizer, train, config))
     run = Run(work / "teacher-sentiment")
     heads = finetune(network, [task], None, settings=recipe.teacher_finetune, run=run)

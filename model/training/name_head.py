@@ -23,7 +23,7 @@ from model.training.export import load_encoder
 from model.training.heads import Head, HeadConfig, best_temperature, head_token_states, load_head, save_head
 from model.training.names import Word, gaps_inside_names, known_names, sentences_with_names, words_of
 from model.training.networks import Bert
-from model.training.refit import refit
+from model.training.refit import hold_back, refit
 from model.training.teacher import MAX_TOKENS
 from model.training.tokenizers import load_tokenizer
 
@@ -31,7 +31,6 @@ NAME = "names"
 CONFIG = HeadConfig("token", "tokens", ("O", "NAME"), MAX_TOKENS)
 SEED = 13
 PER_BOOK, ENCYCLOPEDIA, PER_HELD_OUT_BOOK = 60, 1500, 400
-CALIBRATION_EVERY = 20
 
 
 def training_sentences(data: Path) -> list[str]:
@@ -61,13 +60,12 @@ def _examples(network: Bert, head: Head, tokenizer: Tokenizer, sentences: Sequen
 
 
 def fit_name_head(network: Bert, tokenizer: Tokenizer, data: Path) -> tuple[Head, float]:
-    """The head and its temperature; every twentieth sentence is held back to choose both its strength and that."""
-    head, sentences = Head(CONFIG, network.shape.hidden_size), training_sentences(data)
+    """The head and its temperature; sentences held back choose both its strength and that."""
+    head, (train, held) = Head(CONFIG, network.shape.hidden_size), hold_back(training_sentences(data))
     with torch.no_grad():
         head.weight.zero_()
-    train = [sentence for number, sentence in enumerate(sentences) if number % CALIBRATION_EVERY]
     states, targets = _examples(network, head, tokenizer, train)
-    judged, wanted = _examples(network, head, tokenizer, sentences[::CALIBRATION_EVERY])
+    judged, wanted = _examples(network, head, tokenizer, held)
     refit(head, (states, targets), (judged, wanted))
     return head.eval(), best_temperature(F.linear(judged, head.weight, head.bias).detach(), wanted)
 

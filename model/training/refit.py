@@ -6,6 +6,7 @@ is decided by the log loss of held-back training rows. Runs in the training proc
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from model.training.networks import Bert
 Examples = tuple[Tensor, Tensor]
 """States [N, E] and the class of each, [N]."""
 
+Row = TypeVar("Row")
+
+HELD_BACK_EVERY = 20
 STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+
+
+def hold_back(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """(learnt from, held back): every twentieth row chooses a head's strength and its temperature."""
+    learnt = [row for number, row in enumerate(rows) if number % HELD_BACK_EVERY]
+    return learnt, list(rows[::HELD_BACK_EVERY])
 
 
 def _solve(head: Head, states: Tensor, targets: Tensor, strength: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ chunk by chunk, so an interrupted run goes on where it stopped. Runs in the trai
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,15 @@ def load_teacher() -> Bert:
     wanted = set(network.state_dict())
     network.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted})
     return network.eval()
+
+
+def restrict_vocabulary(network: Bert, kept: Sequence[int]) -> Bert:
+    """The network with the embedding rows of the kept word pieces alone, under ids from 0."""
+    small = Bert(replace(network.shape, vocab_size=len(kept), dropout=0.0))
+    weights = dict(network.state_dict())
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][list(kept)]
+    small.load_state_dict(weights)
+    return small
 
 
 def load_teacher_tokenizer() -> Tokenizer:
