@@ -259,6 +259,7 @@ async def test_deterministic_answers_are_the_same_to_the_bit_alone_in_a_crowd_an
     alone = [await answer(whole, case, seed) for seed, case in enumerate(reference_cases)]
     crowd = await asyncio.gather(*(answer(whole, reference_cases[n % 4], n % 4) for n in range(64)))
     assert crowd == alone * 16
-    chunked = await make_engine(dtype="bfloat16", deterministic=True, max_batch_tokens=7)
-    crowd = await asyncio.gather(*(answer(chunked, reference_cases[n % 4], n % 4) for n in range(16)))
-    assert crowd == alone * 4
+    for limits in ({"max_batch_tokens": 7}, {"max_step_stretch": 1.0}):
+        chunked = await make_engine(dtype="bfloat16", deterministic=True, **limits)
+        crowd = await asyncio.gather(*(answer(chunked, reference_cases[n % 4], n % 4) for n in range(16)))
+        assert crowd == alone * 4
