@@ -20,6 +20,7 @@ from model.attention.interface import PackedLayout
 from model.compiled_layers import Quantization
 from model.config import EncoderConfig
 from model.encoder import Encoder, EncoderLayer
+from model.huge_pages import Shelf
 from model.layers import MLP, LayerNorm, Linear
 from model.ops import library
 
@@ -50,8 +51,9 @@ class CompiledEncoder(Module):
         for layer in encoder.layers:
             assert isinstance(layer, EncoderLayer)
             tensors = _tensors(layer, ranges)
-            self._layers.add(tensors, config.hidden_size, config.intermediate_size)
-            self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            shelf = Shelf([tensor.nbytes for tensor in tensors])
+            self._layers.add([shelf.keep(tensor) for tensor in tensors], config.hidden_size, config.intermediate_size)
+            self.num_bytes += sum(tensor.nbytes for tensor in tensors)
 
     def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: PackedAttend) -> Tensor:
         """ids, type_ids and positions [T], positions from 0 in each text; returns [T, E]."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.fp8_linear import quantize_network
+from model.huge_pages import Shelf
 from model.layers import GatedMLP, Linear, RMSNorm
 from model.ops import library
 
@@ -122,6 +123,10 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
                 module.add_module(name, CompiledRMSNorm(child))
     for module, name, mlp in gated:
         module.add_module(name, CompiledGatedMLP(mlp))
+    compiled = [module for module in network.modules() if isinstance(module, CompiledLinear | Int8Linear)]
+    shelf = Shelf([module.packed.nbytes for module in compiled])
+    for module in compiled:
+        module.packed = shelf.keep(module.packed)
 
 
 def weight_bytes(network: nn.Module) -> int:

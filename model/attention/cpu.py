@@ -1,17 +1,15 @@
 """Attention on CPUs: the compiled operators where they serve, else few large calls of PyTorch's fused attention.
 
-On AMX one operator does all that a bfloat16 step asks. On AVX-512 the compiled decode attention does, with every query
-as a sequence of its own: keys and values are read again and again, but from caches, where they lie. Else it takes the
-rows that compute one token, and prompts run one by one, in slices of queries that only read the keys they can see.
-Without operators rows of one token are gathered block by block into padded batches of like length. Encoders' sequences
-run in padded batches (`padded`).
+On AVX-512 and AMX one operator does all that a bfloat16 step asks. Elsewhere rows that compute one token are gathered
+block by block into padded batches of like length, and prompts run one by one, in slices of queries that only read the
+keys they can see. Encoders' sequences run in padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 
 Legend: T tokens in the step, B sequences, L keys (padded), H query heads, K key/value heads, G = H / K, D head size.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -59,8 +57,8 @@ class CpuAttention:
     """`AttentionBackend` on PyTorch's fused CPU attention; attention sinks are left to the reference."""
 
     def __init__(self, *, deterministic: bool = False) -> None:
-        """`deterministic` reads every query by itself, so that neither the batch nor the chunk it came in matters to a
-        bit; it holds for what the compiled operators serve."""
+        """`deterministic` takes the compiled operator also where it is slow: neither the batch nor the chunk that a
+        query came in matters to it, to a bit."""
         self._reference = ReferenceAttention()
         self._deterministic = deterministic
 
@@ -76,20 +74,12 @@ class CpuAttention:
     ) -> Tensor:
         if rules.sinks is not None:
             return self._reference.paged(query, key_cache, value_cache, layout, rules)
-        compiled = library.serves(query) and library.serves(key_cache) and _is_plain(rules)
-        if compiled and _fits_tiles(query):
-            return _on_tiles(query, key_cache, value_cache, layout, rules)
-        if compiled and layout.max_query_len == 1:
-            return _compiled_decode(query, key_cache, value_cache, layout, rules)
-        if compiled and (self._deterministic or _fits_vectors(query, key_cache, rules)):
-            return _query_by_query(query, key_cache, value_cache, layout, rules)
+        if self._reads_in_place(query, key_cache, rules):
+            return _compiled(query, key_cache, value_cache, layout, rules)
         if "paged" not in layout.prepared:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
         out = torch.empty(query.shape, dtype=query.dtype)
-        if compiled and groups:
-            _decode_singles(query, key_cache, value_cache, layout, rules, out)
-            groups = []
         for index, group in enumerate(groups):
             mask = kept_mask(
                 layout, index, rules, partial(_decode_mask, group, rules, mask_dtype(query), key_cache.shape[2])
@@ -101,82 +91,27 @@ class CpuAttention:
             out[prompt.start : prompt.end] = _prompt(query[prompt.start : prompt.end], key, value, rules)
         return out
 
+    def _reads_in_place(self, query: Tensor, key_cache: Tensor, rules: AttentionRules) -> bool:
+        """Whether the compiled operator takes the step: scores are products and nothing else."""
+        plain = rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
+        served = library.serves(query) and library.serves(key_cache) and query.stride(1) == query.shape[2]
+        fast = library.has_vectors() and query.shape[2] % 32 == 0 and query.shape[2] <= 256
+        return plain and served and (fast or self._deterministic)
+
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:
             return self._reference.packed(query, key, value, layout, rules)
         return padded_attention(query, key, value, layout, rules)
 
 
-def _is_plain(rules: AttentionRules) -> bool:
-    """Whether scores are products and nothing else, as the compiled decode attention has them."""
-    return rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
-
-
-def _fits_tiles(query: Tensor) -> bool:
-    size = query.shape[2]
-    return size % 32 == 0 and size <= 256 and query.stride(1) == size and library.has_tiles()
-
-
-def _fits_vectors(query: Tensor, key_cache: Tensor, rules: AttentionRules) -> bool:
-    """Whether the compiled decode attention takes prompts, too, and fast: `attend_for` in decode_attention.cpp."""
-    shared, size = query.shape[1] // key_cache.shape[2], query.shape[2]
-    sees_back = rules.causal or rules.window is None
-    return sees_back and shared <= 8 and size in (32, 64, 96, 128, 256) and library.has_vectors()
-
-
-def _on_tiles(
+def _compiled(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
 ) -> Tensor:
-    """Any mix of rows; what a query finds depends, to a bit, on neither its batch nor its chunk."""
     out: Tensor = torch.ops.slimpajama.paged_attention(
         query, key_cache, value_cache, layout.block_tables, layout.query_starts, layout.context_lens,
         rules.scale, rules.window or 0, rules.causal,
     )  # fmt: skip
     return out
-
-
-def _compiled_decode(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
-) -> Tensor:
-    """query [B, H, D], one of each sequence; reads keys and values where they lie. Returns [B, H, D]."""
-    out: Tensor = torch.ops.slimpajama.decode_attention(
-        query, key_cache, value_cache, layout.block_tables, layout.context_lens, rules.scale, rules.window or 0
-    )
-    return out
-
-
-def _query_by_query(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules
-) -> Tensor:
-    """Every token of the step as a sequence of its own, that ends where the token can see (all, if not causal)."""
-    plan = ("queries", rules.causal)
-    if plan not in layout.prepared:
-        lens = layout.query_starts.diff().long()
-        rows = torch.repeat_interleave(torch.arange(len(lens)), lens)
-        ends = layout.context_lens[rows]
-        if rules.causal:
-            ends = ends - (layout.query_starts[1:][rows] - 1 - torch.arange(len(rows)))
-        tables = layout.block_tables[rows].contiguous()
-        layout.prepared[plan] = replace(layout, context_lens=ends.int(), block_tables=tables, prepared={})
-    return _compiled_decode(query, key_cache, value_cache, layout.prepared[plan], rules)
-
-
-def _decode_singles(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules, out: Tensor
-) -> None:
-    """The rows of one query among prompts of several; their results go to their places in `out`."""
-    if "singles" not in layout.prepared:
-        starts = layout.query_starts.long()
-        singles = torch.nonzero(starts.diff() == 1).flatten()
-        part = replace(
-            layout,
-            context_lens=layout.context_lens[singles].contiguous(),
-            block_tables=layout.block_tables[singles].contiguous(),
-            prepared={},
-        )
-        layout.prepared["singles"] = (starts[singles], part)
-    tokens, part = layout.prepared["singles"]
-    out.index_copy_(0, tokens, _compiled_decode(query.index_select(0, tokens), key_cache, value_cache, part, rules))
 
 
 def _decode(

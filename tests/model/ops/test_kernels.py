@@ -65,31 +65,6 @@ def test_store_puts_each_token_into_its_slot() -> None:
     assert int((keys.flatten(0, 1).abs().sum((1, 2)) > 0).sum()) == 3
 
 
-@pytest.mark.parametrize(
-    ("head_size", "heads", "groups"), [(64, 9, 3), (32, 4, 4), (128, 8, 2), (16, 6, 2), (256, 2, 1)]
-)
-@pytest.mark.parametrize("window", [0, 7])
-def test_decode_attention_reads_the_paged_cache_as_it_lies(
-    head_size: int, heads: int, groups: int, window: int
-) -> None:
-    lens = torch.tensor([1, 16, 17, 100, 128], dtype=torch.int32)
-    keys, values = random_bf16(45, 16, groups, head_size), random_bf16(45, 16, groups, head_size, seed=1)
-    query = random_bf16(5, heads, head_size, seed=2)
-    tables = torch.randperm(45, generator=torch.Generator().manual_seed(3))[:40].view(5, 8).int()
-    scale = head_size**-0.5
-    found = torch.ops.slimpajama.decode_attention(query, keys, values, tables, lens, scale, window)
-    for row, length in enumerate(lens.tolist()):
-        first = max(0, length - window) if window else 0
-        blocks = tables[row].long()
-        own_keys, own_values = (
-            cache[blocks].flatten(0, 1)[first:length].double().repeat_interleave(heads // groups, 1)
-            for cache in (keys, values)
-        )
-        weights = torch.softmax(torch.einsum("hd,lhd->hl", query[row].double(), own_keys) * scale, -1)
-        expected = torch.einsum("hl,lhd->hd", weights, own_values)
-        assert relative_error(found[row], expected) < 0.006
-
-
 @pytest.fixture(scope="module")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")

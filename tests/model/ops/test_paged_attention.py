@@ -1,4 +1,4 @@
-"""Attention on tiles against float64; and its law: a query's result knows neither its batch nor its chunk."""
+"""Paged attention against float64, on every set of instructions; a query's result knows neither batch nor chunk."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,10 @@ from torch import Tensor
 
 from model.ops import library
 
-pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX here")
+pytestmark = [
+    pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)"),
+    pytest.mark.usefixtures("instructions"),
+]
 
 
 def random_bf16(*shape: int, seed: int = 0) -> Tensor:
@@ -80,6 +83,7 @@ PROBLEMS = {
     "many heads for a key head": Problem(MIXED, heads=20, groups=1, size=32),
     "large heads": Problem(MIXED, heads=4, groups=2, size=128),
     "largest heads": Problem(MIXED, heads=2, groups=1, size=256),
+    "heads of no vector's size": Problem(MIXED, heads=6, groups=2, size=80),
     "odd heads": Problem(MIXED, heads=7, groups=1, size=96),
     "small blocks": Problem(MIXED, block_size=4),
     "large blocks": Problem(MIXED, block_size=64),

@@ -1,0 +1,119 @@
+// What attention is asked for, and how it finds keys and values in the paged cache: strips of 16 positions, as they lie
+// or gathered from several blocks.
+#pragma once
+
+#include "vectors.h"
+
+namespace slimpajama {
+
+struct Cache {
+  const bf16 *keys, *values;
+  int64_t block_size, groups, head_size;
+};
+
+struct Item {
+  const bf16* query;      // of its first token, first head of the group
+  bf16* out;              // the same place in the result
+  const int32_t* blocks;  // the sequence's
+  int64_t group, groups;  // key heads: the first, and how many
+  int64_t tokens;
+  int64_t position;  // of the first token
+  int64_t context;   // keys of the sequence
+};
+
+struct Shape {
+  int64_t shared;  // query heads of a key head
+  int64_t query_stride, out_stride;
+  float scale;
+  int64_t window;  // 0: none
+  bool causal;
+};
+
+// Keys that the token at `position` sees, from `first` to before `end`.
+struct Sight {
+  int64_t first, end;
+};
+
+inline Sight sight(const Item& item, const Shape& shape, int64_t position) {
+  const int64_t end = shape.causal ? position + 1 : item.context;
+  if (shape.window == 0) return {0, end};
+  return {std::max<int64_t>(0, position - shape.window + 1), std::min(end, position + shape.window)};
+}
+
+// Where a position's key (or value) under a key head is, from the beginning of the cache.
+inline int64_t offset_of(const Cache& c, const Item& item, int64_t group, int64_t position) {
+  const int64_t slot = item.blocks[position / c.block_size] * c.block_size + position % c.block_size;
+  return (slot * c.groups + group) * c.head_size;
+}
+
+#if HAS_X86
+constexpr int64_t STRIP = 16;  // positions
+
+// 16 x 16 numbers of 32 bits, in place.
+AVX512 inline void transpose(__m512i rows[16]) {
+  __m512i a[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    rows[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    rows[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    rows[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // quarters of rows i, 4 + i, 8 + i and 12 + i
+    const __m512i even = _mm512_shuffle_i32x4(rows[i], rows[4 + i], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(rows[i], rows[4 + i], 0xdd);
+    const __m512i more_even = _mm512_shuffle_i32x4(rows[8 + i], rows[12 + i], 0x88);
+    const __m512i more_odd = _mm512_shuffle_i32x4(rows[8 + i], rows[12 + i], 0xdd);
+    a[i] = _mm512_shuffle_i32x4(even, more_even, 0x88);
+    a[8 + i] = _mm512_shuffle_i32x4(even, more_even, 0xdd);
+    a[4 + i] = _mm512_shuffle_i32x4(odd, more_odd, 0x88);
+    a[12 + i] = _mm512_shuffle_i32x4(odd, more_odd, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i] = a[i];
+}
+
+// The numbers of two rows side by side: of their first 16 dimensions, and of the next 16.
+struct Pairs {
+  __m512i low, high;
+};
+
+AVX512 inline Pairs interleave(__m512i a, __m512i b) {
+  const __m512i low = _mm512_setr_epi64(0x0021000100200000, 0x0023000300220002, 0x0025000500240004, 0x0027000700260006,
+                                        0x0029000900280008, 0x002b000b002a000a, 0x002d000d002c000c, 0x002f000f002e000e);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  return {_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)};
+}
+
+// Where the keys (or values) of a strip lie, row by row.
+struct Strip {
+  const bf16* first;
+  int64_t stride;
+};
+
+// The strip at `start`, of which `count` positions are asked for; `gathered` is room for it.
+inline Strip strip_at(const bf16* cache, const Cache& c, const Item& item, int64_t group, int64_t start, int64_t count,
+                      bf16* gathered) {
+  if (c.block_size % STRIP == 0) return {cache + offset_of(c, item, group, start), c.groups * c.head_size};
+  for (int64_t t = 0; t < count; ++t)
+    std::memcpy(gathered + t * c.head_size, cache + offset_of(c, item, group, start + t), c.head_size * sizeof(bf16));
+  return {gathered, c.head_size};
+}
+
+// Has the strip at `start` fetched for all the item's key heads, if it is before `end`.
+AVX512 inline void prefetch(const bf16* cache, const Cache& c, const Item& item, int64_t start, int64_t end) {
+  if (start >= end || c.block_size % STRIP) return;
+  const bf16* first = cache + offset_of(c, item, item.group, start);
+  for (int64_t t = 0; t < STRIP; ++t)
+    for (int64_t i = 0; i < item.groups * c.head_size; i += 32)
+      _mm_prefetch(reinterpret_cast<const char*>(first + t * c.groups * c.head_size + i), _MM_HINT_T0);
+}
+#endif
+
+}  // namespace slimpajama
