@@ -51,6 +51,8 @@ Models = Annotated[tuple[ModelSource, ...], BeforeValidator(_parse_models)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Device = Annotated[str, AfterValidator(_check_device)]
 HttpAddress = Annotated[str, AfterValidator(_check_address)]
+CacheMemory = Annotated[ByteSize, Field(gt=0, le=1 << 50)]
+ContextLength = Annotated[int, Field(ge=1, le=1 << 31)]
 
 
 class Settings(BaseSettings):
@@ -80,11 +82,13 @@ class Settings(BaseSettings):
     quantization: Literal["none", "int8", "fp8"] = _setting(
         "Models", "none", "quantize the weights while loading; int8 on CPUs, fp8 on GPUs from Hopper on"
     )
-    max_model_len: int | None = _setting("Models", None, "tokens of context; unset: what each checkpoint says", ge=1)
+    max_model_len: ContextLength | None = _setting(
+        "Models", None, "tokens of context; unset: what each checkpoint says"
+    )
 
     worker_threads: int | None = _setting("Worker", None, "CPU threads of the worker; unset: one per core", ge=1)
     block_size: int = _setting("Worker", 16, "tokens per KV block", ge=1, le=1024)
-    kv_cache_memory: Annotated[ByteSize, Field(gt=0)] | None = _setting(
+    kv_cache_memory: CacheMemory | None = _setting(
         "Worker",
         None,
         'KV cache of each model, like "2GiB"; unset: 1GiB on a CPU, kv_cache_fraction on a GPU, shared by all',

@@ -8,7 +8,7 @@ import re
 from typing import Annotated, Literal, Protocol, cast
 
 from fastapi import APIRouter, Request
-from pydantic import ByteSize, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from service.api.schemas_openai import Strict
@@ -18,6 +18,7 @@ from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.versions import Versions
 from service.errors import InvalidRequest
+from service.settings import CacheMemory, ContextLength
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -34,8 +35,8 @@ class DeployBody(Strict):
     version: VersionLabel | None = Field(None, description="label; by default the checkpoint's fingerprint")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["none", "int8", "fp8"] | None = None
-    kv_cache_memory: Annotated[ByteSize, Field(gt=0)] | None = None
-    max_model_len: int | None = Field(None, ge=1)
+    kv_cache_memory: CacheMemory | None = None
+    max_model_len: ContextLength | None = None
     warm_up: bool = Field(True, description="run a tiny request before it serves")
     self_test: bool = Field(True, description="run the checkpoint's golden.json before it serves")
     switch: bool = Field(True, description="false: serve it as name@version alone, for a canary or a shadow")

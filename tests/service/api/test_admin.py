@@ -103,6 +103,8 @@ async def test_a_version_without_a_share_is_removed_and_one_with_a_share_is_not(
         ("POST", "/admin/models/m", {}),
         ("POST", "/admin/models/m", {"source": "x", "surprise": 1}),
         ("POST", "/admin/models/m", {"source": "x", "version": "../1"}),
+        ("POST", "/admin/models/m", {"source": "x", "kv_cache_memory": 10**34}),
+        ("POST", "/admin/models/m", {"source": "x", "max_model_len": 10**34}),
         ("POST", "/admin/models/m%20n", {"source": "x"}),
         ("PUT", "/admin/models/m/alias", {"weights": {}}),
         ("PUT", "/admin/models/m/alias", {"weights": {"1": -1}}),
