@@ -170,7 +170,71 @@ def _kernel(
     dim = tl.arange(0, D_PADDED)
     within = dim < D
 
-    # The keys that some query of the tile sees: [low, high).
+    low, high = _keys_of_split(first, num_queries, context, window, split, QUERIES, KEYS, SPLITS, CAUSAL, WINDOWED)
+    wanted = place < tl.where(low < high, num_queries, 0)  # an empty split needs no queries
+    q = tl.load(
+        query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
+        mask=(real & wanted)[:, None] & within[None, :],
+        other=0.0,
+    )
+    slope = tl.zeros((ROWS,), tl.float32)
+    if ALIBI:
+        slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
+
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    found = tl.zeros((ROWS, D_PADDED), tl.float32)
+    for key_start in range(low, high, KEYS):
+        key_place = key_start + tl.arange(0, KEYS)
+        written = key_place < high
+        entry = block_tables + sequence * table_stride + key_place // BLOCK_SIZE
+        block = tl.load(entry, mask=written, other=0).to(tl.int64)
+        slot = key_place % BLOCK_SIZE
+        keys = block * key_block_stride + slot * key_slot_stride + kv_head * key_head_stride
+        k = _load_within(key_cache + keys[None, :] + dim[:, None], written[None, :] & within[:, None])  # [D, keys]
+        score = tl.dot(q, k, input_precision="ieee") * scale
+        if CAPPED:
+            score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+        ahead = key_place[None, :] - position[:, None]
+        if ALIBI:
+            score += slope[:, None] * ahead
+        if BIASED:
+            score += _bias(relative_bias, head, ahead, reach, real[:, None] & written[None, :])
+        seen = written[None, :] & real[:, None]
+        score = tl.where(_allowed(ahead, seen, window, CAUSAL, WINDOWED), score, float("-inf"))
+        higher, weight, fade = _weigh(score, peak)
+        values = block * value_block_stride + slot * value_slot_stride + kv_head * value_head_stride
+        v = _load_within(value_cache + values[:, None] + dim[None, :], written[:, None] & within[None, :])  # [keys, D]
+        total = total * fade + tl.sum(weight, 1)
+        found = found * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+        peak = higher
+
+    found = found / tl.where(total > 0, total, 1.0)[:, None]
+    target = (token * num_heads + head)[:, None] * D + dim[None, :]
+    mask = real[:, None] & within[None, :]
+    if SPLITS == 1:
+        tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
+    else:
+        offset = split.to(tl.int64) * num_tokens * num_heads
+        seen = real & (total > 0)
+        tl.store(partial + offset * D + target, found, mask=mask & seen[:, None])
+        tl.store(weights + offset + token * num_heads + head, _log_sum_exp(peak, total, seen), mask=real)
+
+
+@triton.jit
+def _keys_of_split(
+    first,
+    num_queries,
+    context,
+    window,
+    split,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """(low, high): one split's share, in whole steps of KEYS, of the keys that some query of the tile sees."""
     oldest = context - num_queries + first
     newest = tl.minimum(oldest + QUERIES, context)
     low = 0
@@ -186,78 +250,45 @@ def _kernel(
     high = tl.minimum(high, low + share)
     if first >= num_queries:
         high = low
-    wanted = place < tl.where(low < high, num_queries, 0)  # an empty split needs no queries
-    q = tl.load(
-        query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
-        mask=(real & wanted)[:, None] & within[None, :],
-        other=0.0,
-    )
+    return low, high
 
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    found = tl.zeros((ROWS, D_PADDED), tl.float32)
-    if ALIBI:
-        slope = tl.load(alibi_slopes + head, mask=real, other=0.0)
-    for key_start in range(low, high, KEYS):
-        place_of_key = key_start + tl.arange(0, KEYS)
-        written = place_of_key < high
-        block = tl.load(block_tables + sequence * table_stride + place_of_key // BLOCK_SIZE, mask=written, other=0).to(
-            tl.int64
-        )
-        slot = place_of_key % BLOCK_SIZE
-        k = tl.load(
-            key_cache
-            + (block * key_block_stride + slot * key_slot_stride + kv_head * key_head_stride)[None, :]
-            + dim[:, None],
-            mask=written[None, :] & within[:, None],
-            other=0.0,
-        )  # [D, keys]
-        score = tl.dot(q, k, input_precision="ieee") * scale
-        if CAPPED:
-            score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
-        ahead = place_of_key[None, :] - position[:, None]
-        if ALIBI:
-            score += slope[:, None] * ahead
-        if BIASED:
-            column = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
-            score += tl.load(
-                relative_bias + head[:, None] * (2 * reach + 1) + column,
-                mask=real[:, None] & written[None, :],
-                other=0.0,
-            )
-        allowed = written[None, :] & real[:, None]
-        if CAUSAL:
-            allowed = allowed & (ahead <= 0)
-        if WINDOWED:
-            allowed = allowed & (ahead > -window) & (ahead < window)
-        score = tl.where(allowed, score, float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, 1))
-        # A row that has seen no key yet has a peak of -inf, and -inf - -inf is no number.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = tl.exp(score - base[:, None])
-        fade = tl.exp(peak - base)
-        v = tl.load(
-            value_cache
-            + (block * value_block_stride + slot * value_slot_stride + kv_head * value_head_stride)[:, None]
-            + dim[None, :],
-            mask=written[:, None] & within[None, :],
-            other=0.0,
-        )  # [keys, D]
-        total = total * fade + tl.sum(weight, 1)
-        found = found * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-        peak = higher
 
-    found = found / tl.where(total > 0, total, 1.0)[:, None]
-    target = (token * num_heads + head)[:, None] * D + dim[None, :]
-    mask = real[:, None] & within[None, :]
-    if SPLITS == 1:
-        tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
-    else:
-        offset = split.to(tl.int64) * num_tokens * num_heads
-        seen = real & (total > 0)
-        tl.store(partial + offset * D + target, found, mask=mask & seen[:, None])
-        weight_of_split = tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), float("-inf"))
-        tl.store(weights + offset + token * num_heads + head, weight_of_split, mask=real)
+@triton.jit
+def _load_within(pointers, mask):
+    """Zeros where the mask is not."""
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _bias(relative_bias, head, ahead, reach, mask):
+    """[rows, keys]: what the table [H, 2 * reach + 1] adds for each distance; those beyond its ends have its last."""
+    column = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
+    return tl.load(relative_bias + head[:, None] * (2 * reach + 1) + column, mask=mask, other=0.0)
+
+
+@triton.jit
+def _allowed(ahead, seen, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
+    """Which of the keys a query attends to, [rows, keys]."""
+    if CAUSAL:
+        seen = seen & (ahead <= 0)
+    if WINDOWED:
+        seen = seen & (ahead > -window) & (ahead < window)
+    return seen
+
+
+@triton.jit
+def _weigh(score, peak):
+    """One step of the running softmax: (new peak [rows], weights [rows, keys], how far older sums fade [rows])."""
+    higher = tl.maximum(peak, tl.max(score, 1))
+    # A row that has seen no key yet has a peak of -inf, and -inf - -inf is no number.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, tl.exp(score - base[:, None]), tl.exp(peak - base)
+
+
+@triton.jit
+def _log_sum_exp(peak, total, seen):
+    """-inf for a row that has seen no key."""
+    return tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), float("-inf"))
 
 
 @triton.jit
