@@ -96,14 +96,7 @@ class Tokenizer:
 
     def encode_with_offsets(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> Encoding:
         """One text, or a pair as the checkpoint joins them."""
-        found = self._encode(text, pair, add_special_tokens)
-        return Encoding(
-            ids=found.ids,
-            type_ids=found.type_ids,
-            offsets=found.offsets,
-            sequence_ids=found.sequence_ids,
-            special_tokens_mask=found.special_tokens_mask,
-        )
+        return _encoding(self._encode(text, pair, add_special_tokens))
 
     def encode_batch(
         self, texts: Sequence[str | tuple[str, str]], *, add_special_tokens: bool = True
@@ -113,16 +106,7 @@ class Tokenizer:
             batch = self.backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise TokenizerError("a text has characters that are not valid Unicode (lone surrogates)") from error
-        return [
-            Encoding(
-                ids=found.ids,
-                type_ids=found.type_ids,
-                offsets=found.offsets,
-                sequence_ids=found.sequence_ids,
-                special_tokens_mask=found.special_tokens_mask,
-            )
-            for found in batch
-        ]
+        return [_encoding(found) for found in batch]
 
     def num_special_tokens(self, *, pair: bool = False) -> int:
         """How many ids `encode` adds to a text's (or a pair's) own."""
@@ -189,6 +173,16 @@ class Tokenizer:
     def _special_id(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
         return None if token is None else self.token_id(token)
+
+
+def _encoding(found: Any) -> Encoding:
+    return Encoding(
+        ids=found.ids,
+        type_ids=found.type_ids,
+        offsets=found.offsets,
+        sequence_ids=found.sequence_ids,
+        special_tokens_mask=found.special_tokens_mask,
+    )
 
 
 def load_tokenizer_config(folder: Path) -> TokenizerConfig:
