@@ -19,6 +19,7 @@ from service.api.native import (
     encode_options,
     envelope,
     error_item,
+    usage_of,
 )
 from service.api.schemas_openai import INT32, INT64, Name
 from service.api.state import request_state
@@ -169,15 +170,6 @@ def raise_if_all_failed(entries: Sequence[Scored | Voted], *, single: bool) -> N
     if error is not None and all(entry.error is not None for entry in entries):
         error.param = "input" if single else "input.0"
         raise error
-
-
-def usage_of(scored: list[Scored]) -> dict[str, int]:
-    num_tokens = sum(entry.num_tokens for entry in scored)
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    num_truncated = sum(entry.num_truncated for entry in scored)
-    if num_truncated:
-        usage["truncated_tokens"] = num_truncated
-    return usage
 
 
 def certainty(judgement: Judgement, calibrated: bool, abstain_below: float | None) -> dict[str, Any]:

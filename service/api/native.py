@@ -4,7 +4,7 @@ HTTP only. Runs in the API process.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
 from fastapi import Request
@@ -80,7 +80,17 @@ def error_item(error: ServiceError) -> dict[str, Any]:
     return {"message": error.message, "type": error.type, "code": error.code}
 
 
-def usage_of(texts: Sequence[EncodedText]) -> dict[str, int]:
+class ReadText(Protocol):
+    """A text that a network has read, or as much of it as it was given."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_truncated(self) -> int: ...
+
+
+def usage_of(texts: Sequence[ReadText]) -> dict[str, int]:
     num_tokens = sum(text.num_tokens for text in texts)
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     truncated = sum(text.num_truncated for text in texts)

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from service.api.classify import certainty, classify_engine, raise_if_all_failed, truncation, usage_of
+from service.api.classify import certainty, classify_engine, raise_if_all_failed, truncation
 from service.api.event_stream import until_gone
-from service.api.native import MAX_ITEMS, InputText, NativeBody, encode_options, envelope, error_item
+from service.api.native import MAX_ITEMS, InputText, NativeBody, encode_options, envelope, error_item, usage_of
 from service.tasks.classification import Classification
 from service.tasks.confidence import Scored
 from service.tasks.sentiment import CLASSES, SentimentWay, choose, classify_sentiment, sentiment_of
