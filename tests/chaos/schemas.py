@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.law import Row, check_books
-from tests.chaos.service import ADMIN_KEY, ROOT, running
+from tests.chaos.service import ADMIN_KEY, running
 
 COUNT = 200
 ANSWER_SECONDS = 120
@@ -35,7 +35,7 @@ async def schemas(options: argparse.Namespace, log: Path) -> Row:
         command += ["--request-timeout", str(ANSWER_SECONDS), "--suppress-health-check", "all"]
         command += ["--continue-on-failure", "--header", f"Authorization: Bearer {ADMIN_KEY}"]
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *command, cwd=log.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         output = (await process.communicate())[0].decode()
         log.with_name("schemathesis.txt").write_text(output)
