@@ -24,7 +24,8 @@ from service.engine.waiting import WaitingQueue
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
     """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step;
-    `max_step_stretch`: how many times as long as without prompts a step may take in which requests decode."""
+    `max_step_stretch`: how many times as long as without prompts, and with all requests decoding, a step may take in
+    which requests decode."""
 
     max_batch_tokens: int
     max_sequences: int
@@ -114,7 +115,8 @@ class StepPlanner:
         has_prompts = num_decoding < len(branches) or self._queue.head() is not None
         if num_decoding == 0 or not has_prompts:
             return self.max_batch_tokens
-        num_prompt_tokens = self._costs.num_prompt_tokens(num_decoding, self._max_step_stretch)
+        num_here = min(len(branches) + len(self._queue), self.max_sequences)
+        num_prompt_tokens = self._costs.num_prompt_tokens(num_decoding, num_here, self._max_step_stretch)
         return min(self.max_batch_tokens, self._num_rows + max(num_prompt_tokens, MIN_PROMPT_TOKENS))
 
     # --- after a step

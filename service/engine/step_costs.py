@@ -14,7 +14,7 @@ ROUNDS = 8
 
 
 class StepCosts:
-    """`record` each step; `num_prompt_tokens` says how many make a step so many times as long as without them."""
+    """`record` each step; `num_prompt_tokens` says how many make a step as long as requests bear it."""
 
     def __init__(self) -> None:
         self._recent = [deque[tuple[float, ...]](maxlen=WINDOW) for _ in range(2)]
@@ -26,17 +26,19 @@ class StepCosts:
         counts = (num_prompt_tokens, 1, num_decoding)
         self._recent[num_prompt_tokens > 0].append(tuple(count / seconds for count in counts))
 
-    def num_prompt_tokens(self, num_decoding: int, stretch: float) -> int:
-        """The prompt tokens with which a step takes `stretch` times as long; 0 if costs are not known.
+    def num_prompt_tokens(self, num_decoding: int, num_here: int, stretch: float) -> int:
+        """The prompt tokens beside `num_decoding` rows with which a step takes `stretch` times as long as one in which
+        all `num_here` decode, as they soon will; 0 if costs are not known.
 
-        Worked example: 16 rows decode in 20 ms and a prompt token takes 0.5 ms. With a stretch of 2.5 it is 60 tokens,
-        and the step takes 20 + 30 ms.
+        Worked example: 4 rows decode in 10 ms, 16 in 20 ms, and a prompt token takes 0.5 ms. With 16 here and a stretch
+        of 2.5 it is 80 tokens beside the 4, and the step takes 10 + 40 ms.
         """
         self._fit()
         per_prompt_token, per_step, per_row = self._costs.tolist()
         if per_prompt_token == 0.0:
             return 0
-        return int((stretch - 1) * (per_step + per_row * num_decoding) / per_prompt_token)
+        usual, own = (per_step + per_row * count for count in (num_here, num_decoding))
+        return int((stretch * usual - own) / per_prompt_token)
 
     def _fit(self) -> None:
         """Least squares of the relative error, so that a step that was held up weighs little; no cost below zero.

@@ -16,6 +16,10 @@ class WaitingQueue:
         self._heap: list[tuple[tuple[int, float, int], Sequence]] = []
         self._max_unchecked = 64
 
+    def __len__(self) -> int:
+        """No fewer than wait: some of these may have left."""
+        return len(self._heap)
+
     def push(self, sequence: Sequence) -> None:
         if len(self._heap) >= self._max_unchecked:
             # What has left must not pile up behind a head that waits for long.

@@ -72,6 +72,20 @@ def test_beside_requests_that_decode_prompts_get_what_these_bear(make_decoding: 
     service.finish()
 
 
+def test_the_more_will_decode_the_more_prompts_get(make_timed: Any, make_request: Any) -> None:
+    found = []
+    for count in (1, 10):
+        service = make_timed(max_batch_tokens=200)
+        for index in range(8):
+            service.add(make_request(numbers(40, 1000 * index), max_tokens=100 if index < 3 else 20))
+        for _ in range(40):
+            service.step()
+        for index in range(count):
+            service.add(make_request(numbers(100, 10_000 + 1000 * index)))
+        found.append(sum(lengths(service.step())))
+    assert found[1] > 1.3 * found[0]
+
+
 def test_more_stretch_gives_prompts_more(make_decoding: Any, make_request: Any) -> None:
     found = []
     for stretch in (1.5, 2.5, 100.0):
