@@ -52,8 +52,9 @@ AVX512 void transpose_keys(const Cache& c, const Item& item, int64_t start, int6
   const int64_t size = c.head_size;
   for (int64_t k = 0; k < count; k += ROWS) {
     const Strip strip = strip_at(c.keys, c, item, item.group, start + k, std::min(ROWS, count - k), s.gathered);
-    prefetch(c.keys, c, item, start + k + 2 * ROWS, start + count);
+    Ahead ahead(c.keys, c, item, start + k + 2 * ROWS, start + count);
     for (int64_t i = 0; i < size; i += 32) {
+      ahead.fetch();
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int t = 0; t < 16; ++t) rows[t] = _mm512_loadu_si512(strip.first + t * strip.stride + i);
@@ -72,9 +73,10 @@ AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, i
   for (int64_t k = 0; k < count; k += ROWS) {
     const int64_t own = std::min(ROWS, count - k);
     const Strip strip = strip_at(c.values, c, item, item.group, start + k, own, s.gathered);
-    prefetch(c.values, c, item, start + k + 2 * ROWS, start + count);
+    Ahead ahead(c.values, c, item, start + k + 2 * ROWS, start + count);
     bf16* target = s.values + k / 32 * 32 * size + k % 32 * 16;
-    for (int64_t t = 0; t < ROWS; t += 2)
+    for (int64_t t = 0; t < ROWS; t += 2) {
+      if (t % 8 == 0) ahead.fetch();
       for (int64_t i = 0; i < size; i += 32) {
         const bf16* place = strip.first + t * strip.stride + i;
         const __m512i a = t < own ? _mm512_loadu_si512(place) : _mm512_setzero_si512();
@@ -83,6 +85,7 @@ AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, i
         _mm512_store_si512(target + i * 32 + t * 16, pairs.low);
         _mm512_store_si512(target + (i + 16) * 32 + t * 16, pairs.high);
       }
+    }
   }
   if (count % 32 != 0 && count % 32 <= ROWS)
     for (int64_t i = 0; i < size; i += 16)

@@ -106,14 +106,35 @@ inline Strip strip_at(const bf16* cache, const Cache& c, const Item& item, int64
   return {gathered, c.head_size};
 }
 
-// Has the strip at `start` fetched for all the item's key heads, if it is before `end`.
-AVX512 inline void prefetch(const bf16* cache, const Cache& c, const Item& item, int64_t start, int64_t end) {
-  if (start >= end || c.block_size % STRIP) return;
-  const bf16* first = cache + offset_of(c, item, item.group, start);
-  for (int64_t t = 0; t < STRIP; ++t)
-    for (int64_t i = 0; i < item.groups * c.head_size; i += 32)
-      _mm_prefetch(reinterpret_cast<const char*>(first + t * c.groups * c.head_size + i), _MM_HINT_T0);
-}
+// A strip that is wanted soon, under all the item's key heads: its lines are fetched a few at a time between other work,
+// as a core that has asked for many waits for them.
+class Ahead {
+ public:
+  // Nothing, if the strip at `start` is not before `end`.
+  Ahead(const bf16* cache, const Cache& c, const Item& item, int64_t start, int64_t end) {
+    if (start >= end || c.block_size % STRIP) return;
+    row_ = cache + offset_of(c, item, item.group, start);
+    stride_ = c.groups * c.head_size;
+    width_ = item.groups * c.head_size;
+    rows_left_ = STRIP;
+  }
+
+  // Has the next 16 lines fetched.
+  void fetch() {
+    for (int64_t i = 0; i < 16 && rows_left_ > 0; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(row_ + column_), _MM_HINT_T0);
+      column_ += 32;
+      if (column_ < width_) continue;
+      column_ = 0;
+      row_ += stride_;
+      --rows_left_;
+    }
+  }
+
+ private:
+  const bf16* row_ = nullptr;
+  int64_t stride_ = 0, width_ = 0, column_ = 0, rows_left_ = 0;
+};
 #endif
 
 }  // namespace slimpajama

@@ -14,11 +14,12 @@ constexpr int64_t MAX_SHARED = 8;  // query heads of a key head
 
 // Scores of SHARED query heads with a strip of keys, to scores [SHARED][KEYS].
 template <int SHARED>
-AVX512 inline void score_strip(const bf16* queries, Strip keys, int64_t size, float* scores) {
+AVX512 inline void score_strip(const bf16* queries, Strip keys, int64_t size, float* scores, Ahead& ahead) {
   __m512 sums[SHARED];
 #pragma GCC unroll 8
   for (int h = 0; h < SHARED; ++h) sums[h] = _mm512_setzero_ps();
   for (int64_t i = 0; i < size; i += 32) {
+    ahead.fetch();
     __m512i rows[STRIP];
 #pragma GCC unroll 16
     for (int t = 0; t < STRIP; ++t) rows[t] = _mm512_loadu_si512(keys.first + t * keys.stride + i);
@@ -35,8 +36,10 @@ AVX512 inline void score_strip(const bf16* queries, Strip keys, int64_t size, fl
 
 // Adds a strip's values, `count` of them, by their weights [SHARED][KEYS] to sums [SHARED][MAX_SIZE].
 template <int SHARED>
-AVX512 inline void add_strip(const bf16* weights, Strip values, int64_t count, int64_t size, float* sums) {
+AVX512 inline void add_strip(const bf16* weights, Strip values, int64_t count, int64_t size, float* sums,
+                             Ahead& ahead) {
   for (int64_t i = 0; i < size; i += 32) {
+    ahead.fetch();
     __m512 low[SHARED], high[SHARED];
 #pragma GCC unroll 8
     for (int h = 0; h < SHARED; ++h) {
@@ -69,25 +72,28 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
   const Sight own = sight(item, shape, item.position);
   for (int64_t start = own.first / KEYS * KEYS; start < own.end; start += KEYS) {
     const int64_t begin = std::max<int64_t>(own.first - start, 0), count = std::min(KEYS, own.end - start);
-    for (int64_t k = begin / STRIP * STRIP; k < count; k += STRIP) {
-      prefetch(c.keys, c, item, start + k + 2 * STRIP, own.end);
+    const int64_t first = begin / STRIP * STRIP, last = (count - 1) / STRIP * STRIP;
+    for (int64_t k = first; k < count; k += STRIP) {
+      const int64_t next = k + 2 * STRIP, past = next - last - STRIP;
+      Ahead ahead = past < 0 ? Ahead(c.keys, c, item, start + next, own.end)
+                             : Ahead(c.values, c, item, start + first + past, own.end);
       for (int64_t g = 0; g < item.groups; ++g)
         score_strip<SHARED>(item.query + g * SHARED * size,
                             strip_at(c.keys, c, item, item.group + g, start + k, std::min(STRIP, count - k), s.gathered),
-                            size, &s.scores[g * SHARED][k]);
+                            size, &s.scores[g * SHARED][k], ahead);
     }
     float largest[MAX_SINGLES], totals[MAX_SINGLES];
     for (int64_t row = 0; row < rows; ++row) {
       weigh(row, begin, count, count, shape.scale * LOG2_E, s, largest[row], totals[row]);
       std::memset(s.found[row], 0, size * sizeof(float));
     }
-    for (int64_t k = begin / STRIP * STRIP; k < count; k += STRIP) {
+    for (int64_t k = first; k < count; k += STRIP) {
       const int64_t many = std::min(STRIP, count - k);
-      prefetch(c.values, c, item, start + k + 2 * STRIP, own.end);
+      Ahead ahead(c.values, c, item, start + k + 2 * STRIP, own.end);
       for (int64_t g = 0; g < item.groups; ++g)
         add_strip<SHARED>(&s.weights[g * SHARED][k],
                           strip_at(c.values, c, item, item.group + g, start + k, many, s.gathered), many, size,
-                          s.found[g * SHARED]);
+                          s.found[g * SHARED], ahead);
     }
     for (int64_t row = 0; row < rows; ++row) merge(row, s.found[row], largest[row], totals[row], size, s);
   }
