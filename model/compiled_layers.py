@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.errors import CheckpointError
 from model.fp8_linear import quantize_network
 from model.huge_pages import Shelf
-from model.layers import GatedMLP, Linear, RMSNorm
+from model.layers import AddingNorm, GatedMLP, Linear, RMSNorm
 from model.ops import library
 
 Quantization = Literal["none", "int8", "fp8"]
@@ -64,8 +64,8 @@ class Int8Linear(nn.Module):
         return self.packed.numel() + 4 * self.scales.numel()
 
 
-class CompiledRMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension."""
+class CompiledRMSNorm(AddingNorm):
+    """x / rms(x) * weight over the last dimension, the sum before it included."""
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
@@ -73,9 +73,14 @@ class CompiledRMSNorm(nn.Module):
         self.epsilon = norm.epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out: Tensor = torch.ops.slimpajama.add_rms_norm(rows, None, self.weight, self.epsilon)
-        return out.view(x.shape)
+        return self.add(x, None)[1]
+
+    def add(self, hidden: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum is made in `hidden`, which is the layer's own."""
+        rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
+        more = None if delta is None else delta.reshape(rows.shape).contiguous()
+        normed: Tensor = torch.ops.slimpajama.add_rms_norm(rows, more, self.weight, self.epsilon)
+        return rows.view(hidden.shape), normed.view(hidden.shape)
 
 
 class CompiledGatedMLP(nn.Module):

@@ -14,7 +14,10 @@ from model.errors import CheckpointError
 from model.layers import Linear
 from model.ops import library
 
-pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+pytestmark = [
+    pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)"),
+    pytest.mark.usefixtures("instructions"),
+]
 
 
 def random_bf16(*shape: int, seed: int = 0) -> Tensor:
@@ -35,8 +38,9 @@ def test_rms_norm_adds_the_residual_and_norms() -> None:
     assert relative_error(found, expected) < 0.005
 
 
-def test_silu_mul_is_the_gated_product() -> None:
-    gate_up = random_bf16(5, 2 * 33)
+@pytest.mark.parametrize("size", [33, 48])
+def test_silu_mul_is_the_gated_product(size: int) -> None:
+    gate_up = random_bf16(5, 2 * size)
     gate, up = gate_up.double().chunk(2, dim=-1)
     assert relative_error(torch.ops.slimpajama.silu_mul(gate_up), F.silu(gate) * up) < 0.005
 
