@@ -85,7 +85,8 @@ class Ledger:
 
     def fail_all(self, error: ServiceError) -> None:
         for flight in list(self._flights.values()):
-            self._abandon(flight, "error", error)
+            if flight.outcome is None:  # else the end of another has ended it: a shadow ends with its original
+                self._abandon(flight, "error", error)
 
     def fail_of(self, key: str, error: ServiceError) -> None:
         """Fails the requests of one checkpoint."""
@@ -169,6 +170,8 @@ class Ledger:
         `batch`: what the worker was computing, where that is known."""
         for flight in self._dispatcher.take_back(batch):
             flight.dispatched = False
+            if flight.outcome is not None:  # the conviction of another has ended it: a shadow ends with its original
+                continue
             if flight.deaths_without_progress >= GUILTY_DEATHS:
                 log.error("request quarantined", extra=flight.described())
                 error = Quarantined("the worker died each time it ran this request; it will not be tried again")

@@ -1,0 +1,85 @@
+"""Accepted requests end once, whatever ends them, and whatever another's end does to them meanwhile."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model.batch import SamplingParams
+from service.admission import QueueLimits
+from service.engine.accounting import Accounting
+from service.engine.dispatch import Dispatcher
+from service.engine.flight import Flight, GenerateRequest, generate_flight
+from service.engine.ledger import GUILTY_DEATHS, Ledger
+from service.engine.protocol import WorkerConfig
+from service.engine.shadow import Comparison
+from service.errors import Quarantined, Unavailable
+from service.metrics import Metrics
+from tests.service.engine.faults.scripted import stub_model
+
+MakeFlight = Callable[[str], Flight]
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    return Dispatcher(WorkerConfig(models=[]))
+
+
+@pytest.fixture
+def worker() -> set[str]:
+    """The checkpoints that the worker holds; it has died when there are none."""
+    return {"m@1", "m@2"}
+
+
+@pytest.fixture
+async def ledger(dispatcher: Dispatcher, worker: set[str]) -> Ledger:
+    books = Accounting(Metrics(), QueueLimits(1000, 1_000_000), time.monotonic())
+    return Ledger(dispatcher, books, send=lambda _message: None, is_loaded=lambda key: key in worker)
+
+
+@pytest.fixture
+def make_flight(tmp_path: Path) -> MakeFlight:
+    models = {version: stub_model("m", tmp_path, version) for version in "12"}
+    numbers = itertools.count(1)
+
+    def make(version: str) -> Flight:
+        request = GenerateRequest(model=f"m@{version}", prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=8))
+        return generate_flight(request, models[version], next(numbers))
+
+    return make
+
+
+def shadowed(ledger: Ledger, make_flight: MakeFlight) -> tuple[Flight, Flight]:
+    """A request and its shadow, both accepted and handed to the worker."""
+    original, twin = make_flight("1"), make_flight("2")
+    ledger.admit(original)
+    Comparison(original, twin, count=lambda _outcome: None, cancel=lambda lost: ledger.end(lost, "cancelled"))
+    ledger.enter(twin)
+    return original, twin
+
+
+async def test_when_all_fail_each_ends_once_although_shadows_end_with_their_originals(
+    ledger: Ledger, make_flight: MakeFlight
+) -> None:
+    """The end of a shadow, met a second time, ended a drain past its limit with a fault: streams were left without an
+    error event, and the exit code was not 0."""
+    pairs = [shadowed(ledger, make_flight) for _ in range(3)]
+    error = Unavailable("the service is shutting down")
+    ledger.fail_all(error)
+    assert [(original.error, twin.outcome) for original, twin in pairs] == [(error, "cancelled")] * 3
+    await asyncio.wait_for(ledger.until_empty(), 1)
+
+
+async def test_a_shadow_that_ended_with_its_convicted_original_is_not_run_again(
+    ledger: Ledger, dispatcher: Dispatcher, worker: set[str], make_flight: MakeFlight
+) -> None:
+    original, twin = shadowed(ledger, make_flight)
+    original.deaths_without_progress = GUILTY_DEATHS - 1
+    worker.clear()
+    ledger.take_back(frozenset({original.number}))
+    assert isinstance(original.error, Quarantined)
+    assert (twin.outcome, twin.num_replays) == ("cancelled", 0)
+    assert (len(ledger), dispatcher.num_of("m@1"), dispatcher.num_of("m@2")) == (0, 0, 0)
