@@ -2,7 +2,9 @@
 
 In pages of 4 KiB the processor looks an address up for each of them, and its prefetching ends with them; in a virtual
 machine that costs up to half of the rate at which it reads. Linux gives huge pages where it is asked to and can; memory
-elsewhere is ordinary. Knows nothing of what it holds. Runs in the worker process.
+elsewhere is ordinary. Where memory is in pieces Linux makes room first, which takes milliseconds a page: not for what
+is written to for the first time while requests are served, as the KV cache is. Knows nothing of what it holds. Runs in
+the worker process.
 """
 
 import math

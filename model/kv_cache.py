@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import huge_pages
 from model.transfer import on_device
 
 
@@ -56,9 +55,9 @@ class KVCache:
         self.null_block = num_blocks
         # One allocation, so that a copy of blocks is one indexed copy over all layers. Zeros and not `empty`: a masked
         # slot still takes part in a product with weight zero, where an old NaN would come through.
-        shape = (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_size)
-        on_cpu = torch.device(device).type == "cpu"
-        self._pool = huge_pages.zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        self._pool = torch.zeros(
+            (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_size), dtype=dtype, device=device
+        )
         self.keys: list[Tensor] = [self._pool[layer, 0] for layer in range(num_layers)]
         self.values: list[Tensor] = [self._pool[layer, 1] for layer in range(num_layers)]
 
