@@ -1,8 +1,8 @@
 """Puts the HTTP application together: state, layers, routes, fault handlers. There is no module-level application.
 
 From the outside in: `Entry` (id, access line), CORS where asked for, `Gate` (draining, keys, rates), `BodyReader`
-(limits, JSON), `Shortcut` (to the handlers of plain paths), then the routes. Knows the engine only by what
-`service.api.state.Engine` says. Runs in the API process.
+(limits, JSON), `InHand` (what a drain waits for), `Shortcut` (to the handlers of plain paths), then the routes. Knows
+the engine only by what `service.api.state.Engine` says. Runs in the API process.
 """
 
 import asyncio
@@ -43,6 +43,7 @@ from service.http.body import BodyLimits, BodyReader
 from service.http.entry import Entry
 from service.http.faults import install_fault_handlers
 from service.http.gate import Gate
+from service.http.in_hand import InHand
 from service.http.shortcut import Shortcut
 from service.metrics import Metrics
 from service.settings import Settings
@@ -129,8 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         if not state.draining:
-            state.draining = True
-            await state.engine.drain(state.settings.drain_timeout)
+            await state.drain()
         await state.engine.stop()
         if state.tracer is not None:
             await asyncio.to_thread(state.tracer.close, TRACER_CLOSE_SECONDS)
@@ -141,6 +141,7 @@ def _add_layers(app: FastAPI, state: AppState) -> None:
     settings = state.settings
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(Shortcut, routes=routes)
+    app.add_middleware(InHand, state=state)
     limits = BodyLimits(
         max_bytes=settings.max_body_bytes,
         max_json_depth=settings.max_json_depth,

@@ -70,7 +70,7 @@ class DrainingServer(uvicorn.Server):
         seconds = self._state.settings.drain_timeout
         log.info("draining: accepted requests have %g seconds, new ones are refused", seconds)
         try:
-            await self._state.engine.drain(seconds)
+            await self._state.drain()
         except Exception:
             log.exception("draining failed: ending")
             self.exit_code = EXIT_ENGINE_FAILED

@@ -3,8 +3,11 @@
 `create_app` puts an `AppState` onto the application, and nothing else is shared. Runs in the API process.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from fastapi import FastAPI, Request
@@ -48,6 +51,33 @@ class Engine(Protocol):
     async def stop(self) -> None: ...
 
 
+class RequestsInHand:
+    """How many requests have been let in and are not answered whole."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def begin(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def until_none(self, timeout_seconds: float) -> float:
+        """Returns what is left of the time."""
+        if not self._count:
+            return timeout_seconds
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), timeout_seconds)
+        return max(0.0, began + timeout_seconds - time.monotonic())
+
+
 @dataclass(slots=True, kw_only=True)
 class AppState:
     """One per application. `draining` is set by the server as soon as it is told to end, before the engine knows."""
@@ -62,11 +92,17 @@ class AppState:
     started_at: int
     """Unix time in seconds."""
     draining: bool = False
+    in_hand: RequestsInHand = field(default_factory=RequestsInHand)
 
     @property
     def engine_state(self) -> str:
         state = self.engine.state
         return "draining" if self.draining and state != "failed" else state
+
+    async def drain(self) -> None:
+        """Nobody new is let in; those who were have the engine until they are answered, within the drain's time."""
+        self.draining = True
+        await self.engine.drain(await self.in_hand.until_none(self.settings.drain_timeout))
 
 
 def attach(app: FastAPI, state: AppState) -> None:

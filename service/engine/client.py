@@ -173,7 +173,10 @@ class EngineClient:
         if self.state in ("starting", "draining", "failed", "stopped"):
             self._books.metrics.rejected(self.state)
             raise Unavailable(f"the service is {self.state}", retry_after=2.0)
-        self._ledger.admit(flight)
+        if flight.errand is not None and flight.errand.under_way:
+            self._ledger.enter(flight)  # it takes the place of what has ended
+        else:
+            self._ledger.admit(flight)
         self._shadow(flight)
 
     def _shadow(self, flight: Flight) -> None:
@@ -186,7 +189,7 @@ class EngineClient:
             count(outcome="skipped")
             return
         twin = flight.again(model, next(self._numbers))
-        twin.client, twin.priority, twin.trace = SHADOW_CLIENT, SHADOW_PRIORITY, None
+        twin.client, twin.priority, twin.trace, twin.errand = SHADOW_CLIENT, SHADOW_PRIORITY, None, None
         Comparison(
             flight,
             twin,

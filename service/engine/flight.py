@@ -56,6 +56,20 @@ trace_context: ContextVar[Trace | None] = ContextVar("trace", default=None)
 """Set for the length of an HTTP request that is traced."""
 
 
+@dataclass(slots=True)
+class Errand:
+    """An HTTP request, to which several flights may belong, one after another."""
+
+    under_way: bool = False
+    """One of them has ended well: what comes after it belongs to what has been accepted."""
+
+
+errand_context: ContextVar[Errand | None] = ContextVar("errand", default=None)
+"""Set for the length of an HTTP request."""
+
+ENDED_WELL = frozenset({"stop", "length"})
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Flight:
     """One accepted request. It ends exactly once: `outcome` is set then and never again."""
@@ -86,6 +100,7 @@ class Flight:
     request_id: str = ""
     """The HTTP request's, for the log."""
     trace: Trace | None = None
+    errand: Errand | None = None
     deadline_timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -104,6 +119,8 @@ class Flight:
     def end(self, outcome: str, error: ServiceError | None = None) -> None:
         assert self.outcome is None, "a request ends once"
         self.outcome, self.error = outcome, error
+        if self.errand is not None and outcome in ENDED_WELL:
+            self.errand.under_way = True
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         self.wake()
@@ -223,4 +240,5 @@ def _common(
         "deadline": request.deadline,
         "request_id": request_id_context.get(),
         "trace": trace_context.get(),
+        "errand": errand_context.get(),
     }

@@ -8,12 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from service.engine.flight import EncodeFlight, Flight, GenerateFlight
+from service.engine.flight import ENDED_WELL, EncodeFlight, Flight, GenerateFlight
 from service.engine.protocol import EncodeResult
 
 SHADOW_PRIORITY = -1_000_000
 SHADOW_CLIENT = "(shadow)"
-WELL = frozenset({"stop", "length"})
 TOLERANCE = 1e-3
 """Relative and absolute: two checkpoints of one network differ by more, two dtypes of one checkpoint may not."""
 
@@ -40,11 +39,11 @@ class Comparison:
     def ended(self, flight: Flight) -> None:
         """One of the two has ended; the second one settles it, and a caller without an answer cancels the shadow."""
         flight.on_end = None  # what has ended holds nothing
-        if flight is self._original and flight.outcome not in WELL:
+        if flight is self._original and flight.outcome not in ENDED_WELL:
             if self._shadow.outcome is None:
                 self._shadow.on_end = None
                 self._cancel(self._shadow)
-        elif self._shadow.outcome is not None and self._shadow.outcome not in WELL:
+        elif self._shadow.outcome is not None and self._shadow.outcome not in ENDED_WELL:
             self._original.on_end = None
             self._count("failed")
         elif self._original.outcome is not None and self._shadow.outcome is not None:

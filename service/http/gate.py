@@ -42,7 +42,7 @@ class Gate:
         except ServiceError as error:
             await self._refuse(send, record, error)
             return
-        if self._state.rate_limiter.enabled and scope["method"] == "POST" and not _is_admin(scope):
+        if self._state.rate_limiter.enabled and scope["method"] == "POST" and not is_admin(scope):
             await self._run_limited(record, scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -56,7 +56,7 @@ class Gate:
         """The name of the key that the request carries; "" where none is needed."""
         authenticator = self._state.authenticator
         key = _bearer(scope)
-        if _is_admin(scope):
+        if is_admin(scope):
             return self._authenticate_manager(key, now)
         if not authenticator.needs_key:
             return ""
@@ -114,7 +114,7 @@ class Gate:
         await send_error(send, error, headers=headers, close=True)
 
 
-def _is_admin(scope: Scope) -> bool:
+def is_admin(scope: Scope) -> bool:
     path: str = scope["path"]
     return path == ADMIN or path.startswith(f"{ADMIN}/")
 

@@ -295,6 +295,47 @@ async def test_from_the_moment_of_draining_new_work_is_refused_and_reading_goes_
     assert (await client.get("/metrics")).status_code == 200
 
 
+async def test_a_drain_leaves_the_engine_open_to_requests_that_are_several_calls_of_it(make_client, make_app, engine):
+    """The second piece of a long text was refused: the service was draining by then."""
+    app = make_app(drain_timeout=60)
+    first_call, go_on = asyncio.Event(), asyncio.Event()
+
+    @app.post("/v1/pieces")
+    async def pieces() -> str:
+        first_call.set()
+        await go_on.wait()
+        return engine.state
+
+    client = await make_client(app)
+    asked = asyncio.ensure_future(client.post("/v1/pieces"))
+    await first_call.wait()
+    drained = asyncio.ensure_future(app_state(app).drain())
+    await asyncio.sleep(0)
+    assert (await client.get("/readyz")).json()["state"] == "draining"
+    assert (await client.post("/v1/pieces")).status_code == 503
+    go_on.set()
+    assert (await asked).json() == "ready"
+    await drained
+    assert engine.state == "draining"
+
+
+async def test_a_drain_waits_no_longer_than_it_may_for_requests_that_do_not_end(make_client, make_app, engine):
+    app = make_app(drain_timeout=0.01)
+    begun = asyncio.Event()
+
+    @app.post("/v1/endless")
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    client = await make_client(app)
+    asked = asyncio.ensure_future(client.post("/v1/endless"))
+    await begun.wait()
+    await app_state(app).drain()
+    assert engine.calls == ["drain 0"]
+    asked.cancel()
+
+
 async def test_lifespan_starts_the_engine_then_drains_and_stops_it(make_app, engine):
     app = make_app(drain_timeout=7)
     async with app.router.lifespan_context(app):

@@ -1,10 +1,12 @@
 """The engine as a whole: exact tokens, whatever happens to the worker in the meantime; every request ends once."""
 
 import asyncio
+import contextvars
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from model.ops import library
 from service.admission import QueueLimits
 from service.engine.client import EngineClient
+from service.engine.flight import Errand, errand_context
+from service.engine.stream import GenerationStream
 from service.errors import DeadlineExceeded, GenerationFailed, Overloaded, Quarantined, Unavailable, WorkerLost
 from tests.service.engine.conftest import MakeEngine, read_ids, sample, submit
 from tests.service.engine.faults.faulty_worker import CRASH, CRASH_LATE, CROWDED, HANG, NOT_A_NUMBER, RAISE
@@ -206,6 +210,27 @@ async def test_a_full_queue_refuses_with_the_time_after_which_to_come_back(make_
     assert caught.value.retry_after >= 1
     assert all([await read_ids(stream) for stream in streams])
     check_books(engine)
+
+
+async def test_a_full_queue_does_not_stop_a_request_between_two_calls(make_engine: MakeEngine) -> None:
+    """The second piece of a long text was refused as if it were a new request, in the midst of a stream."""
+    engine = await make_engine(max_sequences=1, queue=QueueLimits(2, 10_000))
+    errand = errand_context.set(Errand())
+    await read_ids(submit(engine, PROMPT, max_tokens=4))
+    streams = await asyncio.create_task(fill_queue(engine), context=contextvars.Context())
+    next_call = submit(engine, PROMPT, max_tokens=4)
+    errand_context.reset(errand)
+    assert len(await read_ids(next_call)) == 4
+    assert all([await read_ids(stream) for stream in streams])
+    check_books(engine)
+
+
+async def fill_queue(engine: EngineClient) -> list[GenerationStream]:
+    streams: list[GenerationStream] = []
+    with suppress(Overloaded):
+        while True:
+            streams.append(submit(engine, PROMPT, max_tokens=8))
+    return streams
 
 
 async def test_draining_finishes_what_was_accepted_and_takes_nothing_new(make_engine: MakeEngine) -> None:
