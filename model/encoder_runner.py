@@ -87,6 +87,15 @@ class EncoderRunner:
                 results[index] = values if finite else "the checkpoint's output for this input is not finite"
         return [result for result in results if result is not None]
 
+    def recover(self) -> None:
+        """After a step that raised: gives unused memory back.
+
+        Raises where the fault stays with the device (a kernel's assertion): nothing can be computed any more.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
     def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
         hidden, spans = self._hidden(items)
         values: dict[int, NDArray[np.float32]] = {}

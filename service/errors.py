@@ -117,7 +117,7 @@ class GenerationFailed(ServiceError):
 
 
 class Quarantined(ServiceError):
-    """The request was being run when the worker died, twice: it is not tried a third time."""
+    """The request was being run each time that the worker died, at last among none but good ones: it is at fault."""
 
     code = "quarantined"
 

@@ -84,11 +84,14 @@ class SinglePassLane:
         return Step(model=self.loaded.model, encoded=results)
 
     def _run(self, batch: list[Item]) -> list[EncodeResult]:
-        """A batch that raises as a whole is run again item by item, so that only the culprit fails."""
+        """A batch that raises as a whole is run again half by half, so that only the culprit fails. Raises where the
+        device cannot go on: then the process must end.
+        """
         try:
             found = self._runner.run([_item(entry) for entry in batch])
         except Exception as error:
             log.exception("batch failed", extra={"model": self.loaded.model, "items": len(batch)})
+            self._runner.recover()
             if len(batch) > 1:
                 middle = len(batch) // 2
                 return self._run(batch[:middle]) + self._run(batch[middle:])
