@@ -154,6 +154,15 @@ class Metrics:
     def worker_up(self, up: bool) -> None:
         self._worker_up.set(1 if up else 0)
 
+    def totals(self) -> dict[str, int]:
+        """Accepted requests, and how many of them ended how, over all models and tasks."""
+        found = {"accepted": 0} | dict.fromkeys(OUTCOMES, 0)
+        for counter in (self._accepted, self._outcomes):
+            for family in counter.collect():
+                for sample in family.samples:
+                    found[sample.labels.get("outcome", "accepted")] += int(sample.value)
+        return found
+
     def model_loaded(self, *, model: str, version: str, architecture: str, dtype: str, device: str) -> None:
         labels = (model, version, architecture, dtype, device)
         self._info_labels[model, version] = labels

@@ -123,6 +123,7 @@ class EngineClient:
             self._preparing.cancel()
             await asyncio.gather(self._preparing, return_exceptions=True)
         await self.supervisor.stop()
+        log.info("books closed", extra=self._books.metrics.totals())
 
     @property
     def alive(self) -> bool:

@@ -8,28 +8,36 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from tests.chaos.law import Row
+from tests.chaos.law import Row, add_books
 from tests.chaos.service import Service, running
 from tests.chaos.work import SINGLE_PASS, body_of
 
 COUNT = 20
 TOKENS = 100
 MAX_UNREADY_SECONDS = 0.1
+LONG_TEXT = "The little dog ran home. It was late, and the rain had begun. " * 60
+OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *SINGLE_PASS,
+    # Pieces of the text are written about one after the other, and then what was written about them.
+    ("/v1/summarize", {"model": "lm", "input": LONG_TEXT, "method": "abstractive", "max_tokens": 60}),
+)
 
 
 async def drains(options: argparse.Namespace, log: Path) -> Row:
     count = options.count or COUNT
-    row = Row(f"SIGTERM under {options.streams} streams and single-pass requests, {count} times")
+    row = Row(f"SIGTERM under {options.streams} streams, single-pass requests and long summaries, {count} times")
     chance = random.Random(options.seed)
     unready: list[float] = []
     total: Counter[int] = Counter()
+    books: Counter[str] = Counter()
     for _ in range(count):
         async with running(log, "--drain-timeout", "300") as service:
             callers = [asyncio.create_task(_stream_on(service, number, row)) for number in range(options.streams)]
-            callers += [asyncio.create_task(_ask_on(service, number, row)) for number in range(len(SINGLE_PASS))]
+            callers += [asyncio.create_task(_ask_on(service, number, row)) for number in range(len(OTHERS))]
             await asyncio.sleep(chance.uniform(0.2, 1.5))
             unready.append(await _terminate(service))
             statuses = sum(await asyncio.gather(*callers), Counter())
@@ -37,11 +45,13 @@ async def drains(options: argparse.Namespace, log: Path) -> Row:
         row.check(code == 0, f"exit code {code}")
         logged = _logged_statuses(log)
         row.check(statuses == logged, f"clients got {dict(statuses)}, the service says {dict(logged)}")
+        books += _closed_books(log)
         total += statuses
     row.found += [
         ", ".join(f"{number:,} requests {'whole' if status == 200 else status}" for status, number in total.items()),
         f"not ready after {max(unready) * 1000:.0f} ms at most",
     ]
+    add_books(row, books.pop("accepted", 0), books)
     row.check(set(total) <= {200, 503}, "an answer was neither whole nor a 503")
     row.check(max(unready) <= MAX_UNREADY_SECONDS, "readiness was told too late")
     return row
@@ -71,7 +81,7 @@ async def _stream_on(service: Service, number: int, row: Row) -> "Counter[int]":
 
 async def _ask_on(service: Service, number: int, row: Row) -> "Counter[int]":
     statuses: Counter[int] = Counter()
-    path, body = SINGLE_PASS[number]
+    path, body = OTHERS[number]
     while True:
         try:
             response = await service.client.post(path, json=body)
@@ -87,3 +97,9 @@ def _logged_statuses(log: Path) -> "Counter[int]":
     """What the service itself says that it answered, probes left out."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if '"method": "POST"' in line]
     return Counter(line["status"] for line in lines)
+
+
+def _closed_books(log: Path) -> "Counter[str]":
+    """Accepted requests, and how they ended, as the service told at its end."""
+    lines = [json.loads(line) for line in log.read_text().splitlines() if '"books closed"' in line]
+    return Counter({name: value for line in lines for name, value in line.items() if isinstance(value, int)})

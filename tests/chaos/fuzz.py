@@ -5,6 +5,7 @@ What cannot be framed (half a request, say) is owed no answer; its client leaves
 
 import argparse
 import asyncio
+import math
 import random
 import re
 import time
@@ -102,7 +103,7 @@ async def fuzz(options: argparse.Namespace, log: Path) -> Row:
     row = Row(f"{count:,} mutated raw requests on {CALLERS} connections")
     found = Found()
     async with running(log, "--kv-cache-memory", "64MiB", "--offline") as service:
-        sizes = [await _send(service, options.seed + part, count // 4, found) for part in range(4)]
+        sizes = [await _send(service, options.seed + part, math.ceil(count / 4), found) for part in range(4)]
         row.found += [
             ", ".join(f"{number:,} answered {status}" for status, number in sorted(found.statuses.items())),
             f"slowest answer {found.slowest_seconds:.1f} s",
@@ -126,7 +127,7 @@ async def _send(service: Service, seed: int, count: int, found: Found) -> tuple[
     async def call(number: int) -> None:
         # An address of its own for each caller: closed connections keep their ports for a minute.
         caller = Caller(service.port, f"127.0.1.{number + 1}", found)
-        for _ in range(count // CALLERS):
+        for _ in range(math.ceil(count / CALLERS)):
             await caller.send(make_wrong(chance))
         caller.close()
 

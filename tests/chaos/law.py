@@ -1,5 +1,6 @@
 """What a chaos run says of its law: a row of the README's table. And the law that is part of all: the books balance."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tests.chaos.service import Service
@@ -26,12 +27,18 @@ async def check_books(service: Service, row: Row) -> None:
     """Accepted = completed + failed + cancelled + expired, to the unit, and nothing is left running or waiting."""
     await service.until_idle()
     metrics = await service.metrics()
-    accepted, ended = metrics.get("requests_accepted_total", 0), metrics.get("request_outcomes_total", 0)
-    causes = [f"{int(value):,} {name[6:]}" for name, value in metrics.items() if name.startswith("ended_") and value]
-    row.found.append(f"{int(accepted):,} accepted = {' + '.join(causes)}")
-    row.check(accepted == ended, f"{accepted:g} accepted and {ended:g} ended")
+    outcomes = {name[6:]: int(value) for name, value in metrics.items() if name.startswith("ended_")}
+    add_books(row, int(metrics.get("requests_accepted_total", 0)), outcomes)
     for gauge in ("requests_running", "requests_waiting", "kv_cache_usage"):
         row.check(metrics.get(gauge, 0) == 0, f"{gauge} is {metrics.get(gauge, 0):g} at the end")
+
+
+def add_books(row: Row, accepted: int, outcomes: Mapping[str, int]) -> None:
+    """Accepted = ended, by cause."""
+    causes = [f"{number:,} {outcome}" for outcome, number in outcomes.items() if number]
+    row.found.append(f"{accepted:,} accepted = {' + '.join(causes)}")
+    ended = sum(outcomes.values())
+    row.check(accepted == ended, f"{accepted:,} accepted and {ended:,} ended")
 
 
 def growth_texts(row: Row, before: tuple[int, int], after: tuple[int, int], limit: float) -> list[str]:

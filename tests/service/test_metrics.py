@@ -117,6 +117,14 @@ def test_what_was_recorded_is_what_is_read(full):
     assert value(full, "build_info", version="9.9") == 1
 
 
+def test_totals_are_over_all_models_and_tasks(full):
+    other = full.request_metrics(model="other", version="2", task="embed")
+    other.accepted()
+    other.accepted()
+    other.outcome("deadline", seconds=0.5)
+    assert full.totals() == {"accepted": 3, "stop": 1, "length": 0, "cancelled": 0, "deadline": 1, "error": 0}
+
+
 def test_latency_buckets_begin_at_a_millisecond(full):
     assert value(full, "inter_token_seconds_bucket", **LABELS, le="0.001") == 0
 
