@@ -32,7 +32,7 @@ class Batcher:
     def __init__(self, max_batch_tokens: int, max_batch_items: int = 1024) -> None:
         assert max_batch_tokens > 0
         assert max_batch_items > 0
-        self._max_tokens = max_batch_tokens
+        self.max_tokens = max_batch_tokens
         self._max_items = max_batch_items
         self._requests: dict[int, _Request] = {}
         self._lanes: dict[int, ItemLane] = {}
@@ -55,7 +55,7 @@ class Batcher:
         start = max(self._clock, finish)
         lane = self._lanes.get(request.priority)
         if lane is None:
-            lane = self._lanes[request.priority] = ItemLane(self._max_tokens)
+            lane = self._lanes[request.priority] = ItemLane(self.max_tokens)
             self._lanes = dict(sorted(self._lanes.items(), reverse=True))
         entry = self._requests[request.request_id] = _Request(lane, flow)
         for index, text in enumerate(request.inputs):
@@ -88,7 +88,7 @@ class Batcher:
     def next_batch(self) -> list[Item]:
         """Hands out the items to run now, shortest first: within the token budget, or one item that exceeds it."""
         batch: list[Item] = []
-        budget = self._max_tokens
+        budget = self.max_tokens
         for lane in self._lanes.values():
             taken = lane.take(budget, self._max_items - len(batch), alone=not batch)
             if taken and lane.clock > self._clock:

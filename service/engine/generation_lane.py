@@ -64,7 +64,7 @@ class GenerationLane:
 
     @property
     def next_step_tokens(self) -> int:
-        return self._scheduler.num_running + self._scheduler.num_waiting_tokens
+        return self._scheduler.next_step_tokens
 
     def submit(self, message: Generate | Encode, now: float) -> None:
         if isinstance(message, Encode):

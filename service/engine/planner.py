@@ -67,6 +67,15 @@ class StepPlanner:
         return bool(self.running) or self._trials.has_waiting or self._waiting.head() is not None
 
     @property
+    def next_step_tokens(self) -> int:
+        """About how many tokens the next step computes: what is left to do, as far as it fits into one."""
+        branches = [branch for sequence in self.running for branch in sequence.branches]
+        num_left = self.num_waiting_tokens + sum([branch.num_tokens - branch.num_computed for branch in branches])
+        head = self._queue.head()
+        num_undivided = len(head.encoder_ids) + head.width if head is not None else 0
+        return min(num_left, max(self.max_batch_tokens, num_undivided))
+
+    @property
     def can_look_ahead(self) -> bool:
         """Whether the next step can be made while the results of the last one are still unknown: nobody in it has to
         see them first, and nobody will have to give way, which would lose what is on its way."""

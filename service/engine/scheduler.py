@@ -58,6 +58,10 @@ class Scheduler:
         return self._planner.num_waiting_tokens + sum(entry.num_tokens for entry in self._compiling.values())
 
     @property
+    def next_step_tokens(self) -> int:
+        return self._planner.next_step_tokens
+
+    @property
     def num_preempted(self) -> int:
         """Preemptions for want of room in the last step made."""
         return self._planner.step.num_preempted

@@ -33,7 +33,7 @@ class SinglePassLane:
 
     @property
     def next_step_tokens(self) -> int:
-        return self._batcher.num_waiting_tokens
+        return min(self._batcher.num_waiting_tokens, max(self._batcher.max_tokens, self._runner.context_length))
 
     def submit(self, message: Generate | Encode, now: float) -> None:  # noqa: ARG002
         if isinstance(message, Generate):

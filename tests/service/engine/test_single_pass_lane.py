@@ -17,6 +17,8 @@ BAD = 13
 class Runner:
     """Fails with a text that holds `BAD`; from then on with all, if the fault stays."""
 
+    context_length = 512
+
     def __init__(self, *, stays: bool) -> None:
         self._stays = stays
         self._stuck = False
@@ -52,3 +54,11 @@ def test_a_fault_that_stays_with_the_device_ends_the_worker_and_fails_nobody() -
     """Each text failed, one after the other and for ever, in a service that said that it was ready."""
     with pytest.raises(RuntimeError, match="assert"):
         make_lane(stays=True).step(0.0)
+
+
+def test_a_step_is_not_given_the_time_of_all_that_waits() -> None:
+    lane = make_lane(stays=False)
+    assert lane.next_step_tokens == 4
+    inputs = [EncodeInput(ids=[5] * 100)] * 50
+    lane.submit(Encode(request_id=9, model="m@1", output="embedding", inputs=inputs), 0.0)
+    assert lane.next_step_tokens == Runner.context_length

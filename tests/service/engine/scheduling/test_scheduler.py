@@ -35,6 +35,29 @@ def test_a_prompt_takes_no_more_than_a_chunk_of_a_step(make_service: Any, make_r
     service.finish()
 
 
+def test_a_step_is_given_the_time_of_its_own_tokens_and_not_of_all_that_wait(
+    make_service: Any, make_request: Any
+) -> None:
+    """A worker that hung before long prompts was given hours; the later chunks of a prompt counted as a token each."""
+    service = make_service(num_blocks=40, block_size=4, max_batch_tokens=8, max_model_len=64)
+    for start in (100, 200, 300):
+        service.add(make_request(numbers(20, start)))
+    foretold = []
+    while service.scheduler.has_work:
+        foretold.append((service.scheduler.next_step_tokens, service.step().num_tokens))
+    assert all(8 >= most >= found for most, found in foretold)
+    assert foretold[:3] == [(8, 8)] * 3
+    assert foretold[-1] == (1, 1)
+
+
+def test_a_source_that_is_longer_than_a_step_is_given_its_time(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=40, block_size=4, max_batch_tokens=8, max_model_len=64)
+    service.add(make_request([1], encoder_ids=numbers(20)))
+    assert service.scheduler.next_step_tokens == 21
+    assert service.step().num_tokens == 21
+    service.finish()
+
+
 def test_requests_of_one_prompt_share_it_within_one_step(make_service: Any, make_request: Any) -> None:
     service = make_service(num_blocks=40, block_size=4, max_batch_tokens=64, max_model_len=64)
     for seed in range(3):
