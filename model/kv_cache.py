@@ -55,11 +55,11 @@ class KVCache:
         self.null_block = num_blocks
         # One allocation, so that a copy of blocks is one indexed copy over all layers. Zeros and not `empty`: a masked
         # slot still takes part in a product with weight zero, where an old NaN would come through.
-        self._pool = torch.zeros(
+        self.pool = torch.zeros(
             (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_size), dtype=dtype, device=device
         )
-        self.keys: list[Tensor] = [self._pool[layer, 0] for layer in range(num_layers)]
-        self.values: list[Tensor] = [self._pool[layer, 1] for layer in range(num_layers)]
+        self.keys: list[Tensor] = [self.pool[layer, 0] for layer in range(num_layers)]
+        self.values: list[Tensor] = [self.pool[layer, 1] for layer in range(num_layers)]
 
     @classmethod
     def of_shape(cls, shape: KVCacheShape, num_blocks: int, device: torch.device | str) -> "KVCache":
@@ -79,18 +79,18 @@ class KVCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._pool.dtype
+        return self.pool.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._pool.device
+        return self.pool.device
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies block `source` to block `target` in all layers; sources are read before any target is written."""
         if not pairs:
             return
         sources, targets = on_device(np.array(pairs, np.int64), self.device).unbind(1)
-        self._pool.index_copy_(2, targets, self._pool.index_select(2, sources))
+        self.pool.index_copy_(2, targets, self.pool.index_select(2, sources))
 
 
 def free_device_bytes(device: torch.device, fraction: float) -> int:

@@ -5,11 +5,12 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "operators.h"
 #include "vectors.h"
 
-namespace {
+namespace slimpajama {
 
-using namespace slimpajama;
+namespace {
 
 #if HAS_X86
 AVX512 __m512 widen_some(const bf16* source, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, source)); }
@@ -57,6 +58,8 @@ AVX512 void silu_mul_avx512(const bf16* gate, const bf16* up, int64_t f, bf16* o
   }
 }
 #endif
+
+}  // namespace
 
 // Adds `residual` [M, E] to x in place where it is given, then returns rms_norm(x) * weight (arXiv 1910.07467).
 Tensor add_rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double epsilon) {
@@ -143,7 +146,7 @@ void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   });
 }
 
-}  // namespace
+}  // namespace slimpajama
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("add_rms_norm(Tensor(a!) x, Tensor? residual, Tensor weight, float epsilon) -> Tensor");
@@ -152,7 +155,7 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
 }
 
 TORCH_LIBRARY_IMPL(slimpajama, CPU, library) {
-  library.impl("add_rms_norm", add_rms_norm);
-  library.impl("silu_mul", silu_mul);
-  library.impl("rotate", rotate);
+  library.impl("add_rms_norm", slimpajama::add_rms_norm);
+  library.impl("silu_mul", slimpajama::silu_mul);
+  library.impl("rotate", slimpajama::rotate);
 }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "attention_products.h"
+#include "operators.h"
 #include "single_queries.h"
 
 namespace slimpajama {
@@ -168,6 +169,8 @@ struct Work {
   Attend attend;
 };
 
+}  // namespace
+
 // query [T, H, D] with whole rows; caches [blocks, block_size, G, D], all bfloat16. Sequence b has the queries from
 // query_starts[b] to query_starts[b + 1], which are the last of its context_lens[b] positions (or, not causal, see all
 // of them); block_tables [B, N]. `window` 0: none. Returns [T, H, D].
@@ -209,8 +212,6 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
   });
   return result;
 }
-
-}  // namespace
 
 }  // namespace slimpajama
 

@@ -4,10 +4,9 @@
 #include <torch/library.h>
 
 #include "common.h"
+#include "operators.h"
 
-namespace {
-
-using namespace slimpajama;
+namespace slimpajama {
 
 // key and value [M, G, D] (views with whole rows) to `slots` [M] of the caches [blocks, block_size, G, D].
 void store(const Tensor& key, const Tensor& value, const Tensor& key_cache, const Tensor& value_cache,
@@ -28,7 +27,7 @@ void store(const Tensor& key, const Tensor& value, const Tensor& key_cache, cons
   });
 }
 
-}  // namespace
+}  // namespace slimpajama
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def(
@@ -36,5 +35,5 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
 }
 
 TORCH_LIBRARY_IMPL(slimpajama, CPU, library) {
-  library.impl("store", store);
+  library.impl("store", slimpajama::store);
 }

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "multiply.h"
+#include "operators.h"
 
 namespace slimpajama {
 
@@ -29,6 +30,8 @@ Tensor pack_bf16(const Tensor& weight) {
   return packed;
 }
 
+}  // namespace
+
 // x [M, K] bfloat16, packed weights, bias float32 [N] or none; returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_bf16(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t n, bool wide) {
   check_rows(x, at::kBFloat16);
@@ -47,8 +50,6 @@ Tensor linear_bf16(const Tensor& x, const Tensor& packed, const std::optional<Te
   at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_bf16(rows, weights, out, begin, end); });
   return result;
 }
-
-}  // namespace
 
 void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
   multiply<Bf16>(x, weights, out, begin, end);

@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include "multiply.h"
+#include "operators.h"
 
 namespace slimpajama {
 
@@ -44,6 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
   return {packed, scales, sums};
 }
 
+}  // namespace
+
 // x [M, K] bfloat16 over int8 weights (see pack_int8); returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
                    const std::optional<Tensor>& bias, int64_t n, bool wide) {
@@ -73,8 +76,6 @@ Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, 
   at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_int8(rows, weights, out, begin, end); });
   return result;
 }
-
-}  // namespace
 
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
   multiply<Int8>(x, weights, out, begin, end);

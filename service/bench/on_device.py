@@ -12,6 +12,7 @@ from model.architectures.raw import RawConfig
 from model.architectures.table import ARCHITECTURES
 from model.attention.backend import backend_for
 from model.block_manager import BlockManager
+from model.compiled_decoder import join_layers
 from model.compiled_layers import Quantization, compile_layers
 from model.config import DecoderConfig, EncoderConfig
 from model.decoder import Decoder
@@ -88,6 +89,7 @@ def make_decoder(shape: str, device: torch.device, dtype: torch.dtype, quantizat
     for target, source in architecture.weights(config).tied.items():
         network.get_submodule(target.rpartition(".")[0]).weight = network.get_parameter(source)
     compile_layers(network, quantization, wide=network.output)
+    join_layers(network)
     fuse_layers(network)
     return network
 

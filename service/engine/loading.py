@@ -17,6 +17,7 @@ from model.attention.backend import backend_for
 from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
 from model.checkpoint import StoredTensors, load_network
+from model.compiled_decoder import join_layers
 from model.compiled_layers import compile_layers, weight_bytes
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
@@ -120,6 +121,8 @@ def load_generating(
     )
     assert isinstance(network, Decoder | EncoderDecoder)
     compile_layers(network, spec.quantization, wide=network.output)
+    if isinstance(network, Decoder):
+        join_layers(network)
     fuse_layers(network)
     pack(network)
     return network

@@ -1,0 +1,95 @@
+"""A decoder's layers as one compiled operator: those of Llama, Mistral, Qwen2 and their like in bfloat16 on a CPU.
+
+`join_layers` puts it in the place of the layers, after `compile_layers` has packed their weights; the results are the
+same, to a bit. Other decoders stay as they are. Runs in the worker process.
+
+Legend: T tokens of the step, E hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.attend import CachedAttend
+from model.attention.cpu import CpuAttention
+from model.attention.interface import Attend
+from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, Int8Linear
+from model.config import DecoderConfig
+from model.decoder import Decoder, DecoderLayer
+from model.layers import Rotation
+from model.ops import library
+
+VECTOR_SIZE = 32
+"""Heads are multiples of it: else the compiled attention is slow."""
+LARGEST_HEAD = 256
+
+
+class JoinedLayers(nn.Module):
+    """Stands for all layers; where what they attend to is not the paged cache they are run one by one."""
+
+    def __init__(self, config: DecoderConfig, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+        self._operator: Any = torch.classes.slimpajama.DecoderLayers(
+            config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon
+        )
+        for index, layer in enumerate(layers):
+            linears = _linears(layer)
+            tensors = [tensor for linear in linears for tensor in _tensors(linear)]
+            norms = [norm.weight for norm in _norms(layer)]
+            outputs = [linear.num_outputs for linear in linears]
+            self._operator.add(tensors + norms, outputs, config.window(index) or 0)
+
+    def forward(
+        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """As a layer has it, but for `delta`: before the first layer there is none."""
+        if not isinstance(attend, CachedAttend) or not isinstance(attend.backend, CpuAttention):
+            for layer in self.layers:
+                hidden, delta = layer(hidden, delta, rotations, attend)
+            assert delta is not None
+            return hidden, delta
+        assert delta is None
+        layout = attend.layout
+        found: tuple[Tensor, Tensor] = self._operator.run(
+            hidden, *rotations[0], attend.cache.pool, layout.slots, layout.block_tables, layout.query_starts,
+            layout.context_lens,
+        )  # fmt: skip
+        return found
+
+
+def join_layers(network: Decoder) -> None:
+    """Joins the network's layers if they are of the kind that the operator has, and compiled."""
+    if library.has_vectors() and _is_usual(network.config) and all(map(_is_compiled, network.layers)):
+        network.layers = nn.ModuleList([JoinedLayers(network.config, network.layers)])
+
+
+def _is_usual(config: DecoderConfig) -> bool:
+    """Whether the network is Llama's but for sizes, biases and windows."""
+    unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm)
+    usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
+    fits = config.head_size % VECTOR_SIZE == 0 and config.head_size <= LARGEST_HEAD
+    return usual and fits and not any(unusual)
+
+
+def _is_compiled(layer: nn.Module) -> bool:
+    if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP):
+        return False
+    linears = all(isinstance(linear, CompiledLinear | Int8Linear) for linear in _linears(layer))
+    return linears and all(isinstance(norm, CompiledRMSNorm) for norm in _norms(layer))
+
+
+def _norms(layer: Any) -> list[Any]:
+    return [layer.attention_norm, layer.mlp_norm]
+
+
+def _linears(layer: Any) -> list[Any]:
+    return [layer.attention.query_key_value, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
+
+
+def _tensors(linear: CompiledLinear | Int8Linear) -> list[Tensor]:
+    """Packed weights, scales, sums and bias, empty if there are none."""
+    nothing = torch.empty(0)
+    quantized = [linear.scales, linear.sums] if isinstance(linear, Int8Linear) else [nothing, nothing]
+    return [linear.packed, *quantized, nothing if linear.bias is None else linear.bias]

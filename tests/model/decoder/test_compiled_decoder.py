@@ -1,0 +1,98 @@
+"""Layers joined into one operator give what they give one by one, to a bit; others stay apart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from model.attention.attend import CachedAttend
+from model.attention.cpu import CpuAttention
+from model.attention.interface import PagedLayout
+from model.checkpoint import load_network
+from model.compiled_decoder import JoinedLayers, join_layers
+from model.compiled_layers import Quantization, compile_layers, weight_bytes
+from model.decoder import Decoder
+from model.kv_cache import KVCache
+from model.ops import library
+
+pytestmark = pytest.mark.skipif(not library.has_vectors(), reason="the operators are not compiled, or not fast, here")
+
+SIZES = {
+    "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 101, "head_dim": 32,
+}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=9)),
+}
+QUERIES, CONTEXTS = (1, 7, 1, 20), (1, 7, 30, 41)
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = FAMILIES[request.param]()
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    network.bfloat16().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, quantization: Quantization, *, joined: bool) -> Decoder:
+    network = load_network(folder)
+    assert isinstance(network, Decoder)
+    compile_layers(network, quantization, wide=network.output)
+    if joined:
+        join_layers(network)
+    return network
+
+
+def states(network: Decoder) -> tuple[Tensor, Tensor]:
+    """Of a step of prompts and single tokens whose caches hold random numbers; and what the cache holds then."""
+    config = network.config
+    cache = KVCache(
+        config.num_layers, 20, block_size=16, num_kv_heads=config.num_kv_heads, head_size=config.head_size,
+        dtype=torch.bfloat16, device="cpu",
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    cache.pool.copy_(torch.randn(cache.pool.shape, generator=generator))
+    tables = torch.randperm(20, generator=generator)[:12].view(4, 3).int()
+    positions = torch.cat([torch.arange(end - count, end) for count, end in zip(QUERIES, CONTEXTS, strict=True)])
+    rows = torch.repeat_interleave(torch.arange(4), torch.tensor(QUERIES))
+    layout = PagedLayout(
+        query_starts=torch.tensor([0, *QUERIES]).cumsum(0).int(), context_lens=torch.tensor(CONTEXTS).int(),
+        block_tables=tables, slots=tables[rows, positions // 16].long() * 16 + positions % 16,
+        max_query_len=max(QUERIES), max_context_len=max(CONTEXTS),
+    )  # fmt: skip
+    ids = torch.randint(config.vocab_size, (len(positions),), generator=generator)
+    hidden = network(ids, positions, CachedAttend(cache, layout, CpuAttention()))
+    return hidden, cache.pool
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quantization) -> None:
+    apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
+    assert isinstance(joined.layers[0], JoinedLayers)
+    assert weight_bytes(joined) == weight_bytes(apart)
+    for found, expected in zip(states(joined), states(apart), strict=True):
+        assert found.isfinite().all()
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"head_dim": 24})),
+    ],
+    ids=["norms of heads", "heads of no vector's size"],
+)
+def test_what_the_operator_does_not_have_stays_apart(model: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    model.bfloat16().save_pretrained(tmp_path)
+    network = load(tmp_path, "none", joined=True)
+    assert len(network.layers) == SIZES["num_hidden_layers"]
