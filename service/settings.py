@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     api_keys_file: FilePath | None = _setting("Access", None, "file with a key a line: name:key or name:sha256:hex")
     admin_keys_file: FilePath | None = _setting("Access", None, "the same for /admin; unset: no management by HTTP")
     no_auth: bool = _setting("Access", False, "listen beyond this machine without any API key")
-    metrics_public: bool = _setting("Access", True, "/metrics needs no key, as Prometheus expects in a cluster")
+    metrics_public: bool = _setting("Access", False, "/metrics needs no key, even where there are API keys")
 
     log_format: Literal["text", "json"] = _setting("Logging", "text", "text or json")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("Logging", "info", "least severe level logged")

@@ -81,11 +81,11 @@ tests/helm/test_refusals.py. */ -}}
 {{- if $values.tls.existingSecret }}
 {{- fail "inferencePool.enabled with tls.existingSecret: the endpoint picker reads /metrics by plain HTTP; end TLS at the gateway" }}
 {{- end }}
-{{- if eq (toString (dig "metrics_public" true $values.settings)) "false" }}
+{{- if not $values.settings.metrics_public }}
 {{- fail "inferencePool.enabled with settings.metrics_public=false: the endpoint picker has no key for /metrics" }}
 {{- end }}
 {{- end }}
-{{- if and $values.metrics.podMonitor.enabled (eq (toString (dig "metrics_public" true $values.settings)) "false") (empty $values.metrics.podMonitor.keySecret.name) }}
+{{- if and $values.metrics.podMonitor.enabled (not $values.settings.metrics_public) (empty $values.metrics.podMonitor.keySecret.name) }}
 {{- fail "metrics.podMonitor.enabled with settings.metrics_public=false: name a Secret with a key in metrics.podMonitor.keySecret.name" }}
 {{- end }}
 {{- if and $values.networkPolicy.enabled (dig "otlp_endpoint" "" $values.settings) (empty $values.networkPolicy.egress) }}

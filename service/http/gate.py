@@ -1,7 +1,7 @@
 """Who may pass: nobody new while draining, nobody without a key where keys are set, nobody beyond the key's rate.
 
-Everything needs a key but the probes (and /metrics unless told otherwise), so a new route is closed until it is opened
-here. Pure ASGI. Runs in the API process, on the event loop.
+Everything needs a key but the probes (and /metrics where that is asked for), so a new route is closed until it is
+opened here. Pure ASGI. Runs in the API process, on the event loop.
 """
 
 import time

@@ -58,7 +58,7 @@ def test_the_service_reads_what_the_chart_writes(chart: Any, ci_name: str, tmp_p
     assert settings.is_public
     assert settings.no_auth == (settings.api_keys_file is None)
     assert settings.offline
-    for name, value in given.get("settings", {}).items():
+    for name, value in (values["settings"] | given.get("settings", {})).items():
         assert yaml.safe_load(str(getattr(settings, name))) == yaml.safe_load(str(value)) or name in (
             "kv_cache_memory",
             "cors_origins",

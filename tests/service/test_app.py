@@ -185,7 +185,7 @@ async def test_request_ids_differ(client):
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/version", "/docs", "/openapi.json", "/nowhere", "/v1/ask", "/livez/", "//livez"]
 )
-async def test_every_path_but_probes_and_metrics_needs_a_key(make_client, make_app_with_routes, key_files, path):
+async def test_every_path_but_probes_needs_a_key(make_client, make_app_with_routes, key_files, path):
     client = await make_client(make_app_with_routes(**key_files))
     for headers in ({}, {"Authorization": "Bearer wrong-key-1"}, {"Authorization": "Basic sk-alice-0123"}, ADMIN_KEY):
         response = await client.get(path, headers=headers)
@@ -194,16 +194,19 @@ async def test_every_path_but_probes_and_metrics_needs_a_key(make_client, make_a
         assert error_of(response)["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/metrics"])
-async def test_probes_and_metrics_need_no_key(make_client, key_files, path):
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health"])
+async def test_probes_need_no_key(make_client, key_files, path):
     client = await make_client(**key_files)
     assert (await client.get(path)).status_code == 200
 
 
-async def test_metrics_need_a_key_where_that_is_asked_for(make_client, key_files):
-    client = await make_client(**key_files, metrics_public=False)
+async def test_metrics_need_a_key_like_all_else_unless_they_are_public(make_client, key_files):
+    client = await make_client(**key_files)
     assert (await client.get("/metrics")).status_code == 401
     assert (await client.get("/metrics", headers=KEY)).status_code == 200
+    for settings in (key_files | {"metrics_public": True}, {}):
+        client = await make_client(**settings)
+        assert (await client.get("/metrics")).status_code == 200
 
 
 async def test_a_known_key_opens(make_client, key_files):
