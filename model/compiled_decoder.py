@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.attend import CachedAttend
-from model.attention.cpu import CpuAttention
 from model.attention.interface import Attend
 from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, Int8Linear
 from model.config import DecoderConfig
@@ -20,13 +19,9 @@ from model.decoder import Decoder, DecoderLayer
 from model.layers import Rotation
 from model.ops import library
 
-VECTOR_SIZE = 32
-"""Heads are multiples of it: else the compiled attention is slow."""
-LARGEST_HEAD = 256
-
 
 class JoinedLayers(nn.Module):
-    """Stands for all layers; where what they attend to is not the paged cache they are run one by one."""
+    """Stands for all layers of a network that attends to the paged cache."""
 
     def __init__(self, config: DecoderConfig, layers: nn.ModuleList) -> None:
         super().__init__()
@@ -45,11 +40,7 @@ class JoinedLayers(nn.Module):
         self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
     ) -> tuple[Tensor, Tensor]:
         """As a layer has it, but for `delta`: before the first layer there is none."""
-        if not isinstance(attend, CachedAttend) or not isinstance(attend.backend, CpuAttention):
-            for layer in self.layers:
-                hidden, delta = layer(hidden, delta, rotations, attend)
-            assert delta is not None
-            return hidden, delta
+        assert isinstance(attend, CachedAttend)
         assert delta is None
         layout = attend.layout
         found: tuple[Tensor, Tensor] = self._operator.run(
@@ -61,7 +52,7 @@ class JoinedLayers(nn.Module):
 
 def join_layers(network: Decoder) -> None:
     """Joins the network's layers if they are of the kind that the operator has, and compiled."""
-    if library.has_vectors() and _is_usual(network.config) and all(map(_is_compiled, network.layers)):
+    if _is_usual(network.config) and all(map(_is_compiled, network.layers)):
         network.layers = nn.ModuleList([JoinedLayers(network.config, network.layers)])
 
 
@@ -69,8 +60,7 @@ def _is_usual(config: DecoderConfig) -> bool:
     """Whether the network is Llama's but for sizes, biases and windows."""
     unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm)
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
-    fits = config.head_size % VECTOR_SIZE == 0 and config.head_size <= LARGEST_HEAD
-    return usual and fits and not any(unusual)
+    return usual and library.attends(config.head_size) and not any(unusual)
 
 
 def _is_compiled(layer: nn.Module) -> bool:

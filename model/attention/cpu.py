@@ -95,8 +95,7 @@ class CpuAttention:
         """Whether the compiled operator takes the step: scores are products and nothing else."""
         plain = rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
         served = library.serves(query) and library.serves(key_cache) and query.stride(1) == query.shape[2]
-        fast = library.has_vectors() and query.shape[2] % 32 == 0 and query.shape[2] <= 256
-        return plain and served and (fast or self._deterministic)
+        return plain and served and (library.attends(query.shape[2]) or self._deterministic)
 
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:

@@ -44,6 +44,6 @@ def has_vectors() -> bool:
     return LOADED and bool(torch.ops.slimpajama.has_vectors())
 
 
-def has_tiles() -> bool:
-    """Whether the operators run on AMX here."""
-    return LOADED and bool(torch.ops.slimpajama.has_tiles())
+def attends(head_size: int) -> bool:
+    """Whether the operators attend fast with heads of this size: the bounds are those of `attend_for`."""
+    return has_vectors() and head_size % 32 == 0 and head_size <= 256

@@ -69,5 +69,4 @@ Instructions instructions() {
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("limit_instructions(str name) -> str", slimpajama::limit_instructions);
   library.def("has_vectors() -> bool", [] { return slimpajama::has_avx512(); });
-  library.def("has_tiles() -> bool", [] { return slimpajama::instructions() == slimpajama::Instructions::amx; });
 }

@@ -8,7 +8,6 @@ from model.attention.cpu import CpuAttention
 from model.attention.interface import AttentionRules
 from model.attention.padded import groups_of_like_length
 from model.attention.reference import ReferenceAttention
-from model.ops import library
 
 PAGED_ROWS = {
     "decode": [(1, 1), (1, 5), (1, 4), (1, 90), (1, 33), (1, 34)],
@@ -60,13 +59,6 @@ def test_heads_that_fit_tiles_equal_the_reference(rules, make_paged):
     torch.testing.assert_close(
         CpuAttention().paged(*arguments), ReferenceAttention().paged(*arguments), atol=0.03, rtol=0.03
     )
-
-
-@pytest.mark.skipif(not library.has_vectors() or library.has_tiles(), reason="needs AVX-512 without AMX")
-def test_on_vectors_a_prompt_s_queries_are_each_computed_alone(make_paged):
-    query, cache, layout = make_paged(PAGED_ROWS["mixed"], dtype=torch.bfloat16, head_size=64)
-    arguments = (query, cache.keys[0], cache.values[0], layout, AttentionRules(scale=0.25))
-    assert torch.equal(CpuAttention().paged(*arguments), CpuAttention(deterministic=True).paged(*arguments))
 
 
 def test_write_stores_each_token_at_its_slot(make_paged):
