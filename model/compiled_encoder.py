@@ -73,9 +73,9 @@ class CompiledEncoder(Module):
 
 
 def compiled_encoder(encoder: Encoder, quantization: Quantization = "none") -> CompiledEncoder | None:
-    """The encoder on the operators; None where they don't have its parts, or this processor does not make them fast."""
+    """The encoder on the operators; None where there are none, or they don't have its parts."""
     dtype = encoder.embedding.tokens.weight.dtype
-    sound = encoder.embedding.tokens.weight.device.type == "cpu" and library.has_vectors()
+    sound = encoder.embedding.tokens.weight.device.type == "cpu" and library.LOADED
     fitting = dtype == torch.bfloat16 or (dtype == torch.float32 and quantization == "none")
     return CompiledEncoder(encoder, quantization) if sound and fitting and _has_all_parts(encoder.config) else None
 

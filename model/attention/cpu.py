@@ -1,8 +1,8 @@
 """Attention on CPUs: the compiled operators where they serve, else few large calls of PyTorch's fused attention.
 
-On AVX-512 and AMX one operator does all that a bfloat16 step asks. Elsewhere rows that compute one token are gathered
-block by block into padded batches of like length, and prompts run one by one, in slices of queries that only read the
-keys they can see. Encoders' sequences run in padded batches (`padded`).
+Heads of the usual sizes have one operator for all that a bfloat16 step asks. For others, rows that compute one token
+are gathered block by block into padded batches of like length, and prompts run one by one, in slices of queries that
+only read the keys they can see. Encoders' sequences run in padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 

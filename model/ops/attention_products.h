@@ -1,9 +1,10 @@
 // The two products of attention over a block of up to 256 keys: scores of up to 16 rows of queries, and values by the
-// weights that the scores have become. On AMX tiles and on AVX-512; each adds up every row in one order, whatever the
-// rows beside it are.
+// weights that the scores have become. On AMX tiles, on AVX-512 and on lanes; each adds up every row in one order,
+// whatever the rows beside it are.
 #pragma once
 
 #include "attention_block.h"
+#include "multiply.h"
 #include "tiles.h"
 
 namespace slimpajama {
@@ -11,13 +12,17 @@ namespace slimpajama {
 #if HAS_X86
 
 struct OnTiles {
+  using Number = bf16;
+  static constexpr auto weigh = avx512::weigh<bf16>;
+  static constexpr auto merge = avx512::merge;
+  static constexpr auto write_shares = avx512::write_shares;
   static constexpr bool WHOLE_SETS = true;  // all 16 rows are computed, whether they are asked for or not
 
   AMX static void begin() { configure_tiles(16, 16); }
   AMX static void end() { release_tiles(); }
 
   // Scores of a set's rows and `count` keys (to the next 32). Tiles 4 and 5 hold queries, 6 and 7 keys, 0 and 1 scores.
-  AMX static void score(const bf16* queries, int64_t size, int64_t, int64_t count, Scratch& s) {
+  AMX static void score(const bf16* queries, int64_t size, int64_t, int64_t count, Scratch<bf16>& s) {
     for (int64_t k = 0; k < count; k += 32) {
       const bf16* keys = s.keys + k * size;
       _tile_zero(0);
@@ -36,7 +41,7 @@ struct OnTiles {
 
   // The block's values by their weights (to the next 32). Tiles 0 to 3 are sums of 16 dimensions each, 4 weights, 6 and
   // 7 values.
-  AMX static void weighted_values(int64_t size, int64_t, int64_t count, Scratch& s) {
+  AMX static void weighted_values(int64_t size, int64_t, int64_t count, Scratch<bf16>& s) {
     for (int64_t i = 0; i < size; i += 64) {
       const bf16* values = s.values + i * 32;
       const bool whole = size - i >= 64;
@@ -71,6 +76,8 @@ struct OnTiles {
 // --- on vectors: H rows by P panels of 16 results at a time, 24 of the 32 registers being their sums
 
 constexpr int HEIGHT = 6, WIDTH = 4;
+
+using avx512::add_pairs;
 
 template <int H, int P>
 AVX512 inline void clear(__m512 (&sums)[H][P]) {
@@ -127,7 +134,7 @@ AVX512 void cover(const Product& product, int64_t rows, int64_t panels) {
 struct Scores {
   const bf16* queries;
   int64_t size;
-  Scratch& s;
+  Scratch<bf16>& s;
 
   template <int H, int P>
   AVX512 void compute(int64_t row, int64_t panel) const {
@@ -140,7 +147,7 @@ struct Scores {
 
 struct WeightedValues {
   int64_t size, count;
-  Scratch& s;
+  Scratch<bf16>& s;
 
   template <int H, int P>
   AVX512 void compute(int64_t row, int64_t panel) const {
@@ -153,22 +160,55 @@ struct WeightedValues {
 };
 
 struct OnVectors {
+  using Number = bf16;
+  static constexpr auto weigh = avx512::weigh<bf16>;
+  static constexpr auto merge = avx512::merge;
+  static constexpr auto write_shares = avx512::write_shares;
   static constexpr bool WHOLE_SETS = false;
 
   static void begin() {}
   static void end() {}
 
   // Scores of the first `rows` of a set and `count` keys (to the next 16).
-  AVX512 static void score(const bf16* queries, int64_t size, int64_t rows, int64_t count, Scratch& s) {
+  AVX512 static void score(const bf16* queries, int64_t size, int64_t rows, int64_t count, Scratch<bf16>& s) {
     cover(Scores{queries, size, s}, rows, (count + 15) / 16);
   }
 
   // The block's values by their weights (to the next 32), for the first `rows`.
-  AVX512 static void weighted_values(int64_t size, int64_t rows, int64_t count, Scratch& s) {
+  AVX512 static void weighted_values(int64_t size, int64_t rows, int64_t count, Scratch<bf16>& s) {
     cover(WeightedValues{size, count, s}, rows, size / 16);
   }
 };
 
 #endif
+
+// Keys and values are lines as packed weights have them, so that the projections' products make both.
+struct OnLanes {
+  using Number = float;
+  static constexpr auto weigh = lanes::weigh<float>;
+  static constexpr auto merge = lanes::merge;
+  static constexpr auto write_shares = lanes::write_shares;
+  static constexpr bool WHOLE_SETS = false;
+
+  static void begin() {}
+  static void end() {}
+
+  static void score(const float* queries, int64_t size, int64_t rows, int64_t count, Scratch<float>& s) {
+    const Weights keys{bytes(s.keys), size / 2};
+    multiply_opened<Bf16>({nullptr, rows, size / 2}, {bytes(queries), size * 4}, keys, to(s.scores[0], KEYS), 0, rows, 0,
+                          (count + 15) / 16);
+  }
+
+  static void weighted_values(int64_t size, int64_t rows, int64_t count, Scratch<float>& s) {
+    const Weights values{bytes(s.values), KEYS / 2};
+    multiply_opened<Bf16>({nullptr, rows, (count + 1) / 2}, {bytes(s.weights[0]), KEYS * 4}, values,
+                          to(s.found[0], MAX_SIZE), 0, rows, 0, size / 16);
+  }
+
+ private:
+  template <typename Value>
+  static const uint8_t* bytes(const Value* values) { return reinterpret_cast<const uint8_t*>(values); }
+  static Output to(float* target, int64_t width) { return {target, nullptr, nullptr, width}; }
+};
 
 }  // namespace slimpajama

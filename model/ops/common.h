@@ -1,8 +1,9 @@
 // What every file of the CPU operators shares: bfloat16, what the processor can do, and checks of arguments.
 //
 // The operators are bound as torch operators `slimpajama::*`, each file its own; `model.ops.library` builds and loads
-// them, and the tests hold every one against float64. Threads are torch's own (at::parallel_for). Fast code is chosen
-// when the processor has it; the plain loops beside it are the fallback and say what is computed.
+// them, and the tests hold every one against float64. Threads are torch's own (at::parallel_for). What is done to a row
+// is written once, for sixteen numbers at a time (`lanes.h`, `vectors.h`); the products have a form for each kind of
+// instructions.
 //
 // Legend: M rows (tokens), N outputs, K inputs, H query heads, G key/value heads, D head size.
 #pragma once
@@ -14,11 +15,15 @@
 #include <cstdint>
 #include <cstring>
 
+#define INLINE __attribute__((always_inline)) inline  // where a call would cost more than what is done
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")))
+#define LANES __attribute__((target("avx2,fma")))
 #define HAS_X86 1
 #else
+#define LANES
 #define HAS_X86 0
 #endif
 
@@ -27,7 +32,9 @@ namespace slimpajama {
 using at::Tensor;
 using bf16 = uint16_t;
 
-enum class Instructions { plain, avx512, amx };
+// `lanes` is what every processor has that the operators run on: AVX2, or elsewhere what its compiler makes of vectors
+// (NEON). A processor without them is left to torch.
+enum class Instructions { none, lanes, avx512, amx };
 
 // The best that the processor and the operating system let this process use, or less where it was limited.
 Instructions instructions();

@@ -12,7 +12,6 @@
 #include <torch/library.h>
 
 #include "crew.h"
-#include "layer_norm.h"
 #include "text_attention.h"
 
 namespace slimpajama {
@@ -151,9 +150,10 @@ class Pass {
   }
 
   void normalize(const Norm& norm) {
+    const auto step = FASTEST(layer_norm<Value>);
     member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        layer_norm(space_.sums.data() + row * sizes_.hidden, sizes_.hidden, norm, hidden_ + row * sizes_.hidden);
+        step(space_.sums.data() + row * sizes_.hidden, sizes_.hidden, norm, hidden_ + row * sizes_.hidden);
     });
   }
 

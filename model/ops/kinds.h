@@ -1,5 +1,8 @@
 // The kinds of number that the products of `multiply.h` are made of: how 32 bits of x and of a weight add to a sum, and
 // what a finished sum is worth. `Value` is how activations lie in memory.
+//
+// On lanes there are no instructions for what 32 bits hold: of x and of weights they are opened, into OPENED numbers
+// (float32, or two int16) whose products add up one after the other.
 #pragma once
 
 #include "projection.h"
@@ -9,16 +12,13 @@ namespace slimpajama {
 
 struct Float32 {
   using Value = float;
-  using Number = float;
+  using Lane = float;
+  using Lanes = lanes::Floats;
+  static constexpr int OPENED = 1;
   static constexpr bool TILES = false;  // AMX has no products of float32
 
-  static void add(float& sum, const uint8_t* x, const uint8_t* weight) {
-    float value, factor;
-    std::memcpy(&value, x, 4);
-    std::memcpy(&factor, weight, 4);
-    sum += value * factor;
-  }
-  static float worth(float sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+  LANES static lanes::Part open(lanes::IntPart line, int) { return lanes::bits_as<lanes::Part>(line); }
+  LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
   using Vector = __m512;
@@ -32,16 +32,17 @@ struct Float32 {
 
 struct Bf16 {
   using Value = bf16;
-  using Number = float;
+  using Lane = float;
+  using Lanes = lanes::Floats;
+  static constexpr int OPENED = 2;
   static constexpr bool TILES = true;
 
-  static void add(float& sum, const uint8_t* x, const uint8_t* weight) {
-    bf16 values[2], weights[2];
-    std::memcpy(values, x, 4);
-    std::memcpy(weights, weight, 4);
-    for (int i = 0; i < 2; ++i) sum += to_float(values[i]) * to_float(weights[i]);
+  LANES static void open(const uint8_t* x, int64_t groups, uint32_t* numbers) {
+    const auto* values = reinterpret_cast<const bf16*>(x);
+    for (int64_t i = 0; i < 2 * groups; ++i) numbers[i] = static_cast<uint32_t>(values[i]) << 16;
   }
-  static float worth(float sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+  LANES static lanes::Part open(lanes::IntPart line, int number) { return lanes::opened(line, number); }
+  LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
   using Vector = __m512;
@@ -60,14 +61,27 @@ struct Bf16 {
 
 struct Int8 {
   using Value = bf16;  // what is quantized
-  using Number = int32_t;
+  using Lane = int32_t;
+  using Lanes = lanes::Ints;
+  static constexpr int OPENED = 2;  // pairs: the first and third of four, the second and fourth
   static constexpr bool TILES = true;
 
-  static void add(int32_t& sum, const uint8_t* x, const uint8_t* weight) {
-    for (int i = 0; i < 4; ++i) sum += x[i] * static_cast<int8_t>(weight[i]);
+  LANES static void open(const uint8_t* x, int64_t groups, uint32_t* numbers) {
+    for (int64_t i = 0; i < groups; ++i) {
+      uint32_t four;
+      std::memcpy(&four, x + 4 * i, 4);
+      numbers[2 * i] = four & 0x00ff00ff;
+      numbers[2 * i + 1] = four >> 8 & 0x00ff00ff;
+    }
   }
-  static float worth(int32_t sum, const Rows& x, const Weights& w, int64_t row, int64_t output) {
-    return static_cast<float>(sum - x.zeros[row] * w.sums[output]) * w.scales[output] * x.scales[row];
+  LANES static lanes::IntPart open(lanes::IntPart line, int number) { return lanes::signed_bytes(line, number); }
+  LANES INLINE static lanes::Floats worth(Lanes sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
+    lanes::Floats exact;
+    for (int p = 0; p < lanes::PARTS; ++p) {
+      const auto sums = lanes::part_at<lanes::IntPart>(w.sums + first + p * lanes::REGISTER / 4);
+      exact.part[p] = __builtin_convertvector(sum.part[p] - sums * x.zeros[row], lanes::Part);
+    }
+    return exact * lanes::widen(w.scales + first) * lanes::all(x.scales[row]);
   }
 
 #if HAS_X86

@@ -23,6 +23,9 @@ def _load() -> bool:
     except OSError as error:  # built against another torch
         log.warning("the compiled operators cannot be loaded", extra={"reason": str(error)})
         return False
+    if not torch.ops.slimpajama.has_lanes():
+        log.warning("this processor is too old for the compiled operators: AVX2 and FMA are wanted")
+        return False
     return True
 
 
@@ -39,11 +42,6 @@ def sums(tensor: Tensor) -> bool:
     return LOADED and tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float32)
 
 
-def has_vectors() -> bool:
-    """Whether the operators run on AVX-512 here, or better."""
-    return LOADED and bool(torch.ops.slimpajama.has_vectors())
-
-
 def attends(head_size: int) -> bool:
     """Whether the operators attend fast with heads of this size: the bounds are those of `attend_for`."""
-    return has_vectors() and head_size % 32 == 0 and head_size <= 256
+    return LOADED and head_size % 32 == 0 and head_size <= 256

@@ -1,30 +1,116 @@
-// The products behind the projections, on AMX, on AVX-512 and in plain loops; included by the file of each kind of
+// The products behind the projections, on AMX, on AVX-512 and on lanes; included by the file of each kind of
 // number (`kinds.h`).
 //
 // Every path walks over all of K in one order and alike for any number of rows, so that a row's result depends on
 // nothing but the row and the weights.
 #pragma once
 
+#include <vector>
+
 #include "kinds.h"
 
 namespace slimpajama {
 
+// --- on lanes
+
+struct Opened {
+  const uint8_t* values;
+  int64_t stride;  // bytes from row to row
+};
+
+// `count` rows of x with every 32 bits opened (`kinds.h`): what every block of panels would do again.
 template <typename Kind>
-void multiply_plain(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
-  for (int64_t pair = begin; pair < end; ++pair)
-    for (int64_t row = 0; row < x.m; ++row) {
-      typename Kind::Number sums[2 * PANEL] = {};
-      for (int64_t j = 0; j < 2 * PANEL; ++j) {
-        const uint8_t* lane = w.panel(pair * 2 + j / PANEL) + j % PANEL * 4;
-        for (int64_t g = 0; g < x.groups; ++g) Kind::add(sums[j], x.row(row) + 4 * g, lane + g * LINE);
+Opened opened(const Rows& x, int64_t first, int64_t count) {
+  if constexpr (Kind::OPENED == 1) {
+    return {x.row(first), x.stride};
+  } else {
+    static thread_local std::vector<uint32_t> kept;
+    const int64_t width = x.groups * Kind::OPENED;
+    if (static_cast<int64_t>(kept.size()) < count * width) kept.resize(count * width);
+    uint32_t* numbers = kept.data();
+    for (int64_t row = 0; row < count; ++row) Kind::open(x.row(first + row), x.groups, numbers + row * width);
+    return {reinterpret_cast<const uint8_t*>(numbers), width * 4};
+  }
+}
+
+// ROWS rows by PANELS panels.
+template <typename Kind, int ROWS, int PANELS>
+LANES void block_lanes(const Rows& x, Opened rows, const Weights& w, const Output& out, int64_t row, int64_t panel) {
+  using lanes::PARTS;
+  typename Kind::Lanes sums[ROWS][PANELS] = {};
+  const uint8_t* lines = w.panel(panel);
+  const int64_t panel_stride = w.groups * LINE;
+  for (int64_t g = 0; g < x.groups; ++g) {
+#pragma GCC unroll 2
+    for (int number = 0; number < Kind::OPENED; ++number) {
+      asm volatile("" : : : "memory");  // lines are read anew: kept for the next number they would cost registers
+      typename Kind::Lanes weights[PANELS];
+#pragma GCC unroll 4
+      for (int j = 0; j < PANELS; ++j)
+        EACH_PART {
+          const uint8_t* line = lines + j * panel_stride + g * LINE + p * lanes::REGISTER;
+          weights[j].part[p] = Kind::open(lanes::part_at<lanes::IntPart>(line), number);
+        }
+#pragma GCC unroll 6
+      for (int i = 0; i < ROWS; ++i) {
+        typename Kind::Lane value;
+        std::memcpy(&value, rows.values + i * rows.stride + (g * Kind::OPENED + number) * 4, 4);
+        const auto broadcast = lanes::part_of(value);
+#pragma GCC unroll 4
+        for (int j = 0; j < PANELS; ++j)
+          EACH_PART lanes::add_product(sums[i][j].part[p], broadcast, weights[j].part[p]);
       }
-      float results[2 * PANEL];
-      for (int64_t j = 0; j < 2 * PANEL; ++j) results[j] = Kind::worth(sums[j], x, w, row, pair * 2 * PANEL + j);
-      out.store(row, pair, results);
+    }
+  }
+  typename Kind::Lanes finished[ROWS][PANELS];
+  std::memcpy(finished, sums, sizeof sums);
+  asm volatile("" : : "r"(finished) : "memory");  // calls would take registers from the sums, in the loop too
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < PANELS; ++j) {
+      const int64_t first = (panel + j) * PANEL;
+      lanes::put_panel(out, row + i, first, Kind::worth(finished[i][j], x, w, row + i, first));
     }
 }
 
+template <typename Kind, int ROWS, int PANELS>
+LANES void panels_lanes(const Rows& x, Opened rows, const Weights& w, const Output& out, int64_t row, int64_t panel,
+                        int64_t end) {
+  for (; panel + PANELS <= end; panel += PANELS) block_lanes<Kind, ROWS, PANELS>(x, rows, w, out, row, panel);
+  if constexpr (PANELS > 1) panels_lanes<Kind, ROWS, PANELS / 2>(x, rows, w, out, row, panel, end);
+}
+
+// `count` rows from `first` on, by the panels from `begin` to `end`.
+template <typename Kind>
+LANES void multiply_opened(const Rows& x, Opened rows, const Weights& w, const Output& out, int64_t first,
+                           int64_t count, int64_t begin, int64_t end) {
+  constexpr int64_t HIGH = 6;  // rows of a block
+  // As many panels at a time as leave the sums enough registers, and enough sums that none is waited for.
+  constexpr decltype(&panels_lanes<Kind, 1, 1>) OF_HEIGHT[] = {
+      panels_lanes<Kind, 1, 4>, panels_lanes<Kind, 2, 2>, panels_lanes<Kind, 3, 2>,
+      panels_lanes<Kind, 4, 1>, panels_lanes<Kind, 5, 1>, panels_lanes<Kind, 6, 1>};
+  const int64_t blocks = (count + HIGH - 1) / HIGH;
+  const int64_t together = blocks == 1 ? end - begin : 1;  // a panel stays in the cache until all rows have met it
+  for (int64_t panel = begin; panel < end; panel += together)
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t row = count * block / blocks, height = count * (block + 1) / blocks - row;
+      OF_HEIGHT[height - 1](x, {rows.values + row * rows.stride, rows.stride}, w, out, first + row, panel,
+                            panel + together);
+    }
+}
+
+template <typename Kind>
+LANES void multiply_lanes(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
+  constexpr int64_t MOST = 60;  // rows whose opened x stays in the cache
+  const int64_t parts = (x.m + MOST - 1) / MOST;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = x.m * part / parts, count = x.m * (part + 1) / parts - first;
+    multiply_opened<Kind>(x, opened<Kind>(x, first, count), w, out, first, count, 2 * begin, 2 * end);
+  }
+}
+
 #if HAS_X86
+// --- on AVX-512
+
 template <typename Kind, int ROWS, int PAIRS>
 AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
   typename Kind::Vector sums[ROWS][2 * PAIRS];
@@ -48,10 +134,11 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
   }
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < PAIRS; ++j)
-      out.store(row + i, pair + j, Kind::worth(sums[i][2 * j], x, w, row + i, (pair + j) * 2 * PANEL),
-                Kind::worth(sums[i][2 * j + 1], x, w, row + i, ((pair + j) * 2 + 1) * PANEL));
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * PAIRS; ++j) {
+      const int64_t first = (pair * 2 + j) * PANEL;
+      avx512::put_panel(out, row + i, first, Kind::worth(sums[i][j], x, w, row + i, first));
+    }
 }
 
 template <typename Kind, int ROWS, int PAIRS>
@@ -77,6 +164,8 @@ AVX512 void multiply_avx512(const Rows& x, const Weights& w, const Output& out, 
   for (; pair + 2 <= end; pair += 2) rows_avx512<Kind, 2>(x, w, out, pair);
   for (; pair < end; ++pair) rows_avx512<Kind, 1>(x, w, out, pair);
 }
+
+// --- on AMX
 
 // Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
 template <typename Kind, bool TWO>
@@ -110,8 +199,10 @@ AMX inline void block_amx(const Rows& x, const Weights& w, const Output& out, in
     _tile_stored(3, sums[16] + LINE, 2 * LINE);
   }
   for (int64_t i = 0; i < count; ++i)
-    out.store(row + i, pair, Kind::worth(Kind::load(sums[i]), x, w, row + i, pair * 2 * PANEL),
-              Kind::worth(Kind::load(sums[i] + LINE), x, w, row + i, (pair * 2 + 1) * PANEL));
+    for (int64_t j = 0; j < 2; ++j) {
+      const int64_t first = (pair * 2 + j) * PANEL;
+      avx512::put_panel(out, row + i, first, Kind::worth(Kind::load(sums[i] + j * LINE), x, w, row + i, first));
+    }
 }
 
 // 32 rows at a time. The weights of a few pairs stay in the core's cache until all rows have met them.
@@ -146,7 +237,7 @@ void multiply(const Rows& x, const Weights& w, const Output& out, int64_t begin,
     if (instructions() == Instructions::amx) return multiply_amx<Kind>(x, w, out, begin, end);
   if (has_avx512()) return multiply_avx512<Kind>(x, w, out, begin, end);
 #endif
-  multiply_plain<Kind>(x, w, out, begin, end);
+  multiply_lanes<Kind>(x, w, out, begin, end);
 }
 
 }  // namespace slimpajama

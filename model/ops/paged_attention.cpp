@@ -49,7 +49,7 @@ void attend_plain(const Cache& c, const Item& item, const Shape& shape) {
 
 #if HAS_X86
 // Keys from `start`, `count` of them: transposed so that a tile multiplies them. What is past them is left as it is.
-AVX512 void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch& s) {
+AVX512 void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<bf16>& s) {
   const int64_t size = c.head_size;
   for (int64_t k = 0; k < count; k += ROWS) {
     const Strip strip = strip_at(c.keys, c, item, item.group, start + k, std::min(ROWS, count - k), s.gathered);
@@ -69,7 +69,7 @@ AVX512 void transpose_keys(const Cache& c, const Item& item, int64_t start, int6
 
 // Values from `start`, `count` of them: two positions side by side. Up to the next 32, positions past them are zero: a
 // weight of zero does not silence what others left there, if it is not finite.
-AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch& s) {
+AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<bf16>& s) {
   const int64_t size = c.head_size;
   for (int64_t k = 0; k < count; k += ROWS) {
     const int64_t own = std::min(ROWS, count - k);
@@ -93,15 +93,53 @@ AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, i
       std::memset(s.values + count / 32 * 32 * size + i * 32 + 16 * 16, 0, 16 * 16 * sizeof(bf16));
 }
 
+#endif
+
+// The same on lanes, where values lie panel by panel: [D / 16][KEYS / 2][16 dimensions][2].
+LANES void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<float>& s) {
+  const int64_t size = c.head_size;
+  for (int64_t k = 0; k < count; k += ROWS) {
+    const Strip strip = strip_at(c.keys, c, item, item.group, start + k, std::min(ROWS, count - k), s.gathered);
+    auto* target = reinterpret_cast<int32_t*>(s.keys + k * size);
+    for (int64_t t = 0; t < ROWS; t += 4)
+      for (int64_t i = 0; i < size; i += 8) {
+        const bf16* first = strip.first + t * strip.stride + i;
+        transpose_four({first, first + strip.stride, first + 2 * strip.stride, first + 3 * strip.stride},
+                       target + i / 2 * ROWS + t, ROWS);
+      }
+  }
+}
+
+LANES void interleave_values(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<float>& s) {
+  static constexpr bf16 NOTHING[MAX_SIZE] = {};
+  const int64_t size = c.head_size;
+  for (int64_t k = 0; k < count; k += ROWS) {
+    const int64_t own = std::min(ROWS, count - k);
+    const Strip strip = strip_at(c.values, c, item, item.group, start + k, own, s.gathered);
+    for (int64_t t = 0; t < own; t += 2) {
+      const bf16* first = strip.first + t * strip.stride;
+      const bf16* second = t + 1 < own ? first + strip.stride : NOTHING;
+      for (int64_t i = 0; i < size; i += 8)
+        interleave_eight(first + i, second + i, s.values + (i / 16 * KEYS / 2 + (k + t) / 2) * 32 + i % 16 * 2);
+    }
+  }
+}
+
+void put_row(bf16* target, const bf16* row, int64_t size) { std::memcpy(target, row, size * sizeof(bf16)); }
+void put_row(float* target, const bf16* row, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) target[i] = to_float(row[i]);
+}
+
 template <typename Products>
-AVX512 void attend(const Cache& c, const Item& item, const Shape& shape) {
-  Scratch& s = scratch();
+void attend(const Cache& c, const Item& item, const Shape& shape) {
+  using Number = typename Products::Number;
+  Scratch<Number>& s = scratch<Number>();
   const int64_t size = c.head_size, rows = item.tokens * shape.shared, sets = (rows + ROWS - 1) / ROWS;
   for (int64_t row = 0; row < (Products::WHOLE_SETS ? sets * ROWS : rows); ++row) {
-    bf16* target = s.queries[row / ROWS] + row % ROWS * size;
+    Number* target = s.queries[row / ROWS] + row % ROWS * size;
     const bf16* query = item.query + row / shape.shared * shape.query_stride + row % shape.shared * size;
-    if (row < rows) std::memcpy(target, query, size * sizeof(bf16));
-    else std::memset(target, 0, size * sizeof(bf16));
+    if (row < rows) put_row(target, query, size);
+    else std::memset(target, 0, size * sizeof(Number));
   }
   clear_sums(rows, size, s);
   Products::begin();
@@ -118,39 +156,38 @@ AVX512 void attend(const Cache& c, const Item& item, const Shape& shape) {
       const int64_t seen = std::min(count, needed);
       if (seen <= 0) continue;
       Products::score(s.queries[set], size, to - from, seen, s);
-      float largest[ROWS], totals[ROWS];
+      BlockSum sums[ROWS];
       for (int64_t row = from; row < to; ++row) {
         const Sight own = sight(item, shape, item.position + row / shape.shared);
         const int64_t begin = std::max<int64_t>(own.first - start, 0), limit = std::min(own.end - start, seen);
-        if (begin >= limit) {
-          std::memset(s.weights[row - from], 0, seen * sizeof(bf16));
-          largest[row - from] = -INFINITY;
-        } else {
-          weigh(row - from, begin, limit, seen, shape.scale * LOG2_E, s, largest[row - from], totals[row - from]);
-        }
+        Number* weights = s.weights[row - from];
+        if (begin >= limit) std::memset(weights, 0, seen * sizeof(Number));
+        else
+          sums[row - from] =
+              Products::weigh(s.scores[row - from], begin, limit, seen, shape.scale * LOG2_E, weights);
       }
       Products::weighted_values(size, to - from, seen, s);
       for (int64_t row = from; row < to; ++row)
-        if (largest[row - from] != -INFINITY)
-          merge(row, s.found[row - from], largest[row - from], totals[row - from], size, s);
+        if (sums[row - from].largest != -INFINITY)
+          Products::merge(s.found[row - from], sums[row - from], size, s.so_far[row], s.sums[row]);
     }
   }
   Products::end();
-  for (int64_t row = 0; row < rows; ++row)
-    write_row(row, size, item.out + row / shape.shared * shape.out_stride + row % shape.shared * size, s);
+  for (int64_t row = 0; row < rows; ++row) {
+    bf16* out = item.out + row / shape.shared * shape.out_stride + row % shape.shared * size;
+    Products::write_shares(s.sums[row], s.so_far[row].total, size, out);
+  }
 }
-
-#endif
 
 using Attend = void (*)(const Cache&, const Item&, const Shape&);
 
 Attend attend_for(int64_t size, int64_t shared) {
+  if (size % 32 != 0 || size > MAX_SIZE || shared > MAX_ROWS) return attend_plain;
 #if HAS_X86
-  const bool fits = size % 32 == 0 && size <= MAX_SIZE && shared <= MAX_ROWS;
-  if (fits && instructions() == Instructions::amx) return attend<OnTiles>;
-  if (fits && has_avx512()) return attend<OnVectors>;
+  if (instructions() == Instructions::amx) return attend<OnTiles>;
+  if (has_avx512()) return attend<OnVectors>;
 #endif
-  return attend_plain;
+  return attend<OnLanes>;
 }
 
 // How a single query is attended to, if not as any other: tiles add up in an order of their own.

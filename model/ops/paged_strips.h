@@ -2,7 +2,7 @@
 // or gathered from several blocks.
 #pragma once
 
-#include "vectors.h"
+#include "rows.h"
 
 namespace slimpajama {
 
@@ -46,9 +46,49 @@ inline int64_t offset_of(const Cache& c, const Item& item, int64_t group, int64_
   return (slot * c.groups + group) * c.head_size;
 }
 
-#if HAS_X86
 constexpr int64_t STRIP = 16;  // positions
 
+// Where the keys (or values) of a strip lie, row by row.
+struct Strip {
+  const bf16* first;
+  int64_t stride;
+};
+
+// The strip at `start`, of which `count` positions are asked for; `gathered` is room for it.
+inline Strip strip_at(const bf16* cache, const Cache& c, const Item& item, int64_t group, int64_t start, int64_t count,
+                      bf16* gathered) {
+  if (c.block_size % STRIP == 0) return {cache + offset_of(c, item, group, start), c.groups * c.head_size};
+  for (int64_t t = 0; t < count; ++t)
+    std::memcpy(gathered + t * c.head_size, cache + offset_of(c, item, group, start + t), c.head_size * sizeof(bf16));
+  return {gathered, c.head_size};
+}
+
+using Four [[gnu::vector_size(16)]] = int32_t;
+
+using Eight [[gnu::vector_size(16)]] = uint16_t;
+
+// Eight numbers of two rows, side by side.
+inline void interleave_eight(const bf16* a, const bf16* b, bf16* target) {
+  Eight in[2];
+  std::memcpy(&in[0], a, sizeof(Eight));
+  std::memcpy(&in[1], b, sizeof(Eight));
+  const Eight out[2] = {__builtin_shufflevector(in[0], in[1], 0, 8, 1, 9, 2, 10, 3, 11),
+                        __builtin_shufflevector(in[0], in[1], 4, 12, 5, 13, 6, 14, 7, 15)};
+  std::memcpy(target, out, sizeof out);
+}
+
+// 4 x 4 numbers of 32 bits.
+inline void transpose_four(const bf16* const (&rows)[4], int32_t* target, int64_t stride) {
+  Four in[4];
+  for (int t = 0; t < 4; ++t) std::memcpy(&in[t], rows[t], sizeof(Four));
+  const auto low = [](Four a, Four b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); };
+  const auto high = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); };
+  const Four even[2] = {low(in[0], in[2]), high(in[0], in[2])}, odd[2] = {low(in[1], in[3]), high(in[1], in[3])};
+  const Four out[4] = {low(even[0], odd[0]), high(even[0], odd[0]), low(even[1], odd[1]), high(even[1], odd[1])};
+  for (int t = 0; t < 4; ++t) std::memcpy(target + t * stride, &out[t], sizeof(Four));
+}
+
+#if HAS_X86
 // 16 x 16 numbers of 32 bits, in place.
 AVX512 inline void transpose(__m512i rows[16]) {
   __m512i a[16];
@@ -89,21 +129,6 @@ AVX512 inline Pairs interleave(__m512i a, __m512i b) {
                                         0x0029000900280008, 0x002b000b002a000a, 0x002d000d002c000c, 0x002f000f002e000e);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   return {_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)};
-}
-
-// Where the keys (or values) of a strip lie, row by row.
-struct Strip {
-  const bf16* first;
-  int64_t stride;
-};
-
-// The strip at `start`, of which `count` positions are asked for; `gathered` is room for it.
-inline Strip strip_at(const bf16* cache, const Cache& c, const Item& item, int64_t group, int64_t start, int64_t count,
-                      bf16* gathered) {
-  if (c.block_size % STRIP == 0) return {cache + offset_of(c, item, group, start), c.groups * c.head_size};
-  for (int64_t t = 0; t < count; ++t)
-    std::memcpy(gathered + t * c.head_size, cache + offset_of(c, item, group, start + t), c.head_size * sizeof(bf16));
-  return {gathered, c.head_size};
 }
 
 // A strip that is wanted soon, under all the item's key heads: its lines are fetched a few at a time between other work,

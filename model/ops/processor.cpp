@@ -37,22 +37,30 @@ bool amx_is_allowed() {
 }
 #endif
 
+bool has_lanes() {
+#if HAS_X86
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;
+#endif
+}
+
 Instructions find() {
 #if HAS_X86
   const bool avx512 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   if (avx512) return amx_is_allowed() ? Instructions::amx : Instructions::avx512;
 #endif
-  return Instructions::plain;
+  return has_lanes() ? Instructions::lanes : Instructions::none;
 }
 
 std::atomic<Instructions> limit{Instructions::amx};
 
-// "plain", "avx512" or "amx": what is used from here on, if the processor has it. Returns what that is.
+// "lanes", "avx512" or "amx": what is used from here on, if the processor has it. Returns what that is.
 std::string limit_instructions(std::string name) {
-  const std::string names[] = {"plain", "avx512", "amx"};
-  const auto found = std::find(std::begin(names), std::end(names), name);
-  TORCH_CHECK(found != std::end(names), "instructions are plain, avx512 or amx, not ", name);
+  const std::string names[] = {"none", "lanes", "avx512", "amx"};
+  const auto found = std::find(std::begin(names) + 1, std::end(names), name);
+  TORCH_CHECK(found != std::end(names), "instructions are lanes, avx512 or amx, not ", name);
   limit = static_cast<Instructions>(found - std::begin(names));
   return names[static_cast<int>(instructions())];
 }
@@ -68,5 +76,5 @@ Instructions instructions() {
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("limit_instructions(str name) -> str", slimpajama::limit_instructions);
-  library.def("has_vectors() -> bool", [] { return slimpajama::has_avx512(); });
+  library.def("has_lanes() -> bool", [] { return slimpajama::instructions() != slimpajama::Instructions::none; });
 }

@@ -1,4 +1,4 @@
-// What the projections share: the layout of packed weights, and where results go.
+// What the projections share: the layout of packed weights and of what they multiply.
 //
 // Packed weights are [N / 16][K / g][16][g], g = 2 bfloat16 or 4 int8 inputs: 32 bits of each of 16 outputs side by
 // side, which one instruction multiplies by the 32 bits of x they all meet. 16 such lines, one below the other, are
@@ -7,11 +7,10 @@
 
 #include <optional>
 
-#include "activations.h"
+#include "rows.h"
 
 namespace slimpajama {
 
-constexpr int64_t PANEL = 16;        // outputs of a panel: one per 32-bit lane of a 512-bit register
 constexpr int64_t LINE = 64;         // bytes of a panel for one group of inputs
 constexpr int64_t TILE_GROUPS = 16;  // groups of inputs that a tile multiplies
 
@@ -34,51 +33,6 @@ struct Rows {
   int64_t stride = groups * 4;     // bytes from row to row, no less than these
 
   const uint8_t* row(int64_t index) const { return values + index * stride; }
-};
-
-// Where results go: bfloat16 or float32 [M, N], each activation(sum + bias) + added, of which all but the sum may be
-// missing.
-struct Output {
-  float* wide;
-  bf16* narrow;
-  const float* bias;  // [N]
-  int64_t n;
-  int64_t stride = n;  // from row to row
-  Activation activation = Activation::none;
-  const float* added_wide = nullptr;  // [M, N] without gaps, or
-  const bf16* added_narrow = nullptr;
-
-  // One row's results for the 32 outputs of a pair of panels.
-  void store(int64_t row, int64_t pair, const float* sums) const {
-    const int64_t first = pair * 2 * PANEL;
-    for (int64_t j = 0; j < std::min(2 * PANEL, n - first); ++j) {
-      float value = activated(activation, sums[j] + (bias ? bias[first + j] : 0.0f));
-      if (added_wide) value += added_wide[row * n + first + j];
-      if (added_narrow) value += to_float(added_narrow[row * n + first + j]);
-      if (wide) wide[row * stride + first + j] = value;
-      else narrow[row * stride + first + j] = to_bf16(value);
-    }
-  }
-
-#if HAS_X86
-  AVX512 void store(int64_t row, int64_t pair, __m512 left, __m512 right) const {
-    store_panel(row, pair * 2 * PANEL, left);
-    store_panel(row, pair * 2 * PANEL + PANEL, right);
-  }
-
-  AVX512 void store_panel(int64_t row, int64_t first, __m512 sum) const {
-    const int64_t count = std::clamp<int64_t>(n - first, 0, PANEL);
-    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-    if (bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias + first));
-    if (activation != Activation::none) sum = activated_avx512(activation, sum);
-    if (added_wide) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, added_wide + row * n + first));
-    if (added_narrow) sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, added_narrow + row * n + first)));
-    if (wide) _mm512_mask_storeu_ps(wide + row * stride + first, mask, sum);
-    else
-      _mm256_mask_storeu_epi16(narrow + row * stride + first, mask,
-                               reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum)));
-  }
-#endif
 };
 
 // Results for the pairs of panels from `begin` to `end`; called from as many threads as there are ranges. A row's

@@ -10,6 +10,8 @@
 #if HAS_X86
 namespace slimpajama {
 
+using avx512::add_pairs;
+
 constexpr int64_t MAX_SHARED = 8;  // query heads of a key head
 
 // Scores of SHARED query heads with a strip of keys, to scores [SHARED][KEYS].
@@ -66,7 +68,7 @@ AVX512 inline void add_strip(const bf16* weights, Strip values, int64_t count, i
 
 template <int SHARED>
 AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) {
-  Scratch& s = scratch();
+  Scratch<bf16>& s = scratch<bf16>();
   const int64_t size = c.head_size, rows = item.groups * SHARED;
   clear_sums(rows, size, s);
   const Sight own = sight(item, shape, item.position);
@@ -82,9 +84,9 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
                             strip_at(c.keys, c, item, item.group + g, start + k, std::min(STRIP, count - k), s.gathered),
                             size, &s.scores[g * SHARED][k], ahead);
     }
-    float largest[MAX_SINGLES], totals[MAX_SINGLES];
+    BlockSum sums[MAX_SINGLES];
     for (int64_t row = 0; row < rows; ++row) {
-      weigh(row, begin, count, count, shape.scale * LOG2_E, s, largest[row], totals[row]);
+      sums[row] = avx512::weigh(s.scores[row], begin, count, count, shape.scale * LOG2_E, s.weights[row]);
       std::memset(s.found[row], 0, size * sizeof(float));
     }
     for (int64_t k = first; k < count; k += STRIP) {
@@ -95,9 +97,10 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
                           strip_at(c.values, c, item, item.group + g, start + k, many, s.gathered), many, size,
                           s.found[g * SHARED], ahead);
     }
-    for (int64_t row = 0; row < rows; ++row) merge(row, s.found[row], largest[row], totals[row], size, s);
+    for (int64_t row = 0; row < rows; ++row) avx512::merge(s.found[row], sums[row], size, s.so_far[row], s.sums[row]);
   }
-  for (int64_t row = 0; row < rows; ++row) write_row(row, size, item.out + row * size, s);
+  for (int64_t row = 0; row < rows; ++row)
+    avx512::write_shares(s.sums[row], s.so_far[row].total, size, item.out + row * size);
 }
 
 }  // namespace slimpajama

@@ -20,25 +20,6 @@ inline void project(const Rows& x, const Weights& weights, const Output& out, in
   project_bf16(x, weights, out, 0, pairs);
 }
 
-#if HAS_X86
-// `len` scores, a multiple of 16, -infinity where there is nothing; up to `padded_len` follow zeros.
-template <typename Value>
-AVX512 void softmax_avx512(float* scores, int64_t len, int64_t padded_len, float scale, Value* out) {
-  __m512 top = _mm512_loadu_ps(scores);
-  for (int64_t j = 16; j < len; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(scores + j));
-  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(top)), factor = _mm512_set1_ps(scale);
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t j = 0; j < len; j += 16) {
-    const __m512 power = exp_avx512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), largest), factor));
-    sum = _mm512_add_ps(sum, power);
-    _mm512_storeu_ps(scores + j, power);
-  }
-  const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
-  for (int64_t j = 0; j < len; j += 16) narrow(out + j, _mm512_mul_ps(_mm512_loadu_ps(scores + j), inverse));
-  for (int64_t j = len; j < padded_len; j += 16) narrow(out + j, _mm512_setzero_ps());
-}
-#endif
-
 // What one thread needs for any head of any text.
 template <typename Value>
 class TextAttention {
@@ -117,13 +98,7 @@ class TextAttention {
   void softmax(float* scores, int64_t len, Value* out) const {
     const int64_t padded_len = padded(len, LEAST);
     std::fill(scores + len, scores + padded_len, -std::numeric_limits<float>::infinity());
-#if HAS_X86
-    if (has_avx512()) return softmax_avx512(scores, padded(len, PANEL), padded_len, scale_, out);
-#endif
-    float largest = scores[0], sum = 0.0f;
-    for (int64_t j = 1; j < len; ++j) largest = std::max(largest, scores[j]);
-    for (int64_t j = 0; j < padded_len; ++j) sum += scores[j] = std::exp((scores[j] - largest) * scale_);
-    for (int64_t j = 0; j < padded_len; ++j) put(out + j, scores[j] / sum);
+    FASTEST(softmax<Value>)(scores, padded(len, PANEL), padded_len, scale_, out);
   }
 
   int64_t size_, width_;

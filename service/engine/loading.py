@@ -239,12 +239,13 @@ def _device(name: str) -> torch.device:
 
 def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
     """What was asked for; else bfloat16 on GPUs and between weights in 8 bits, and on CPUs float32 unless the weights
-    are stored in 16 bits and the CPU multiplies bfloat16 in hardware."""
+    are stored in 16 bits and there are operators for them, the project's or the CPU's own."""
     if spec.dtype != "auto":
         found: torch.dtype = getattr(torch, spec.dtype)
         return found
     if device.type == "cuda" or (spec.quantization == "int8" and library.LOADED):
         return torch.bfloat16
     with StoredTensors(folder) as stored:
-        narrow = stored.common_dtype().itemsize == 2 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if narrow else torch.float32
+        narrow = stored.common_dtype().itemsize == 2
+    fast = library.LOADED or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if narrow and fast else torch.float32

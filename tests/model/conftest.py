@@ -8,7 +8,7 @@ import torch
 from model.ops import library
 
 
-@pytest.fixture(params=["amx", "avx512", "plain"])
+@pytest.fixture(params=["amx", "avx512", "lanes"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     if not library.LOADED:
         pytest.skip("the operators were not compiled (no C++ compiler?)")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformer
 
-ONNX_INT8 = "avx512_vnni"
+ONNX_INT8 = "avx512_vnni" if "avx512_vnni" in Path("/proc/cpuinfo").read_text() else "avx2"
 WORDS = __doc__.split()
 """Texts to calibrate with are made of these."""
 

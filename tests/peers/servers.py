@@ -88,7 +88,7 @@ def _llama(place: Place, *more: str) -> list[str]:
 
 
 def _vllm(place: Place, *more: str) -> list[str]:
-    folder = place.converted("w8a8").removesuffix("-int8") if place.precision == "int8" else place.checkpoint
+    folder = place.converted("w8a8") if place.precision == "int8" else place.checkpoint
     types = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
     sizes = ["--max-num-seqs", str(max(place.slots, 64))]
     command = [

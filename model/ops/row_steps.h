@@ -1,0 +1,216 @@
+// What is done to a row between the products, in float32, sixteen numbers at a time; included by `rows.h` once for each
+// width of registers, which gives `Floats`, its functions and the attribute VECTORS.
+//
+// Legend: E hidden size, F inner size. Rows whose length is no multiple of sixteen end in a part of `sixteen(i, end)`.
+
+VECTORS INLINE int64_t sixteen(int64_t begin, int64_t end) { return std::min<int64_t>(16, end - begin); }
+
+// --- exponentials and activations
+
+VECTORS INLINE Floats exp_of(Floats x) {  // e^x, relative error below 2e-7 (Cephes' polynomial); of NaN NaN
+  x = smaller(all(88.0f), greater(all(-87.0f), x));
+  const Floats n = rounded(x * all(LOG2_E));
+  Floats r = fma(n, all(-0.693359375f), x);
+  r = fma(n, all(2.12194440e-4f), r);
+  Floats p = all(1.9875691500e-4f);
+  p = fma(p, r, all(1.3981999507e-3f));
+  p = fma(p, r, all(8.3334519073e-3f));
+  p = fma(p, r, all(4.1665795894e-2f));
+  p = fma(p, r, all(1.6666665459e-1f));
+  p = fma(p, r, all(5.0000001201e-1f));
+  p = fma(p, r * r, r + all(1.0f));
+  return times_power(p, n);
+}
+
+VECTORS INLINE Floats exp2_of(Floats x) {  // relative error below 4e-5; of -inf 0, of NaN NaN
+  x = greater(all(-200.0f), x);
+  const Floats n = rounded(x), r = x - n;
+  Floats p = all(9.6181291e-3f);
+  p = fma(p, r, all(5.5504109e-2f));
+  p = fma(p, r, all(2.4022651e-1f));
+  p = fma(p, r, all(6.9314718e-1f));
+  p = fma(p, r, all(1.0f));
+  return times_power(p, n);
+}
+
+// x Phi(x), Phi the normal distribution: Phi(x) - 1/2 is x times a polynomial in t = 2 (x / 5)^2 - 1 that was fitted at
+// Chebyshev's points; beyond 5 it is that at 5. Off by less than 3e-6.
+VECTORS INLINE Floats gelu(Floats x) {
+  constexpr float LIMIT = 5.0f;
+  constexpr float FITTED[] = {
+      7.35376389e-04f, -1.67673098e-03f, 1.37459615e-03f, -2.52691673e-03f, 6.76652750e-03f,
+      -1.13071249e-02f, 1.62360898e-02f, -2.32131283e-02f, 3.14767586e-02f, -4.04512824e-02f,
+      5.15179297e-02f, -7.02959089e-02f, 1.41363818e-01f};
+  const Floats near = smaller(all(LIMIT), greater(all(-LIMIT), x));
+  const Floats t = fma(near * near, all(2.0f / (LIMIT * LIMIT)), all(-1.0f));
+  Floats p = all(FITTED[0]);
+  for (size_t i = 1; i < std::size(FITTED); ++i) p = fma(p, t, all(FITTED[i]));
+  return x * fma(near, p, all(0.5f));
+}
+
+// x / (1 + e^(-2 u)), u the argument of the hyperbolic tangent.
+VECTORS INLINE Floats gelu_tanh(Floats x) {
+  const Floats cubic = fma(x * x, all(0.044715f), all(1.0f));
+  return x / (all(1.0f) + exp_of(cubic * (x * all(-2.0f * 0.79788456f))));
+}
+
+VECTORS INLINE Floats activated(Activation activation, Floats x) {
+  switch (activation) {
+    case Activation::gelu: return gelu(x);
+    case Activation::gelu_tanh: return gelu_tanh(x);
+    case Activation::relu: return greater(zeros(), x);  // in this order NaN stays NaN
+    default: return x;
+  }
+}
+
+// One row's sums for the outputs of a panel, of which `first` is the first.
+VECTORS inline void put_panel(const Output& out, int64_t row, int64_t first, Floats sum) {
+  const int64_t count = std::clamp<int64_t>(out.n - first, 0, PANEL);
+  if (out.bias) sum = sum + widen_some(out.bias + first, count);
+  if (out.activation != Activation::none) sum = activated(out.activation, sum);
+  if (out.added_wide) sum = sum + widen_some(out.added_wide + row * out.n + first, count);
+  if (out.added_narrow) sum = sum + widen_some(out.added_narrow + row * out.n + first, count);
+  if (out.wide) narrow_some(out.wide + row * out.stride + first, count, sum);
+  else narrow_some(out.narrow + row * out.stride + first, count, sum);
+}
+
+VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // silu(gate) * up
+  for (int64_t i = 0; i < f; i += 16) {
+    const int64_t count = sixteen(i, f);
+    const Floats g = widen_some(gate + i, count), share = all(1.0f) + exp_of(zeros() - g);
+    narrow_some(out + i, count, (g / share) * widen_some(up + i, count));
+  }
+}
+
+// --- norms
+
+template <typename Value>
+VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
+  Floats sum = zeros(), squares = zeros();
+  for (int64_t i = 0; i < e; i += 16) sum = sum + widen_some(row + i, sixteen(i, e));
+  const float mean = sum_of(sum) / static_cast<float>(e);
+  for (int64_t i = 0; i < e; i += 16) {
+    const int64_t count = sixteen(i, e);
+    const Floats distance = chosen(0, count, widen_some(row + i, count) - all(mean), 0.0f);
+    squares = fma(distance, distance, squares);
+  }
+  const float variance = sum_of(squares) / static_cast<float>(e);
+  const Floats factor = all(1.0f / std::sqrt(variance + norm.epsilon));
+  for (int64_t i = 0; i < e; i += 16) {
+    const int64_t count = sixteen(i, e);
+    const Floats standard = (widen_some(row + i, count) - all(mean)) * factor;
+    narrow_some(out + i, count, fma(standard, widen_some(norm.weight + i, count), widen_some(norm.bias + i, count)));
+  }
+}
+
+// Adds `more` to the values in place, if there is any, then writes values / rms(values) * weights (arXiv 1910.07467).
+VECTORS inline void add_rms_norm(bf16* values, const bf16* more, const bf16* weights, int64_t e, float epsilon,
+                                 bf16* out) {
+  Floats squares = zeros();
+  for (int64_t i = 0; i < e; i += 16) {
+    const int64_t count = sixteen(i, e);
+    Floats x = widen_some(values + i, count);
+    if (more) {
+      x = as_bf16(x + widen_some(more + i, count));
+      narrow_some(values + i, count, x);
+    }
+    squares = fma(x, x, squares);
+  }
+  const Floats scale = all(1.0f / std::sqrt(sum_of(squares) / static_cast<float>(e) + epsilon));
+  for (int64_t i = 0; i < e; i += 16) {
+    const int64_t count = sixteen(i, e);
+    const Floats standard = as_bf16(widen_some(values + i, count) * scale);  // before the weight, as others have it
+    narrow_some(out + i, count, standard * widen_some(weights + i, count));
+  }
+}
+
+// --- positions
+
+// Turns a head's first 2 `half` numbers by their cosines and signed sines, halves paired.
+VECTORS inline void rotate(bf16* head, const bf16* cosines, const bf16* sines, int64_t half) {
+  for (int64_t i = 0; i < half; i += 16) {
+    const int64_t count = sixteen(i, half), j = i + half;
+    const Floats a = widen_some(head + i, count), b = widen_some(head + j, count);
+    narrow_some(head + i, count, fma(a, widen_some(cosines + i, count), b * widen_some(sines + i, count)));
+    narrow_some(head + j, count, fma(b, widen_some(cosines + j, count), a * widen_some(sines + j, count)));
+  }
+}
+
+// --- softmax
+
+// `len` scores, a multiple of 16, -infinity where there is nothing; up to `padded_len` follow zeros.
+template <typename Value>
+VECTORS void softmax(float* scores, int64_t len, int64_t padded_len, float scale, Value* out) {
+  Floats top = widen(scores);
+  for (int64_t j = 16; j < len; j += 16) top = greater(top, widen(scores + j));
+  const Floats largest = all(greatest(top)), factor = all(scale);
+  Floats sum = zeros();
+  for (int64_t j = 0; j < len; j += 16) {
+    const Floats power = exp_of((widen(scores + j) - largest) * factor);
+    sum = sum + power;
+    narrow(scores + j, power);
+  }
+  const Floats inverse = all(1.0f / sum_of(sum));
+  for (int64_t j = 0; j < len; j += 16) narrow(out + j, widen(scores + j) * inverse);
+  for (int64_t j = len; j < padded_len; j += 16) narrow(out + j, zeros());
+}
+
+// Of a block of keys those from `begin` to `end` are seen: their scores become weights, the others' zeros, up to
+// `count` (to the next 32).
+template <typename Value>
+VECTORS BlockSum weigh(const float* scores, int64_t begin, int64_t end, int64_t count, float scale, Value* weights) {
+  const auto seen = [&](int64_t k, Floats x, float other) VECTORS {
+    return chosen(std::clamp<int64_t>(begin - k, 0, 16), std::clamp<int64_t>(end - k, 0, 16), x, other);
+  };
+  Floats top = all(-INFINITY);
+  for (int64_t k = begin / 16 * 16; k < end; k += 16) top = greater(top, seen(k, widen(scores + k), -INFINITY));
+  const float largest = greatest(top) * scale;
+  Floats sum = zeros();
+  for (int64_t k = 0; k < (count + 31) / 32 * 32; k += 16) {
+    const Floats weight = seen(k, exp2_of(fma(widen(scores + k), all(scale), all(-largest))), 0.0f);
+    sum = sum + weight;
+    narrow(weights + k, weight);
+  }
+  return {largest, sum_of(sum)};
+}
+
+// Adds a block's sum, and its weighted values `found`, to those of the blocks before it.
+VECTORS inline void merge(const float* found, BlockSum block, int64_t size, BlockSum& so_far, float* sums) {
+  const float now = std::max(so_far.largest, block.largest);
+  const float keep = so_far.largest == -INFINITY ? 0.0f : std::exp2(so_far.largest - now);
+  const float add = std::exp2(block.largest - now);
+  so_far = {now, so_far.total * keep + block.total * add};
+  for (int64_t i = 0; i < size; i += 16)
+    narrow(sums + i, fma(widen(sums + i), all(keep), widen(found + i) * all(add)));
+}
+
+VECTORS inline void write_shares(const float* sums, float total, int64_t size, bf16* out) {
+  for (int64_t i = 0; i < size; i += 16) narrow(out + i, widen(sums + i) * all(1.0f / total));
+}
+
+// --- 8 bits
+
+VECTORS INLINE Floats scaled(const bf16* x, const float* factors, int64_t i, int64_t count) {
+  const Floats values = widen_some(x + i, count);
+  return factors ? values * widen_some(factors + i, count) : values;
+}
+
+VECTORS inline Range range_of(const bf16* x, int64_t k, const float* factors) {
+  Floats least = zeros(), most = zeros();
+  bool broken = false;
+  for (int64_t i = 0; i < k; i += 16) {
+    const Floats values = scaled(x, factors, i, sixteen(i, k));
+    least = smaller(least, values);
+    most = greater(most, values);
+    broken = broken || any_nan(values);
+  }
+  return broken ? Range{0.0f, NAN} : Range{smallest(least), greatest(most)};
+}
+
+VECTORS inline void quantize(const bf16* x, int64_t k, const float* factors, float inverse, float zero, uint8_t* out) {
+  for (int64_t i = 0; i < k; i += 16) {
+    const int64_t count = sixteen(i, k);
+    const Floats q = rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero);
+    narrow_some(out + i, count, smaller(all(255.0f), greater(zeros(), q)));
+  }
+}
