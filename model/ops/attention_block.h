@@ -19,12 +19,13 @@ template <typename Number>
 struct Scratch {
   alignas(64) Number queries[MAX_SETS][ROWS * MAX_SIZE];
   alignas(64) bf16 keys[KEYS * MAX_SIZE];    // [KEYS / 16][D / 2 pairs of dimensions][16 keys][2]
-  alignas(64) bf16 values[KEYS * MAX_SIZE];  // [KEYS / 32][D / 16][16 pairs of keys][16 dimensions][2]
+  // [KEYS / 32][D / 16][16 pairs of keys][16 dimensions][2]; on lanes [D / 16][KEYS / 2][16][2]
+  alignas(64) bf16 values[KEYS * MAX_SIZE];
   alignas(64) float scores[MAX_SINGLES][KEYS];
   alignas(64) Number weights[MAX_SINGLES][KEYS];
   alignas(64) float found[MAX_SINGLES][MAX_SIZE];  // the block's weighted values
   alignas(64) float sums[MAX_ROWS][MAX_SIZE];      // of all blocks so far
-  BlockSum so_far[MAX_ROWS];
+  SoftmaxSum so_far[MAX_ROWS];
   alignas(64) bf16 gathered[ROWS * MAX_SIZE];
 };
 

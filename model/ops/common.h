@@ -57,9 +57,6 @@ inline bf16 to_bf16(float value) {  // round to nearest, ties to even
   return static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-inline void put(float* target, float value) { *target = value; }
-inline void put(bf16* target, float value) { *target = to_bf16(value); }
-
 inline const bf16* data(const Tensor& tensor) { return static_cast<const bf16*>(tensor.const_data_ptr()); }
 inline bf16* mutable_data(const Tensor& tensor) { return static_cast<bf16*>(tensor.data_ptr()); }
 

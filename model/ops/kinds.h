@@ -1,5 +1,5 @@
 // The kinds of number that the products of `multiply.h` are made of: how 32 bits of x and of a weight add to a sum, and
-// what a finished sum is worth. `Value` is how activations lie in memory.
+// what a finished sum is worth.
 //
 // On lanes there are no instructions for what 32 bits hold: of x and of weights they are opened, into OPENED numbers
 // (float32, or two int16) whose products add up one after the other.
@@ -11,13 +11,12 @@
 namespace slimpajama {
 
 struct Float32 {
-  using Value = float;
   using Lane = float;
   using Lanes = lanes::Floats;
   static constexpr int OPENED = 1;
   static constexpr bool TILES = false;  // AMX has no products of float32
 
-  LANES static lanes::Part open(lanes::IntPart line, int) { return lanes::bits_as<lanes::Part>(line); }
+  LANES static lanes::Part open_weights(lanes::IntPart line, int) { return lanes::bits_as<lanes::Part>(line); }
   LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
@@ -31,17 +30,16 @@ struct Float32 {
 };
 
 struct Bf16 {
-  using Value = bf16;
   using Lane = float;
   using Lanes = lanes::Floats;
   static constexpr int OPENED = 2;
   static constexpr bool TILES = true;
 
-  LANES static void open(const uint8_t* x, int64_t groups, uint32_t* numbers) {
+  LANES static void open_x(const uint8_t* x, int64_t groups, uint32_t* numbers) {
     const auto* values = reinterpret_cast<const bf16*>(x);
     for (int64_t i = 0; i < 2 * groups; ++i) numbers[i] = static_cast<uint32_t>(values[i]) << 16;
   }
-  LANES static lanes::Part open(lanes::IntPart line, int number) { return lanes::opened(line, number); }
+  LANES static lanes::Part open_weights(lanes::IntPart line, int number) { return lanes::bf16_of(line, number); }
   LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
@@ -60,13 +58,12 @@ struct Bf16 {
 };
 
 struct Int8 {
-  using Value = bf16;  // what is quantized
   using Lane = int32_t;
   using Lanes = lanes::Ints;
   static constexpr int OPENED = 2;  // pairs: the first and third of four, the second and fourth
   static constexpr bool TILES = true;
 
-  LANES static void open(const uint8_t* x, int64_t groups, uint32_t* numbers) {
+  LANES static void open_x(const uint8_t* x, int64_t groups, uint32_t* numbers) {
     for (int64_t i = 0; i < groups; ++i) {
       uint32_t four;
       std::memcpy(&four, x + 4 * i, 4);
@@ -74,7 +71,7 @@ struct Int8 {
       numbers[2 * i + 1] = four >> 8 & 0x00ff00ff;
     }
   }
-  LANES static lanes::IntPart open(lanes::IntPart line, int number) { return lanes::signed_bytes(line, number); }
+  LANES static lanes::IntPart open_weights(lanes::IntPart line, int number) { return lanes::signed_bytes(line, number); }
   LANES INLINE static lanes::Floats worth(Lanes sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
     lanes::Floats exact;
     for (int p = 0; p < lanes::PARTS; ++p) {

@@ -6,6 +6,10 @@
 
 #include "common.h"
 
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 namespace slimpajama::lanes {
 
 #if HAS_X86
@@ -51,6 +55,8 @@ LANES INLINE Vector part_at(const void* source) {
 LANES INLINE Part fma(Part a, Part b, Part c) {  // a b + c
 #if HAS_X86
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+  return vfmaq_f32(c, a, b);
 #else
   Part sum;
   for (int i = 0; i < REGISTER / 4; ++i) sum[i] = std::fma(a[i], b[i], c[i]);
@@ -59,7 +65,7 @@ LANES INLINE Part fma(Part a, Part b, Part c) {  // a b + c
 }
 
 // Of the two bfloat16 in every 32 bits the first (0) or the second (1), as float32.
-LANES INLINE Part opened(IntPart pairs, int number) {
+LANES INLINE Part bf16_of(IntPart pairs, int number) {
 #if HAS_X86
   // Two shifts, where a mask would keep a register from the sums.
   const auto bits = reinterpret_cast<__m256i>(pairs);
@@ -191,8 +197,12 @@ LANES INLINE Floats greater(const Floats& a, Floats b) {  // likewise
 }
 
 LANES INLINE Floats rounded(Floats x) {  // to nearest, ties to even; of numbers below 2^22
-  constexpr float WHOLE = 0x1.8p23f;     // above it there are no fractions
+#if HAS_X86
+  EACH_PART x.part[p] = _mm256_round_ps(x.part[p], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  constexpr float WHOLE = 0x1.8p23f;  // above it there are no fractions
   EACH_PART x.part[p] = (x.part[p] + WHOLE) - WHOLE;
+#endif
   return x;
 }
 

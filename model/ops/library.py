@@ -43,5 +43,6 @@ def sums(tensor: Tensor) -> bool:
 
 
 def attends(head_size: int) -> bool:
-    """Whether the operators attend fast with heads of this size: the bounds are those of `attend_for`."""
+    """Whether the operators attend fast with heads of this size: for others than `attend_for` bounds they have a plain
+    loop."""
     return LOADED and head_size % 32 == 0 and head_size <= 256

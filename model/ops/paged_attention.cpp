@@ -95,7 +95,7 @@ AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, i
 
 #endif
 
-// The same on lanes, where values lie panel by panel: [D / 16][KEYS / 2][16 dimensions][2].
+// The same on lanes.
 LANES void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<float>& s) {
   const int64_t size = c.head_size;
   for (int64_t k = 0; k < count; k += ROWS) {
@@ -156,7 +156,7 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
       const int64_t seen = std::min(count, needed);
       if (seen <= 0) continue;
       Products::score(s.queries[set], size, to - from, seen, s);
-      BlockSum sums[ROWS];
+      SoftmaxSum sums[ROWS];
       for (int64_t row = from; row < to; ++row) {
         const Sight own = sight(item, shape, item.position + row / shape.shared);
         const int64_t begin = std::max<int64_t>(own.first - start, 0), limit = std::min(own.end - start, seen);
@@ -168,7 +168,7 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
       }
       Products::weighted_values(size, to - from, seen, s);
       for (int64_t row = from; row < to; ++row)
-        if (sums[row - from].largest != -INFINITY)
+        if (sums[row - from].total != 0.0f)  // it sees something, if only what is not a number
           Products::merge(s.found[row - from], sums[row - from], size, s.so_far[row], s.sums[row]);
     }
   }

@@ -2,7 +2,7 @@
 // or gathered from several blocks.
 #pragma once
 
-#include "rows.h"
+#include "vectors.h"
 
 namespace slimpajama {
 
@@ -63,30 +63,37 @@ inline Strip strip_at(const bf16* cache, const Cache& c, const Item& item, int64
   return {gathered, c.head_size};
 }
 
-using Four [[gnu::vector_size(16)]] = int32_t;
+#ifdef __clang__
+#define SHUFFLED(Vector, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(Vector, a, b, ...) __builtin_shuffle(a, b, Vector{__VA_ARGS__})
+#endif
 
-using Eight [[gnu::vector_size(16)]] = uint16_t;
+using EightOf16 [[gnu::vector_size(16)]] = uint16_t;
+using FourOf32 [[gnu::vector_size(16)]] = int32_t;
 
 // Eight numbers of two rows, side by side.
 inline void interleave_eight(const bf16* a, const bf16* b, bf16* target) {
-  Eight in[2];
-  std::memcpy(&in[0], a, sizeof(Eight));
-  std::memcpy(&in[1], b, sizeof(Eight));
-  const Eight out[2] = {__builtin_shufflevector(in[0], in[1], 0, 8, 1, 9, 2, 10, 3, 11),
-                        __builtin_shufflevector(in[0], in[1], 4, 12, 5, 13, 6, 14, 7, 15)};
+  EightOf16 in[2];
+  std::memcpy(&in[0], a, sizeof in[0]);
+  std::memcpy(&in[1], b, sizeof in[1]);
+  const EightOf16 out[2] = {SHUFFLED(EightOf16, in[0], in[1], 0, 8, 1, 9, 2, 10, 3, 11),
+                            SHUFFLED(EightOf16, in[0], in[1], 4, 12, 5, 13, 6, 14, 7, 15)};
   std::memcpy(target, out, sizeof out);
 }
 
 // 4 x 4 numbers of 32 bits.
 inline void transpose_four(const bf16* const (&rows)[4], int32_t* target, int64_t stride) {
-  Four in[4];
-  for (int t = 0; t < 4; ++t) std::memcpy(&in[t], rows[t], sizeof(Four));
-  const auto low = [](Four a, Four b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); };
-  const auto high = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); };
-  const Four even[2] = {low(in[0], in[2]), high(in[0], in[2])}, odd[2] = {low(in[1], in[3]), high(in[1], in[3])};
-  const Four out[4] = {low(even[0], odd[0]), high(even[0], odd[0]), low(even[1], odd[1]), high(even[1], odd[1])};
-  for (int t = 0; t < 4; ++t) std::memcpy(target + t * stride, &out[t], sizeof(Four));
+  FourOf32 in[4];
+  for (int t = 0; t < 4; ++t) std::memcpy(&in[t], rows[t], sizeof in[t]);
+  const auto low = [](FourOf32 a, FourOf32 b) { return SHUFFLED(FourOf32, a, b, 0, 4, 1, 5); };
+  const auto high = [](FourOf32 a, FourOf32 b) { return SHUFFLED(FourOf32, a, b, 2, 6, 3, 7); };
+  const FourOf32 even[2] = {low(in[0], in[2]), high(in[0], in[2])}, odd[2] = {low(in[1], in[3]), high(in[1], in[3])};
+  const FourOf32 out[4] = {low(even[0], odd[0]), high(even[0], odd[0]), low(even[1], odd[1]), high(even[1], odd[1])};
+  for (int t = 0; t < 4; ++t) std::memcpy(target + t * stride, &out[t], sizeof out[t]);
 }
+
+#undef SHUFFLED
 
 #if HAS_X86
 // 16 x 16 numbers of 32 bits, in place.

@@ -51,7 +51,7 @@ VECTORS INLINE Floats gelu(Floats x) {
 // x / (1 + e^(-2 u)), u the argument of the hyperbolic tangent.
 VECTORS INLINE Floats gelu_tanh(Floats x) {
   const Floats cubic = fma(x * x, all(0.044715f), all(1.0f));
-  return x / (all(1.0f) + exp_of(cubic * (x * all(-2.0f * 0.79788456f))));
+  return x / (all(1.0f) + exp_of((x * cubic) * all(-2.0f * 0.79788456f)));
 }
 
 VECTORS INLINE Floats activated(Activation activation, Floats x) {
@@ -158,7 +158,7 @@ VECTORS void softmax(float* scores, int64_t len, int64_t padded_len, float scale
 // Of a block of keys those from `begin` to `end` are seen: their scores become weights, the others' zeros, up to
 // `count` (to the next 32).
 template <typename Value>
-VECTORS BlockSum weigh(const float* scores, int64_t begin, int64_t end, int64_t count, float scale, Value* weights) {
+VECTORS SoftmaxSum weigh(const float* scores, int64_t begin, int64_t end, int64_t count, float scale, Value* weights) {
   const auto seen = [&](int64_t k, Floats x, float other) VECTORS {
     return chosen(std::clamp<int64_t>(begin - k, 0, 16), std::clamp<int64_t>(end - k, 0, 16), x, other);
   };
@@ -175,7 +175,7 @@ VECTORS BlockSum weigh(const float* scores, int64_t begin, int64_t end, int64_t 
 }
 
 // Adds a block's sum, and its weighted values `found`, to those of the blocks before it.
-VECTORS inline void merge(const float* found, BlockSum block, int64_t size, BlockSum& so_far, float* sums) {
+VECTORS inline void merge(const float* found, SoftmaxSum block, int64_t size, SoftmaxSum& so_far, float* sums) {
   const float now = std::max(so_far.largest, block.largest);
   const float keep = so_far.largest == -INFINITY ? 0.0f : std::exp2(so_far.largest - now);
   const float add = std::exp2(block.largest - now);

@@ -17,8 +17,8 @@ struct Range {
   float least, most;
 };
 
-// A row's softmax over a block of keys: the largest scaled score, and the sum of the weights.
-struct BlockSum {
+// A row's softmax over a block of keys, or over all blocks so far: the largest scaled score, and the sum of the weights.
+struct SoftmaxSum {
   float largest = -INFINITY, total = 0.0f;
 };
 

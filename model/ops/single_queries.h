@@ -84,7 +84,7 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
                             strip_at(c.keys, c, item, item.group + g, start + k, std::min(STRIP, count - k), s.gathered),
                             size, &s.scores[g * SHARED][k], ahead);
     }
-    BlockSum sums[MAX_SINGLES];
+    SoftmaxSum sums[MAX_SINGLES];
     for (int64_t row = 0; row < rows; ++row) {
       sums[row] = avx512::weigh(s.scores[row], begin, count, count, shape.scale * LOG2_E, s.weights[row]);
       std::memset(s.found[row], 0, size * sizeof(float));

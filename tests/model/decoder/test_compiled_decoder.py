@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from model.kv_cache import KVCache
 from model.ops import library
 
-pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators are not compiled, or not fast, here")
+pytestmark = pytest.mark.skipif(not library.LOADED, reason="the operators are not compiled here")
 
 SIZES = {
     "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,

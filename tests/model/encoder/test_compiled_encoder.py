@@ -137,7 +137,7 @@ def test_sizes_that_the_operators_do_not_take_are_not_compiled(changes: dict[str
     assert compiled_encoder(network) is None
 
 
-@pytest.mark.skipif(not library.LOADED, reason="this processor's encoders run on torch")
+@pytest.mark.skipif(not library.LOADED, reason="the operators are not compiled here")
 def test_a_compiled_encoder_is_what_a_checkpoint_is_loaded_as(make_model: MakeModel) -> None:
     folder, _ = make_model("bert", "ForSequenceClassification", **SIZES)
     for dtype in ERRORS:
