@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import MLP, Linear, gelu_tanh
+from model.ops import library
 
 _FUSED = {F.gelu: ("gelu", "none"), gelu_tanh: ("gelu", "tanh"), F.relu: ("relu", ""), F.silu: ("swish", "")}
 """Activations that the kernel applies to a tile while it is in cache, as it names them."""
@@ -48,7 +49,7 @@ def _packable(module: nn.Module) -> TypeGuard[Linear]:
     if not isinstance(module, Linear) or module.weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     if module.weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return library.torch_has_bfloat16()
     return module.weight.dtype == torch.float32
 
 

@@ -139,7 +139,7 @@ def _decode(
 
 def _fast_dtype(dtype: torch.dtype) -> torch.dtype:
     """What single queries are attended to in: a CPU without bfloat16 in hardware takes 3 to 6 times as long in it."""
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype == torch.bfloat16 and not library.torch_has_bfloat16():
         return torch.float32
     return dtype
 

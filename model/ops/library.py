@@ -42,6 +42,11 @@ def sums(tensor: Tensor) -> bool:
     return LOADED and tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float32)
 
 
+def torch_has_bfloat16() -> bool:
+    """Whether torch's own CPU kernels multiply bfloat16 in hardware here."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def attends(head_size: int) -> bool:
     """Whether the operators attend fast with heads of this size: for others than `attend_for` bounds they have a plain
     loop."""

@@ -247,5 +247,5 @@ def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     with StoredTensors(folder) as stored:
         narrow = stored.common_dtype().itemsize == 2
-    fast = library.LOADED or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = library.LOADED or library.torch_has_bfloat16()
     return torch.bfloat16 if narrow and fast else torch.float32
