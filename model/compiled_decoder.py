@@ -1,7 +1,8 @@
-"""A decoder's layers as one compiled operator: those of Llama, Mistral, Qwen2 and their like in bfloat16 on a CPU.
+"""A decoder's layers as one compiled operator: those of Llama, Mistral, Qwen and their like in bfloat16 on a CPU.
 
 `join_layers` puts it in the place of the layers, after `compile_layers` has packed their weights; the results are the
-same, to a bit. Other decoders stay as they are. Runs in the worker process.
+same, to a bit. Other decoders stay as they are, and so do steps over blocks of unusual sizes. Runs in the worker
+process.
 
 Legend: T tokens of the step, E hidden size.
 """
@@ -26,15 +27,16 @@ class JoinedLayers(nn.Module):
     def __init__(self, config: DecoderConfig, layers: nn.ModuleList) -> None:
         super().__init__()
         self.layers = layers
+        self._head_size = config.head_size
         self._operator: Any = torch.classes.slimpajama.DecoderLayers(
             config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon
         )
         for index, layer in enumerate(layers):
             linears = _linears(layer)
             tensors = [tensor for linear in linears for tensor in _tensors(linear)]
-            norms = [norm.weight for norm in _norms(layer)]
-            outputs = [linear.num_outputs for linear in linears]
-            self._operator.add(tensors + norms, outputs, config.window(index) or 0)
+            norms = [torch.empty(0) if norm is None else norm.weight for norm in _norms(layer)]
+            inputs, outputs = ([getattr(linear, name) for linear in linears] for name in ("num_inputs", "num_outputs"))
+            self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0)
 
     def forward(
         self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
@@ -42,6 +44,11 @@ class JoinedLayers(nn.Module):
         """As a layer has it, but for `delta`: before the first layer there is none."""
         assert isinstance(attend, CachedAttend)
         assert delta is None
+        if not library.attends(attend.cache.block_size, self._head_size):
+            for layer in self.layers:
+                hidden, delta = layer(hidden, delta, rotations, attend)
+            assert delta is not None
+            return hidden, delta
         layout = attend.layout
         found: tuple[Tensor, Tensor] = self._operator.run(
             hidden, *rotations[0], attend.cache.pool, layout.slots, layout.block_tables, layout.query_starts,
@@ -57,21 +64,23 @@ def join_layers(network: Decoder) -> None:
 
 
 def _is_usual(config: DecoderConfig) -> bool:
-    """Whether the network is Llama's but for sizes, biases and windows."""
-    unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm)
+    """Whether the network is Llama's but for sizes, biases, windows and norms of the heads."""
+    unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm == "full")
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
-    return usual and library.attends(config.head_size) and not any(unusual)
+    return usual and config.head_size % 32 == 0 and not any(unusual)
 
 
 def _is_compiled(layer: nn.Module) -> bool:
     if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP):
         return False
     linears = all(isinstance(linear, CompiledLinear | Int8Linear) for linear in _linears(layer))
-    return linears and all(isinstance(norm, CompiledRMSNorm) for norm in _norms(layer))
+    whole = all(linear.num_inputs % 32 == 0 for linear in _linears(layer)) if linears else False
+    return whole and all(norm is None or isinstance(norm, CompiledRMSNorm) for norm in _norms(layer))
 
 
 def _norms(layer: Any) -> list[Any]:
-    return [layer.attention_norm, layer.mlp_norm]
+    """Before attention and MLP, and of the heads of queries and keys, which not all networks have."""
+    return [layer.attention_norm, layer.mlp_norm, layer.attention.query_norm, layer.attention.key_norm]
 
 
 def _linears(layer: Any) -> list[Any]:

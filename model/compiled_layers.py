@@ -24,7 +24,9 @@ class CompiledLinear(nn.Module):
 
     def __init__(self, linear: Linear, *, wide: bool = False) -> None:
         super().__init__()
-        self.num_outputs: int = linear.weight.shape[0]
+        self.num_outputs: int
+        self.num_inputs: int
+        self.num_outputs, self.num_inputs = linear.weight.shape
         self.packed: Tensor = torch.ops.slimpajama.pack_bf16(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.float()
         self.wide = wide
@@ -44,7 +46,9 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: Linear, *, wide: bool = False) -> None:
         super().__init__()
-        self.num_outputs: int = linear.weight.shape[0]
+        self.num_outputs: int
+        self.num_inputs: int
+        self.num_outputs, self.num_inputs = linear.weight.shape
         self.packed: Tensor
         self.scales: Tensor
         self.sums: Tensor

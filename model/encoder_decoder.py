@@ -44,6 +44,11 @@ class EncoderDecoder(nn.Module):
         """For each decoder layer the keys and values, both [T, H, D], of the encoded source [T, E]."""
         return [attention.keys_values(hidden) for attention in self.decoder.cross_attentions()]
 
+    @property
+    def cross_rules(self) -> AttentionRules:
+        """By which the decoder looks at the source."""
+        return self.decoder.cross_rules
+
     def decode(self, ids: Tensor, positions: Tensor, attend: Attend, cross: CrossAttend) -> Tensor:
         """Target ids [T] to hidden states [T, E], of which `logits` takes the rows wanted."""
         hidden: Tensor = self.decoder(ids, positions, attend, cross)
@@ -110,15 +115,15 @@ class Decoder(nn.Module):
         self.relative_bias = RelativeBias(config, config.num_heads, two_sided=False) if relative else None
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
         self.norm = make_norm(config) if config.final_norm else None
+        self.cross_rules = AttentionRules(scale=config.attention_scale, causal=False)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend, cross: CrossAttend) -> Tensor:
         """ids and positions [T]; returns hidden states [T, E]."""
         bias = None if self.relative_bias is None else self.relative_bias()
         rules = AttentionRules(scale=self.attention_scale, relative_bias=bias)
-        cross_rules = AttentionRules(scale=self.attention_scale, causal=False)
         hidden: Tensor = self.embedding(ids, positions)
         for layer in self.layers:
-            hidden = layer(hidden, attend, rules, cross, cross_rules)
+            hidden = layer(hidden, attend, rules, cross, self.cross_rules)
         return hidden if self.norm is None else self.norm(hidden)
 
     def cross_attentions(self) -> list["CrossAttention"]:

@@ -198,7 +198,8 @@ class Runner:
         ids, positions, slots = upload([inputs.ids, inputs.positions, inputs.slots], self.device)
         hidden = self.network.encode(ids, positions, attend)
         for layer, (key, value) in enumerate(self.network.cross_keys_values(hidden)):
-            self.backend.write(key, value, self.kv_cache.keys[layer], self.kv_cache.values[layer], slots)
+            keys, values = self.kv_cache.keys[layer], self.kv_cache.values[layer]
+            self.backend.write(key, value, keys, values, slots, self.network.cross_rules)
 
     def _score_prompts(self, rows: Sequence[Row], inputs: StepInputs, hidden: Tensor) -> dict[int, list[TokenLogprobs]]:
         """For the rows that ask: log-probabilities of the prompt tokens that this step's tokens predict."""

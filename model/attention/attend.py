@@ -21,7 +21,7 @@ class CachedAttend:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
         key_cache, value_cache = self.cache.keys[layer], self.cache.values[layer]
-        self.backend.write(key, value, key_cache, value_cache, self.layout.slots)
+        self.backend.write(key, value, key_cache, value_cache, self.layout.slots, rules)
         return self.backend.paged(query, key_cache, value_cache, self.layout, rules)
 
 

@@ -1,8 +1,8 @@
 """Attention on CPUs: the compiled operators where they serve, else few large calls of PyTorch's fused attention.
 
-Heads of the usual sizes have one operator for all that a bfloat16 step asks. For others, rows that compute one token
-are gathered block by block into padded batches of like length, and prompts run one by one, in slices of queries that
-only read the keys they can see. Encoders' sequences run in padded batches (`padded`).
+Heads and blocks of the usual sizes have one operator for all that a bfloat16 step asks. For others, rows that compute
+one token are gathered block by block into padded batches of like length, and prompts run one by one, in slices of
+queries that only read the keys they can see. Encoders' sequences run in padded batches (`padded`).
 What depends on the layout alone is worked out in the first layer and kept in `layout.prepared`.
 Knows neither networks nor scheduler. Runs in the worker process.
 
@@ -62,9 +62,11 @@ class CpuAttention:
         self._reference = ReferenceAttention()
         self._deterministic = deterministic
 
-    def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-        if library.serves(key) and library.serves(key_cache) and key.stride(1) == key.shape[2] == value.stride(1):
-            torch.ops.slimpajama.store(key, value, key_cache, value_cache, slots)
+    def write(
+        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, rules: AttentionRules
+    ) -> None:
+        if self._reads_in_place(key_cache, rules):
+            torch.ops.slimpajama.store(_with_whole_rows(key), _with_whole_rows(value), key_cache, value_cache, slots)
             return
         key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
         value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
@@ -74,8 +76,8 @@ class CpuAttention:
     ) -> Tensor:
         if rules.sinks is not None:
             return self._reference.paged(query, key_cache, value_cache, layout, rules)
-        if self._reads_in_place(query, key_cache, rules):
-            return _compiled(query, key_cache, value_cache, layout, rules)
+        if self._reads_in_place(key_cache, rules):
+            return _compiled(_with_whole_rows(query), key_cache, value_cache, layout, rules)
         if "paged" not in layout.prepared:
             layout.prepared["paged"] = _paged_plan(layout, key_cache.shape[1])
         groups, prompts = layout.prepared["paged"]
@@ -91,11 +93,16 @@ class CpuAttention:
             out[prompt.start : prompt.end] = _prompt(query[prompt.start : prompt.end], key, value, rules)
         return out
 
-    def _reads_in_place(self, query: Tensor, key_cache: Tensor, rules: AttentionRules) -> bool:
-        """Whether the compiled operator takes the step: scores are products and nothing else."""
-        plain = rules.softcap is None and rules.alibi_slopes is None and rules.relative_bias is None
-        served = library.serves(query) and library.serves(key_cache) and query.stride(1) == query.shape[2]
-        return plain and served and (library.attends(query.shape[2]) or self._deterministic)
+    def _reads_in_place(self, key_cache: Tensor, rules: AttentionRules) -> bool:
+        """Whether the compiled operators write and read such a cache: scores are products and nothing else.
+
+        They lay keys and values out as they want them: what this says must hold as long as the cache does.
+        """
+        special = (rules.softcap, rules.alibi_slopes, rules.relative_bias, rules.sinks)
+        if not library.serves(key_cache) or any(rule is not None for rule in special):
+            return False
+        _, block_size, _, head_size = key_cache.shape
+        return self._deterministic or library.attends(block_size, head_size)
 
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:
@@ -111,6 +118,11 @@ def _compiled(
         rules.scale, rules.window or 0, rules.causal,
     )  # fmt: skip
     return out
+
+
+def _with_whole_rows(x: Tensor) -> Tensor:
+    """x [T, H, D] whose heads lie side by side."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
 def _decode(

@@ -86,7 +86,15 @@ class CudaAttention:
         )
         return out
 
-    def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    def write(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slots: Tensor,
+        rules: AttentionRules,  # noqa: ARG002 - part of the interface
+    ) -> None:
         if triton_store is not None and stores(key, value, key_cache, value_cache):
             triton_store(key, value, key_cache, value_cache, slots)
             return

@@ -90,6 +90,11 @@ class AttentionBackend(Protocol):
         """query [T, H, D], key and value [T, K, D], each sequence for itself. Returns [T, H, D]."""
         ...
 
-    def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-        """Stores key and value [T, K, D] at `slots` [T] of the caches, in place."""
+    def write(
+        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, rules: AttentionRules
+    ) -> None:
+        """Stores key and value [T, K, D] at `slots` [T] of the caches, in place.
+
+        How they lie in a block is the backend's own matter, and may depend on the rules that they are read by.
+        """
         ...

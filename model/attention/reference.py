@@ -90,6 +90,14 @@ class ReferenceAttention:
             out[start:end] = attend_one(query[start:end], key[start:end], value[start:end], rules, first_position=0)
         return out
 
-    def write(self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    def write(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slots: Tensor,
+        rules: AttentionRules,  # noqa: ARG002 - part of the interface
+    ) -> None:
         key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
         value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))

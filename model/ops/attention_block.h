@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "paged_layout.h"
 #include "rows.h"
 
 namespace slimpajama {
@@ -12,21 +13,18 @@ constexpr int64_t ROWS = 16;        // of a set: what a tile holds
 constexpr int64_t MAX_SETS = 12;    // of an item with several tokens
 constexpr int64_t MAX_ROWS = MAX_SETS * ROWS;
 constexpr int64_t MAX_SINGLES = 64;  // rows of an item with one token
-constexpr int64_t MAX_SIZE = 256;   // of a head, a multiple of 32
 
 // `Number` is what keys and values are multiplied by: bfloat16, or on lanes float32.
 template <typename Number>
 struct Scratch {
   alignas(64) Number queries[MAX_SETS][ROWS * MAX_SIZE];
-  alignas(64) bf16 keys[KEYS * MAX_SIZE];    // [KEYS / 16][D / 2 pairs of dimensions][16 keys][2]
-  // [KEYS / 32][D / 16][16 pairs of keys][16 dimensions][2]; on lanes [D / 16][KEYS / 2][16][2]
-  alignas(64) bf16 values[KEYS * MAX_SIZE];
+  const bf16* keys[KEYS / STRIP];            // where the block's strips are; the last one twice, if they are odd
+  alignas(64) bf16 values[KEYS * MAX_SIZE];  // [D / 16][KEYS / 2 pairs of keys][16 dimensions][2]
   alignas(64) float scores[MAX_SINGLES][KEYS];
   alignas(64) Number weights[MAX_SINGLES][KEYS];
   alignas(64) float found[MAX_SINGLES][MAX_SIZE];  // the block's weighted values
   alignas(64) float sums[MAX_ROWS][MAX_SIZE];      // of all blocks so far
   SoftmaxSum so_far[MAX_ROWS];
-  alignas(64) bf16 gathered[ROWS * MAX_SIZE];
 };
 
 template <typename Number>

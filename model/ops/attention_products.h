@@ -24,13 +24,13 @@ struct OnTiles {
   // Scores of a set's rows and `count` keys (to the next 32). Tiles 4 and 5 hold queries, 6 and 7 keys, 0 and 1 scores.
   AMX static void score(const bf16* queries, int64_t size, int64_t, int64_t count, Scratch<bf16>& s) {
     for (int64_t k = 0; k < count; k += 32) {
-      const bf16* keys = s.keys + k * size;
+      const bf16 *left = s.keys[k / STRIP], *right = s.keys[k / STRIP + 1];
       _tile_zero(0);
       _tile_zero(1);
       for (int64_t i = 0; i < size; i += 32) {
         _tile_loadd(4, queries + i, size * 2);
-        _tile_loadd(6, keys + i * ROWS, 64);
-        _tile_loadd(7, keys + (size + i) * ROWS, 64);
+        _tile_loadd(6, left + i * STRIP, LINE);
+        _tile_loadd(7, right + i * STRIP, LINE);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
       }
@@ -43,23 +43,23 @@ struct OnTiles {
   // 7 values.
   AMX static void weighted_values(int64_t size, int64_t, int64_t count, Scratch<bf16>& s) {
     for (int64_t i = 0; i < size; i += 64) {
-      const bf16* values = s.values + i * 32;
+      const bf16* values = s.values + i * KEYS;
       const bool whole = size - i >= 64;
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
       for (int64_t k = 0; k < count; k += 32) {
-        const bf16* step = values + k * size;
+        const bf16* step = values + k * 16;
         _tile_loadd(4, &s.weights[0][k], KEYS * 2);
-        _tile_loadd(6, step, 64);
+        _tile_loadd(6, step, LINE);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, step + 16 * 32, 64);
+        _tile_loadd(7, step + 16 * KEYS, LINE);
         _tile_dpbf16ps(1, 4, 7);
         if (whole) {
-          _tile_loadd(6, step + 32 * 32, 64);
+          _tile_loadd(6, step + 32 * KEYS, LINE);
           _tile_dpbf16ps(2, 4, 6);
-          _tile_loadd(7, step + 48 * 32, 64);
+          _tile_loadd(7, step + 48 * KEYS, LINE);
           _tile_dpbf16ps(3, 4, 7);
         }
       }
@@ -89,12 +89,12 @@ AVX512 inline void clear(__m512 (&sums)[H][P]) {
 
 // Adds `pairs` pairs of numbers of each row times their line in each panel.
 template <int H, int P>
-AVX512 inline void add_up(__m512 (&sums)[H][P], const bf16* rows, int64_t row_stride, const bf16* panels,
-                          int64_t panel_stride, int64_t pairs) {
+AVX512 inline void add_up(__m512 (&sums)[H][P], const bf16* rows, int64_t row_stride, const bf16* const (&panels)[P],
+                          int64_t pairs) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
     __m512i lines[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) lines[p] = _mm512_load_si512(panels + p * panel_stride + 32 * pair);
+    for (int p = 0; p < P; ++p) lines[p] = _mm512_load_si512(panels[p] + 32 * pair);
 #pragma GCC unroll 6
     for (int r = 0; r < H; ++r)
 #pragma GCC unroll 4
@@ -140,7 +140,9 @@ struct Scores {
   AVX512 void compute(int64_t row, int64_t panel) const {
     __m512 sums[H][P];
     clear(sums);
-    add_up(sums, queries + row * size, size, s.keys + panel * 16 * size, 16 * size, size / 2);
+    const bf16* strips[P];
+    std::copy_n(s.keys + panel, P, strips);
+    add_up(sums, queries + row * size, size, strips, size / 2);
     store(sums, &s.scores[row][panel * 16], KEYS);
   }
 };
@@ -153,8 +155,9 @@ struct WeightedValues {
   AVX512 void compute(int64_t row, int64_t panel) const {
     __m512 sums[H][P];
     clear(sums);
-    for (int64_t k = 0; k < count; k += 32)
-      add_up(sums, &s.weights[row][k], KEYS, s.values + k * size + panel * 512, 512, 16);
+    const bf16* panels[P];
+    for (int p = 0; p < P; ++p) panels[p] = s.values + (panel + p) * 16 * KEYS;
+    add_up(sums, s.weights[row], KEYS, panels, (count + 31) / 32 * 16);
     store(sums, &s.found[row][panel * 16], MAX_SIZE);
   }
 };
@@ -194,9 +197,9 @@ struct OnLanes {
   static void end() {}
 
   static void score(const float* queries, int64_t size, int64_t rows, int64_t count, Scratch<float>& s) {
-    const Weights keys{bytes(s.keys), size / 2};
-    multiply_opened<Bf16>({nullptr, rows, size / 2}, {bytes(queries), size * 4}, keys, to(s.scores[0], KEYS), 0, rows, 0,
-                          (count + 15) / 16);
+    for (int64_t k = 0; k < count; k += STRIP)
+      multiply_opened<Bf16>({nullptr, rows, size / 2}, {bytes(queries), size * 4}, {bytes(s.keys[k / STRIP]), size / 2},
+                            to(s.scores[0] + k, KEYS), 0, rows, 0, 1);
   }
 
   static void weighted_values(int64_t size, int64_t rows, int64_t count, Scratch<float>& s) {

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #define INLINE __attribute__((always_inline)) inline  // where a call would cost more than what is done
 
@@ -59,6 +60,13 @@ inline bf16 to_bf16(float value) {  // round to nearest, ties to even
 
 inline const bf16* data(const Tensor& tensor) { return static_cast<const bf16*>(tensor.const_data_ptr()); }
 inline bf16* mutable_data(const Tensor& tensor) { return static_cast<bf16*>(tensor.data_ptr()); }
+
+// Room that is kept from call to call.
+template <typename Number>
+Number* grown(std::vector<Number>& values, int64_t count) {
+  if (static_cast<int64_t>(values.size()) < count) values.resize(count);
+  return values.data();
+}
 
 inline void check_rows(const Tensor& x, at::ScalarType type) {
   TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == type && x.dim() == 2 && x.is_contiguous(),

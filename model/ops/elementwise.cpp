@@ -5,10 +5,11 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "operators.h"
 #include "rows.h"
 
 namespace slimpajama {
+
+namespace {
 
 // Adds `residual` [M, E] to x in place where it is given, then returns rms_norm(x) * weight (arXiv 1910.07467).
 Tensor add_rms_norm(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight, double epsilon) {
@@ -56,6 +57,8 @@ void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
         step(rows + row * stride + h * d, cosines + row * 2 * half, sines + row * 2 * half, half);
   });
 }
+
+}  // namespace
 
 }  // namespace slimpajama
 

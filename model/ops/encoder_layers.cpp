@@ -35,12 +35,6 @@ struct Sizes {
   Activation activation;
 };
 
-template <typename Number>
-Number* grown(std::vector<Number>& values, int64_t count) {
-  if (static_cast<int64_t>(values.size()) < count) values.resize(count);
-  return values.data();
-}
-
 // Consecutive texts, and their tokens.
 struct Chunk {
   int64_t first_text, last_text, num_tokens;
@@ -69,7 +63,7 @@ struct Space {
 template <typename Value>
 class Pass {
  public:
-  static constexpr size_t MOST_STEPS = 11;  // of a layer: four projections and what they quantize, attention, two norms
+  static constexpr int64_t MOST_STEPS = 11;  // of a layer: four projections and what they quantize, attention, two norms
 
   Pass(const Sizes& sizes, Member member, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
        Chunk chunk, Value* hidden)
@@ -258,9 +252,9 @@ class EncoderLayers : public torch::CustomClassHolder {
     if (together) chunks = {{0, texts, starts[texts] - starts[0]}};
     make_space(kept, chunks, starts, together ? 1 : threads, threads);
     if (together) {
-      Steps steps(layers_.size() * Pass<Value>::MOST_STEPS);
+      Steps steps(static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS, threads);
       Crew::get().run(threads, [&](int64_t rank) {
-        const Member member(steps, threads);
+        const Member member(steps, rank);
         Pass(sizes_, member, kept.spaces[0], kept.attentions[rank], starts, chunks[0], hidden).run(layers_);
       });
       return;

@@ -47,7 +47,7 @@ def torch_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def attends(head_size: int) -> bool:
-    """Whether the operators attend fast with heads of this size: for others than `attend_for` bounds they have a plain
-    loop."""
-    return LOADED and head_size % 32 == 0 and head_size <= 256
+def attends(block_size: int, head_size: int) -> bool:
+    """Whether the operators attend fast where blocks and heads have these sizes: for others than `paged_layout.h` cuts
+    into lines they have a plain loop."""
+    return LOADED and block_size % 16 == 0 and head_size % 32 == 0 and head_size <= 256

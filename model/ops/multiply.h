@@ -178,19 +178,45 @@ AVX512 void multiply_avx512(const Rows& x, const Weights& w, const Output& out, 
 
 // --- on AMX
 
+// A block's sums as the tiles leave them, and the place of their results.
+struct alignas(64) TileSums {
+  uint8_t sums[32][2 * LINE];
+  int64_t row = 0, count = 0, pair = 0;
+};
+
+// Finishes the sums of the rows from `begin` to before `end`.
+template <typename Kind>
+AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, const Output& out, int64_t begin,
+                       int64_t end) {
+  for (int64_t i = begin; i < std::min(end, done.count); ++i)
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < 2; ++j) {
+      const int64_t row = done.row + i, first = (done.pair * 2 + j) * PANEL;
+      avx512::put_panel(out, row, first, Kind::worth(Kind::load(done.sums[i] + j * LINE), x, w, row, first));
+    }
+}
+
+// What is fetched of weights that are wanted soon, with every step.
+struct FetchingPair {
+  const uint8_t *left, *right;
+  int64_t each;  // bytes of both
+};
+
 // Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
+// Between its steps the block before it is finished.
 template <typename Kind, bool TWO>
-AMX inline void block_amx(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t count,
-                          int64_t pair) {
-  const uint8_t *upper = x.row(row), *lower = x.row(row + 16), *left = w.panel(pair * 2), *right = w.panel(pair * 2 + 1);
-  const int64_t stride = x.stride;
+AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
+                          FetchingPair ahead) {
+  const uint8_t *upper = x.row(own.row), *lower = x.row(own.row + 16);
+  const uint8_t *left = w.panel(own.pair * 2), *right = w.panel(own.pair * 2 + 1);
+  const int64_t stride = x.stride, steps = x.groups / TILE_GROUPS, rows = (31 + steps) / steps;
   _tile_zero(0);
   _tile_zero(1);
   if (TWO) {
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t step = 0; step < x.groups / TILE_GROUPS; ++step) {
+  for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, left + step * TILE_BYTES, LINE);
     _tile_loadd(4, upper + step * LINE, stride);
     Kind::template tiles<0, 4, 6>();
@@ -201,42 +227,47 @@ AMX inline void block_amx(const Rows& x, const Weights& w, const Output& out, in
       Kind::template tiles<2, 5, 6>();
       Kind::template tiles<3, 5, 7>();
     }
-  }
-  alignas(64) uint8_t sums[32][2 * LINE];
-  _tile_stored(0, sums[0], 2 * LINE);
-  _tile_stored(1, sums[0] + LINE, 2 * LINE);
-  if (TWO) {
-    _tile_stored(2, sums[16], 2 * LINE);
-    _tile_stored(3, sums[16] + LINE, 2 * LINE);
-  }
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < 2; ++j) {
-      const int64_t first = (pair * 2 + j) * PANEL;
-      avx512::put_panel(out, row + i, first, Kind::worth(Kind::load(sums[i] + j * LINE), x, w, row + i, first));
+    for (int64_t i = step * ahead.each; i < (step + 1) * ahead.each; i += LINE) {
+      __builtin_prefetch(ahead.left + i, 0, 2);
+      __builtin_prefetch(ahead.right + i, 0, 2);
     }
+    finish<Kind>(before, x, w, out, step * rows, (step + 1) * rows);
+  }
+  _tile_stored(0, own.sums[0], 2 * LINE);
+  _tile_stored(1, own.sums[0] + LINE, 2 * LINE);
+  if (TWO) {
+    _tile_stored(2, own.sums[16], 2 * LINE);
+    _tile_stored(3, own.sums[16] + LINE, 2 * LINE);
+  }
 }
 
-// 32 rows at a time. The weights of a few pairs stay in the core's cache until all rows have met them.
+// 32 rows at a time. The weights of a few pairs stay in the core's cache until all rows have met them; meanwhile those
+// of the next pairs are fetched.
 template <typename Kind>
-AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
-  constexpr int64_t CACHED_BYTES = 1 << 20;
-  const int64_t group = std::max<int64_t>(1, CACHED_BYTES / (2 * w.groups * LINE));
-  const int64_t whole = x.m / 32 * 32, rest = x.m - whole;
-  for (int64_t first = begin; first < end; first += group) {
-    const int64_t last = std::min(first + group, end);
-    if (whole) {
-      configure_tiles(16, 16);
-      for (int64_t row = 0; row < whole; row += 32)
-        for (int64_t pair = first; pair < last; ++pair) block_amx<Kind, true>(x, w, out, row, 32, pair);
+AMX void multiply_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end) {
+  constexpr int64_t CACHED_BYTES = 1 << 18;
+  const Output out = given;
+  const int64_t panel_bytes = w.groups * LINE, group = std::max<int64_t>(1, CACHED_BYTES / (2 * panel_bytes));
+  const int64_t blocks = (x.m + 31) / 32, each = padded(TILE_BYTES / blocks, LINE);
+  TileSums sums[2];
+  int64_t turn = 0, shape = 0;
+  for (int64_t first = begin; first < end; first += group)
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t count = std::min<int64_t>(32, x.m - 32 * block);
+      if (count != shape) configure_tiles(std::min<int64_t>(count, 16), count > 16 ? count - 16 : 16);
+      shape = count;
+      for (int64_t pair = first; pair < std::min(first + group, end); ++pair, turn ^= 1) {
+        TileSums &own = sums[turn], &before = sums[turn ^ 1];
+        own.row = 32 * block, own.count = count, own.pair = pair;
+        // With one block the weights pass by; with more, each fetches a part of those that come after the cached ones.
+        const uint8_t* next = blocks == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
+                                          : w.panel((pair + group) * 2) + block * (x.groups / TILE_GROUPS) * each;
+        const FetchingPair ahead{next, next + panel_bytes, each};
+        if (count > 16) block_amx<Kind, true>(x, w, out, before, own, ahead);
+        else block_amx<Kind, false>(x, w, out, before, own, ahead);
+      }
     }
-    if (rest > 16) {
-      configure_tiles(16, rest - 16);
-      for (int64_t pair = first; pair < last; ++pair) block_amx<Kind, true>(x, w, out, whole, rest, pair);
-    } else if (rest) {
-      configure_tiles(rest, 16);
-      for (int64_t pair = first; pair < last; ++pair) block_amx<Kind, false>(x, w, out, whole, rest, pair);
-    }
-  }
+  finish<Kind>(sums[turn ^ 1], x, w, out, 0, 32);
   release_tiles();
 }
 #endif

@@ -2,10 +2,10 @@
 // single tokens.
 //
 // A work item is a stretch of a sequence's queries under one key head; all query heads that share it are rows. Keys come
-// in blocks of 256: transposed (keys) or interleaved (values) once for all rows of the item, scored and weighed for
-// 16 rows at a time, softmax over the block, and blocks are merged as they come (arXiv 1805.02867). Blocks start at
-// multiples of 256 whoever asks, and a row adds up its own keys only: its result depends, to a bit, neither on the
-// other rows nor on how a prompt was cut into chunks. On AVX-512 single queries take a shorter way to the same sums.
+// in blocks of 256: scored and weighed for 16 rows at a time, softmax over the block, and blocks are merged as they come
+// (arXiv 1805.02867). Blocks start at multiples of 256 whoever asks, and a row adds up its own keys only: its result
+// depends, to a bit, neither on the other rows nor on how a prompt was cut into chunks. On AVX-512 single queries take a
+// shorter way to the same sums.
 //
 // Legend: H query heads, G key heads, D head size, T tokens of the step, B sequences.
 
@@ -14,10 +14,9 @@
 #include <torch/library.h>
 
 #include <atomic>
-#include <vector>
 
 #include "attention_products.h"
-#include "operators.h"
+#include "paged_attention.h"
 #include "single_queries.h"
 
 namespace slimpajama {
@@ -34,12 +33,14 @@ void attend_plain(const Cache& c, const Item& item, const Shape& shape) {
     float largest = -INFINITY, total = 0.0f;
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (int64_t position = own.first; position < own.end; ++position) {
-      const int64_t offset = offset_of(c, item, item.group, position);
+      const int64_t slot = item.slot_of(c, position);
       float score = 0.0f;
-      for (int64_t i = 0; i < c.head_size; ++i) score += to_float(query[i]) * to_float(c.keys[offset + i]);
+      for (int64_t i = 0; i < c.head_size; ++i)
+        score += to_float(query[i]) * to_float(c.keys[c.key_at(slot, item.group, i)]);
       score *= shape.scale;
       const float now = std::max(largest, score), shrink = std::exp(largest - now), weight = std::exp(score - now);
-      for (int64_t i = 0; i < c.head_size; ++i) sum[i] = sum[i] * shrink + weight * to_float(c.values[offset + i]);
+      for (int64_t i = 0; i < c.head_size; ++i)
+        sum[i] = sum[i] * shrink + weight * to_float(c.values[c.value_at(slot, item.group, i)]);
       total = total * shrink + weight;
       largest = now;
     }
@@ -47,80 +48,28 @@ void attend_plain(const Cache& c, const Item& item, const Shape& shape) {
   }
 }
 
-#if HAS_X86
-// Keys from `start`, `count` of them: transposed so that a tile multiplies them. What is past them is left as it is.
-AVX512 void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<bf16>& s) {
-  const int64_t size = c.head_size;
-  for (int64_t k = 0; k < count; k += ROWS) {
-    const Strip strip = strip_at(c.keys, c, item, item.group, start + k, std::min(ROWS, count - k), s.gathered);
-    Ahead ahead(c.keys, c, item, start + k + 2 * ROWS, start + count);
-    for (int64_t i = 0; i < size; i += 32) {
-      ahead.fetch();
-      __m512i rows[16];
-#pragma GCC unroll 16
-      for (int t = 0; t < 16; ++t) rows[t] = _mm512_loadu_si512(strip.first + t * strip.stride + i);
-      transpose(rows);
-      bf16* target = s.keys + k * size + i * ROWS;
-#pragma GCC unroll 16
-      for (int t = 0; t < 16; ++t) _mm512_store_si512(target + 32 * t, rows[t]);
-    }
-  }
-}
+// Finds the strips of the keys from `start` on, `count` of them, and puts their values side by side. Up to the next 32,
+// values past them are zero: a weight of zero does not silence what others left there, if it is not finite.
+constexpr int64_t AHEAD = 4 * STRIP;  // positions that are fetched before they are wanted
 
-// Values from `start`, `count` of them: two positions side by side. Up to the next 32, positions past them are zero: a
-// weight of zero does not silence what others left there, if it is not finite.
-AVX512 void interleave_values(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<bf16>& s) {
-  const int64_t size = c.head_size;
-  for (int64_t k = 0; k < count; k += ROWS) {
-    const int64_t own = std::min(ROWS, count - k);
-    const Strip strip = strip_at(c.values, c, item, item.group, start + k, own, s.gathered);
-    Ahead ahead(c.values, c, item, start + k + 2 * ROWS, start + count);
-    bf16* target = s.values + k / 32 * 32 * size + k % 32 * 16;
-    for (int64_t t = 0; t < ROWS; t += 2) {
-      if (t % 8 == 0) ahead.fetch();
-      for (int64_t i = 0; i < size; i += 32) {
-        const bf16* place = strip.first + t * strip.stride + i;
-        const __m512i a = t < own ? _mm512_loadu_si512(place) : _mm512_setzero_si512();
-        const __m512i b = t + 1 < own ? _mm512_loadu_si512(place + strip.stride) : _mm512_setzero_si512();
-        const Pairs pairs = interleave(a, b);
-        _mm512_store_si512(target + i * 32 + t * 16, pairs.low);
-        _mm512_store_si512(target + (i + 16) * 32 + t * 16, pairs.high);
-      }
-    }
-  }
-  if (count % 32 != 0 && count % 32 <= ROWS)
-    for (int64_t i = 0; i < size; i += 16)
-      std::memset(s.values + count / 32 * 32 * size + i * 32 + 16 * 16, 0, 16 * 16 * sizeof(bf16));
-}
-
-#endif
-
-// The same on lanes.
-LANES void transpose_keys(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<float>& s) {
-  const int64_t size = c.head_size;
-  for (int64_t k = 0; k < count; k += ROWS) {
-    const Strip strip = strip_at(c.keys, c, item, item.group, start + k, std::min(ROWS, count - k), s.gathered);
-    auto* target = reinterpret_cast<int32_t*>(s.keys + k * size);
-    for (int64_t t = 0; t < ROWS; t += 4)
-      for (int64_t i = 0; i < size; i += 8) {
-        const bf16* first = strip.first + t * strip.stride + i;
-        transpose_four({first, first + strip.stride, first + 2 * strip.stride, first + 3 * strip.stride},
-                       target + i / 2 * ROWS + t, ROWS);
-      }
-  }
-}
-
-LANES void interleave_values(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<float>& s) {
-  static constexpr bf16 NOTHING[MAX_SIZE] = {};
-  const int64_t size = c.head_size;
-  for (int64_t k = 0; k < count; k += ROWS) {
-    const int64_t own = std::min(ROWS, count - k);
-    const Strip strip = strip_at(c.values, c, item, item.group, start + k, own, s.gathered);
-    for (int64_t t = 0; t < own; t += 2) {
-      const bf16* first = strip.first + t * strip.stride;
-      const bf16* second = t + 1 < own ? first + strip.stride : NOTHING;
-      for (int64_t i = 0; i < size; i += 8)
-        interleave_eight(first + i, second + i, s.values + (i / 16 * KEYS / 2 + (k + t) / 2) * 32 + i % 16 * 2);
+template <typename Number>
+void gather(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<Number>& s) {
+  constexpr int64_t PIECE = STRIP / 2 * 32;  // of a strip for 16 dimensions
+  for (int64_t k = 0; k < (count + 31) / 32 * 32; k += STRIP) {
+    const int64_t own = std::clamp<int64_t>(count - k, 0, STRIP);
+    const int64_t strip = own ? c.strip_at(item.slot_of(c, start + k), item.group) : 0;
+    s.keys[k / STRIP] = own ? c.keys + strip : s.keys[k / STRIP - 1];
+    Ahead keys(c.keys, c, item, start + k + AHEAD, start + count), values(c.values, c, item, start + k + AHEAD, start + count);
+    for (int64_t i = 0; i < c.head_size; i += 16) {
+      bf16* target = s.values + i * KEYS + k * 16;
+      keys.fetch(8);
+      values.fetch(8);
+      std::memcpy(target, c.values + strip + i * STRIP, own / 2 * 32 * sizeof(bf16));
+      if (own == STRIP) continue;
+      std::memset(target + own / 2 * 32, 0, (PIECE - own / 2 * 32) * sizeof(bf16));
+      if (own % 2)
+        for (int64_t lane = 0; lane < 16; ++lane)
+          target[own / 2 * 32 + lane * 2] = c.values[strip + i * STRIP + own / 2 * 32 + lane * 2];
     }
   }
 }
@@ -147,8 +96,7 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
   const int64_t end = sight(item, shape, item.position + item.tokens - 1).end;
   for (int64_t start = first; start < end; start += KEYS) {
     const int64_t count = std::min(KEYS, end - start);
-    transpose_keys(c, item, start, count, s);
-    interleave_values(c, item, start, count, s);
+    gather(c, item, start, count, s);
     for (int64_t set = 0; set < sets; ++set) {
       const int64_t from = set * ROWS, to = std::min(rows, from + ROWS);
       // Later rows see later keys: what the last sees bounds what is to be scored for the set.
@@ -179,10 +127,8 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
   }
 }
 
-using Attend = void (*)(const Cache&, const Item&, const Shape&);
-
-Attend attend_for(int64_t size, int64_t shared) {
-  if (size % 32 != 0 || size > MAX_SIZE || shared > MAX_ROWS) return attend_plain;
+Attend attend_for(const Cache& c, int64_t shared) {
+  if (!c.has_strips() || shared > MAX_ROWS) return attend_plain;
 #if HAS_X86
   if (instructions() == Instructions::amx) return attend<OnTiles>;
   if (has_avx512()) return attend<OnVectors>;
@@ -191,56 +137,58 @@ Attend attend_for(int64_t size, int64_t shared) {
 }
 
 // How a single query is attended to, if not as any other: tiles add up in an order of their own.
-Attend attend_single_for(int64_t size, int64_t shared) {
+Attend attend_single_for(const Cache& c, int64_t shared) {
 #if HAS_X86
   constexpr Attend known[] = {attend_single<1>, attend_single<2>, attend_single<3>, attend_single<4>,
                               attend_single<5>, attend_single<6>, attend_single<7>, attend_single<8>};
-  const bool fits = size % 32 == 0 && size <= MAX_SIZE && shared <= MAX_SHARED;
-  if (fits && instructions() == Instructions::avx512) return known[shared - 1];
+  if (c.has_strips() && shared <= MAX_SHARED && instructions() == Instructions::avx512) return known[shared - 1];
 #endif
   return nullptr;
 }
 
-struct Work {
-  Item item;
-  Attend attend;
-};
-
 }  // namespace
 
-// query [T, H, D] with whole rows; caches [blocks, block_size, G, D], all bfloat16. Sequence b has the queries from
-// query_starts[b] to query_starts[b + 1], which are the last of its context_lens[b] positions (or, not causal, see all
-// of them); block_tables [B, N]. `window` 0: none. Returns [T, H, D].
+std::vector<AttentionWork> attention_works(const bf16* query, bf16* out, const Cache& cache, const Shape& shape,
+                                           const Sequences& sequences, int64_t threads) {
+  const Attend attend = attend_for(cache, shape.shared), attend_single = attend_single_for(cache, shape.shared);
+  const int64_t stretch = std::max<int64_t>(1, MAX_ROWS / shape.shared);
+  // Of many sequences a thread takes a whole one, and reads its cache from end to end; few are split by key head.
+  const bool whole = sequences.count >= 2 * threads && cache.groups * shape.shared <= MAX_SINGLES;
+  std::vector<AttentionWork> works;
+  for (int64_t b = 0; b < sequences.count; ++b) {
+    const int64_t begin = sequences.starts[b], end = sequences.starts[b + 1], context = sequences.contexts[b];
+    const bool single = attend_single && end - begin == 1;
+    const int64_t groups = single && whole ? cache.groups : 1;
+    for (int64_t token = begin; token < end; token += stretch)
+      for (int64_t group = 0; group < cache.groups; group += groups) {
+        const int64_t offset = group * shape.shared * cache.head_size;
+        const Item item{query + token * shape.query_stride + offset,
+                        out + token * shape.out_stride + offset,
+                        sequences.tables + b * sequences.table_width, group, groups, std::min(stretch, end - token),
+                        context - end + token, context};
+        works.push_back({item, single ? attend_single : attend});
+      }
+  }
+  return works;
+}
+
+namespace {
+
+// query [T, H, D] with whole rows; caches [blocks, block_size, G, D], which lie as `paged_layout.h` says, all bfloat16.
+// Sequence b has the queries from query_starts[b] to query_starts[b + 1], which are the last of its context_lens[b]
+// positions (or, not causal, see all of them); block_tables [B, N]. `window` 0: none. Returns [T, H, D].
 Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lens,
                        double scale, int64_t window, bool causal) {
   TORCH_CHECK(query.scalar_type() == at::kBFloat16 && query.dim() == 3 && query.stride(2) == 1 &&
                   query.stride(1) == query.size(2) && key_cache.is_contiguous() && value_cache.is_contiguous(),
               "query is [T, H, D] bfloat16 with whole rows; caches are contiguous");
-  const int64_t heads = query.size(1), size = query.size(2), num_sequences = context_lens.size(0);
+  const int64_t heads = query.size(1), size = query.size(2);
   auto result = at::empty({query.size(0), heads, size}, query.options());
-  const Cache cache{data(key_cache), data(value_cache), key_cache.size(1), key_cache.size(2), size};
+  const Cache cache{mutable_data(key_cache), mutable_data(value_cache), key_cache.size(1), key_cache.size(2), size};
   const Shape shape{heads / cache.groups, query.stride(0), heads * size, static_cast<float>(scale), window, causal};
-  const int32_t *starts = query_starts.const_data_ptr<int32_t>(), *contexts = context_lens.const_data_ptr<int32_t>();
-  const int32_t* tables = block_tables.const_data_ptr<int32_t>();
-  const Attend attend = attend_for(size, shape.shared), attend_single = attend_single_for(size, shape.shared);
-  const int64_t stretch = std::max<int64_t>(1, MAX_ROWS / shape.shared);
-  // Of many sequences a thread takes a whole one, and reads its cache from end to end; few are split by key head.
-  const bool whole = num_sequences >= 2 * at::get_num_threads() && heads <= MAX_SINGLES;
-  std::vector<Work> works;
-  for (int64_t b = 0; b < num_sequences; ++b) {
-    const bool single = attend_single && starts[b + 1] - starts[b] == 1;
-    const int64_t groups = single && whole ? cache.groups : 1;
-    for (int64_t token = starts[b]; token < starts[b + 1]; token += stretch)
-      for (int64_t group = 0; group < cache.groups; group += groups) {
-        const int64_t offset = group * shape.shared * size;
-        const Item item{data(query) + token * shape.query_stride + offset,
-                        mutable_data(result) + token * shape.out_stride + offset,
-                        tables + b * block_tables.size(1), group, groups, std::min(stretch, starts[b + 1] - token),
-                        contexts[b] - starts[b + 1] + token, contexts[b]};
-        works.push_back({item, single ? attend_single : attend});
-      }
-  }
+  const auto works = attention_works(data(query), mutable_data(result), cache, shape,
+                                     sequences_of(block_tables, query_starts, context_lens), at::get_num_threads());
   // Who is free takes the next: stretches late in a prompt see more than early ones.
   std::atomic<int64_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
@@ -249,6 +197,8 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
   });
   return result;
 }
+
+}  // namespace
 
 }  // namespace slimpajama
 

@@ -5,8 +5,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "crew.h"
 #include "multiply.h"
-#include "operators.h"
 
 namespace slimpajama {
 
@@ -30,8 +30,6 @@ Tensor pack_bf16(const Tensor& weight) {
   return packed;
 }
 
-}  // namespace
-
 // x [M, K] bfloat16, packed weights, bias float32 [N] or none; returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_bf16(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t n, bool wide) {
   check_rows(x, at::kBFloat16);
@@ -47,9 +45,13 @@ Tensor linear_bf16(const Tensor& x, const Tensor& packed, const std::optional<Te
   const Output out = output_for(result, bias);
   const Rows rows{static_cast<const uint8_t*>(values.const_data_ptr()), m, groups};
   const Weights weights{static_cast<const uint8_t*>(packed.const_data_ptr()), groups};
-  at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_bf16(rows, weights, out, begin, end); });
+  go_through(1, [&](Member member) {
+    member.share(panels / 2, [&](int64_t begin, int64_t end) { project_bf16(rows, weights, out, begin, end); });
+  });
   return result;
 }
+
+}  // namespace
 
 void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
   multiply<Bf16>(x, weights, out, begin, end);

@@ -9,8 +9,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "crew.h"
 #include "multiply.h"
-#include "operators.h"
 
 namespace slimpajama {
 
@@ -45,8 +45,6 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
   return {packed, scales, sums};
 }
 
-}  // namespace
-
 // x [M, K] bfloat16 over int8 weights (see pack_int8); returns [M, N], bfloat16 or (`wide`) float32.
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
                    const std::optional<Tensor>& bias, int64_t n, bool wide) {
@@ -73,9 +71,13 @@ Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, 
   const Rows rows{quantized, m, groups, found, found_zeros};
   const Weights weights{static_cast<const uint8_t*>(packed.const_data_ptr()), groups, scales.const_data_ptr<float>(),
                         sums.const_data_ptr<int32_t>()};
-  at::parallel_for(0, panels / 2, 1, [&](int64_t begin, int64_t end) { project_int8(rows, weights, out, begin, end); });
+  go_through(1, [&](Member member) {
+    member.share(panels / 2, [&](int64_t begin, int64_t end) { project_int8(rows, weights, out, begin, end); });
+  });
   return result;
 }
+
+}  // namespace
 
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end) {
   multiply<Int8>(x, weights, out, begin, end);

@@ -64,7 +64,7 @@ VECTORS INLINE Floats activated(Activation activation, Floats x) {
 }
 
 // One row's sums for the outputs of a panel, of which `first` is the first.
-VECTORS inline void put_panel(const Output& out, int64_t row, int64_t first, Floats sum) {
+VECTORS INLINE void put_panel(const Output& out, int64_t row, int64_t first, Floats sum) {
   const int64_t count = std::clamp<int64_t>(out.n - first, 0, PANEL);
   if (out.bias) sum = sum + widen_some(out.bias + first, count);
   if (out.activation != Activation::none) sum = activated(out.activation, sum);

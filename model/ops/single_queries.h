@@ -5,7 +5,6 @@
 #pragma once
 
 #include "attention_block.h"
-#include "paged_strips.h"
 
 #if HAS_X86
 namespace slimpajama {
@@ -14,23 +13,26 @@ using avx512::add_pairs;
 
 constexpr int64_t MAX_SHARED = 8;  // query heads of a key head
 
+// A line of values of which `count` positions are the sequence's: what others left in the second is zero, for a weight
+// of zero does not silence it if it is not finite.
+AVX512 inline __m512i known_pairs(__m512i line, int64_t count) {
+  return count > 1 ? line : _mm512_and_si512(line, _mm512_set1_epi32(0xffff));
+}
+
 // Scores of SHARED query heads with a strip of keys, to scores [SHARED][KEYS].
 template <int SHARED>
-AVX512 inline void score_strip(const bf16* queries, Strip keys, int64_t size, float* scores, Ahead& ahead) {
+AVX512 inline void score_strip(const bf16* queries, const bf16* keys, int64_t size, float* scores, Ahead& ahead) {
   __m512 sums[SHARED];
 #pragma GCC unroll 8
   for (int h = 0; h < SHARED; ++h) sums[h] = _mm512_setzero_ps();
   for (int64_t i = 0; i < size; i += 32) {
-    ahead.fetch();
-    __m512i rows[STRIP];
+    ahead.fetch(16);
 #pragma GCC unroll 16
-    for (int t = 0; t < STRIP; ++t) rows[t] = _mm512_loadu_si512(keys.first + t * keys.stride + i);
-    transpose(rows);
-#pragma GCC unroll 16
-    for (int pair = 0; pair < 16; ++pair)
+    for (int pair = 0; pair < 16; ++pair) {
+      const __m512i line = _mm512_loadu_si512(keys + i * STRIP + 32 * pair);
 #pragma GCC unroll 8
-      for (int h = 0; h < SHARED; ++h)
-        sums[h] = add_pairs(sums[h], queries + h * size + i + 2 * pair, rows[pair]);
+      for (int h = 0; h < SHARED; ++h) sums[h] = add_pairs(sums[h], queries + h * size + i + 2 * pair, line);
+    }
   }
 #pragma GCC unroll 8
   for (int h = 0; h < SHARED; ++h) _mm512_storeu_ps(scores + h * KEYS, sums[h]);
@@ -38,31 +40,20 @@ AVX512 inline void score_strip(const bf16* queries, Strip keys, int64_t size, fl
 
 // Adds a strip's values, `count` of them, by their weights [SHARED][KEYS] to sums [SHARED][MAX_SIZE].
 template <int SHARED>
-AVX512 inline void add_strip(const bf16* weights, Strip values, int64_t count, int64_t size, float* sums,
+AVX512 inline void add_strip(const bf16* weights, const bf16* values, int64_t count, int64_t size, float* sums,
                              Ahead& ahead) {
-  for (int64_t i = 0; i < size; i += 32) {
-    ahead.fetch();
-    __m512 low[SHARED], high[SHARED];
+  for (int64_t i = 0; i < size; i += 16, values += 16 * STRIP) {
+    ahead.fetch(8);
+    __m512 own[SHARED];
 #pragma GCC unroll 8
-    for (int h = 0; h < SHARED; ++h) {
-      low[h] = _mm512_load_ps(sums + h * MAX_SIZE + i);
-      high[h] = _mm512_load_ps(sums + h * MAX_SIZE + i + 16);
-    }
+    for (int h = 0; h < SHARED; ++h) own[h] = _mm512_load_ps(sums + h * MAX_SIZE + i);
     for (int64_t t = 0; t < count; t += 2) {
-      const bf16* place = values.first + t * values.stride + i;
-      const __m512i after = t + 1 < count ? _mm512_loadu_si512(place + values.stride) : _mm512_setzero_si512();
-      const Pairs pairs = interleave(_mm512_loadu_si512(place), after);
+      const __m512i line = known_pairs(_mm512_loadu_si512(values + 16 * t), count - t);
 #pragma GCC unroll 8
-      for (int h = 0; h < SHARED; ++h) {
-        low[h] = add_pairs(low[h], weights + h * KEYS + t, pairs.low);
-        high[h] = add_pairs(high[h], weights + h * KEYS + t, pairs.high);
-      }
+      for (int h = 0; h < SHARED; ++h) own[h] = add_pairs(own[h], weights + h * KEYS + t, line);
     }
 #pragma GCC unroll 8
-    for (int h = 0; h < SHARED; ++h) {
-      _mm512_store_ps(sums + h * MAX_SIZE + i, low[h]);
-      _mm512_store_ps(sums + h * MAX_SIZE + i + 16, high[h]);
-    }
+    for (int h = 0; h < SHARED; ++h) _mm512_store_ps(sums + h * MAX_SIZE + i, own[h]);
   }
 }
 
@@ -79,10 +70,9 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
       const int64_t next = k + 2 * STRIP, past = next - last - STRIP;
       Ahead ahead = past < 0 ? Ahead(c.keys, c, item, start + next, own.end)
                              : Ahead(c.values, c, item, start + first + past, own.end);
-      for (int64_t g = 0; g < item.groups; ++g)
-        score_strip<SHARED>(item.query + g * SHARED * size,
-                            strip_at(c.keys, c, item, item.group + g, start + k, std::min(STRIP, count - k), s.gathered),
-                            size, &s.scores[g * SHARED][k], ahead);
+      const bf16* strip = c.keys + c.strip_at(item.slot_of(c, start + k), item.group);
+      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size())
+        score_strip<SHARED>(item.query + g * SHARED * size, strip, size, &s.scores[g * SHARED][k], ahead);
     }
     SoftmaxSum sums[MAX_SINGLES];
     for (int64_t row = 0; row < rows; ++row) {
@@ -90,12 +80,11 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
       std::memset(s.found[row], 0, size * sizeof(float));
     }
     for (int64_t k = first; k < count; k += STRIP) {
-      const int64_t many = std::min(STRIP, count - k);
       Ahead ahead(c.values, c, item, start + k + 2 * STRIP, own.end);
-      for (int64_t g = 0; g < item.groups; ++g)
-        add_strip<SHARED>(&s.weights[g * SHARED][k],
-                          strip_at(c.values, c, item, item.group + g, start + k, many, s.gathered), many, size,
-                          s.found[g * SHARED], ahead);
+      const bf16* strip = c.values + c.strip_at(item.slot_of(c, start + k), item.group);
+      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size())
+        add_strip<SHARED>(&s.weights[g * SHARED][k], strip, std::min(STRIP, count - k), size, s.found[g * SHARED],
+                          ahead);
     }
     for (int64_t row = 0; row < rows; ++row) avx512::merge(s.found[row], sums[row], size, s.so_far[row], s.sums[row]);
   }

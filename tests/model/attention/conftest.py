@@ -53,15 +53,20 @@ def make_paged() -> Callable[..., PagedProblem]:
     """`make_paged([(queries, context), ...])`: queries, and a cache whose blocks are dealt in random order."""
 
     def make(
-        rows: list[tuple[int, int]], *, seed: int = 0, dtype: torch.dtype = torch.float32, head_size: int = HEAD_SIZE
+        rows: list[tuple[int, int]],
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        head_size: int = HEAD_SIZE,
+        block_size: int = BLOCK_SIZE,
     ) -> PagedProblem:
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
-        counts = [-(-context // BLOCK_SIZE) for _, context in rows]
+        counts = [-(-context // block_size) for _, context in rows]
         cache = KVCache(
             1,
             sum(counts) + 3,
-            block_size=BLOCK_SIZE,
+            block_size=block_size,
             num_kv_heads=KV_HEADS,
             head_size=head_size,
             dtype=dtype,
@@ -75,7 +80,7 @@ def make_paged() -> Callable[..., PagedProblem]:
             tables[row, :count] = torch.tensor([next(free) for _ in range(count)])
         starts = np.cumsum([0] + [queries for queries, _ in rows])
         slots = [
-            int(tables[row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            int(tables[row, position // block_size]) * block_size + position % block_size
             for row, (queries, context) in enumerate(rows)
             for position in range(context - queries, context)
         ]

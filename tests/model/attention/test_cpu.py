@@ -53,19 +53,27 @@ def test_half_precision_stays_near_the_reference(rules, make_paged, dtype):
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
 
 
-def test_heads_that_fit_tiles_equal_the_reference(rules, make_paged):
-    query, cache, layout = make_paged(PAGED_ROWS["mixed"], dtype=torch.bfloat16, head_size=64)
-    arguments = (query, cache.keys[0], cache.values[0], layout, rules)
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("block_size", "head_size"), [(16, 64), (32, 32), (16, 24), (4, 64)])
+def test_what_it_wrote_it_reads(rules, make_paged, block_size, head_size, deterministic):
+    """How keys and values lie is its own matter, which sizes and rules decide; all rows are written here."""
+    rows = [(context, context) for _, context in PAGED_ROWS["mixed"]]
+    query, plain, layout = make_paged(rows, dtype=torch.bfloat16, head_size=head_size, block_size=block_size)
+    backend, cache = CpuAttention(deterministic=deterministic), torch.zeros_like(plain.pool)
+    key, value = (tensor[0].flatten(0, 1)[layout.slots] for tensor in (plain.keys, plain.values))
+    backend.write(key, value, cache[0, 0], cache[0, 1], layout.slots, rules)
     torch.testing.assert_close(
-        CpuAttention().paged(*arguments), ReferenceAttention().paged(*arguments), atol=0.03, rtol=0.03
-    )
+        backend.paged(query, cache[0, 0], cache[0, 1], layout, rules),
+        ReferenceAttention().paged(query, plain.keys[0], plain.values[0], layout, rules),
+        atol=0.03, rtol=0.03,
+    )  # fmt: skip
 
 
 def test_write_stores_each_token_at_its_slot(make_paged):
     _, cache, layout = make_paged([(3, 6), (1, 9)])
     before = cache.keys[0].clone()
     key = torch.randn((4, 2, 16))
-    CpuAttention().write(key, key + 1, cache.keys[0], cache.values[0], layout.slots)
+    CpuAttention().write(key, key + 1, cache.keys[0], cache.values[0], layout.slots, AttentionRules(scale=0.25))
     flat = cache.keys[0].flatten(0, 1)
     torch.testing.assert_close(flat[layout.slots], key)
     torch.testing.assert_close(cache.values[0].flatten(0, 1)[layout.slots], key + 1)

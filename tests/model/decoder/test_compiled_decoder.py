@@ -26,6 +26,7 @@ SIZES = {
 FAMILIES = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=9)),
 }
 QUERIES, CONTEXTS = (1, 7, 1, 20), (1, 7, 30, 41)
@@ -36,7 +37,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     network = FAMILIES[request.param]()
     for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", "q_norm.weight", "k_norm.weight")):
             torch.nn.init.normal_(parameter)
     network.bfloat16().save_pretrained(tmp_path)
     return tmp_path
@@ -51,21 +52,21 @@ def load(folder: Path, quantization: Quantization, *, joined: bool) -> Decoder:
     return network
 
 
-def states(network: Decoder) -> tuple[Tensor, Tensor]:
+def states(network: Decoder, block_size: int) -> tuple[Tensor, Tensor]:
     """Of a step of prompts and single tokens whose caches hold random numbers; and what the cache holds then."""
     config = network.config
     cache = KVCache(
-        config.num_layers, 20, block_size=16, num_kv_heads=config.num_kv_heads, head_size=config.head_size,
+        config.num_layers, 40, block_size=block_size, num_kv_heads=config.num_kv_heads, head_size=config.head_size,
         dtype=torch.bfloat16, device="cpu",
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     cache.pool.copy_(torch.randn(cache.pool.shape, generator=generator))
-    tables = torch.randperm(20, generator=generator)[:12].view(4, 3).int()
+    tables = torch.randperm(40, generator=generator)[:24].view(4, 6).int()
     positions = torch.cat([torch.arange(end - count, end) for count, end in zip(QUERIES, CONTEXTS, strict=True)])
     rows = torch.repeat_interleave(torch.arange(4), torch.tensor(QUERIES))
     layout = PagedLayout(
         query_starts=torch.tensor([0, *QUERIES]).cumsum(0).int(), context_lens=torch.tensor(CONTEXTS).int(),
-        block_tables=tables, slots=tables[rows, positions // 16].long() * 16 + positions % 16,
+        block_tables=tables, slots=tables[rows, positions // block_size].long() * block_size + positions % block_size,
         max_query_len=max(QUERIES), max_context_len=max(CONTEXTS),
     )  # fmt: skip
     ids = torch.randint(config.vocab_size, (len(positions),), generator=generator)
@@ -74,12 +75,13 @@ def states(network: Decoder) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("block_size", [16, 8])
 @pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quantization) -> None:
+def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quantization, block_size: int) -> None:
     apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
     assert isinstance(joined.layers[0], JoinedLayers)
     assert weight_bytes(joined) == weight_bytes(apart)
-    for found, expected in zip(states(joined), states(apart), strict=True):
+    for found, expected in zip(states(joined, block_size), states(apart, block_size), strict=True):
         assert found.isfinite().all()
         assert torch.equal(found, expected)
 
@@ -87,10 +89,11 @@ def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quanti
 @pytest.mark.parametrize(
     "model",
     [
-        transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
+        transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"})),
         transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"head_dim": 24})),
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"intermediate_size": 100})),
     ],
-    ids=["norms of heads", "heads of no vector's size"],
+    ids=["norms of other places", "heads of no vector's size", "inputs of no tile's size"],
 )
 def test_what_the_operator_does_not_have_stays_apart(model: transformers.PreTrainedModel, tmp_path: Path) -> None:
     model.bfloat16().save_pretrained(tmp_path)

@@ -105,7 +105,7 @@ def test_steps_over_paged_caches_equal_the_cacheless_forward(save_seq2seq: SaveS
     encoded = network.encode(torch.cat(sources), positions(lengths), packed(lengths))
     slots = torch.cat([slots_of(table, 0, length) for table, length in zip(cross_tables, lengths, strict=True)])
     for layer, (keys, values) in enumerate(network.cross_keys_values(encoded)):
-        backend.write(keys, values, cache.keys[layer], cache.values[layer], slots)
+        backend.write(keys, values, cache.keys[layer], cache.values[layer], slots, network.cross_rules)
     pieces = []
     for start, end in pairwise([0, 3, 4, 5, 7, 8, 9]):
         step = [end - start] * 2

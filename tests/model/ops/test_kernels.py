@@ -59,14 +59,20 @@ def test_rotate_turns_pairs_of_halves_in_place(size: int) -> None:
     assert torch.equal(fused[:, 3:], kept)
 
 
-def test_store_puts_each_token_into_its_slot() -> None:
-    fused = random_bf16(3, 6, 32)
-    keys, values = torch.zeros(4, 8, 2, 32).bfloat16(), torch.zeros(4, 8, 2, 32).bfloat16()
-    slots = torch.tensor([31, 0, 9])
+@pytest.mark.parametrize(("block_size", "size"), [(16, 32), (48, 64), (8, 32), (16, 24)])
+def test_store_puts_each_token_into_its_slot(block_size: int, size: int) -> None:
+    fused = random_bf16(3, 6, size)
+    shape = (4, block_size, 2, size)
+    keys, values = torch.zeros(shape).bfloat16(), torch.zeros(shape).bfloat16()
+    slots = torch.tensor([4 * block_size - 1, 0, 17])
     torch.ops.slimpajama.store(fused[:, 2:4], fused[:, 4:], keys, values, slots)
-    assert torch.equal(keys.flatten(0, 1)[slots], fused[:, 2:4])
-    assert torch.equal(values.flatten(0, 1)[slots], fused[:, 4:])
-    assert int((keys.flatten(0, 1).abs().sum((1, 2)) > 0).sum()) == 3
+    if block_size % 16 == 0 and size % 32 == 0:  # strips of 16 slots, as `paged_layout.h` has them
+        keys = keys.view(-1, 2, size // 2, 16, 2).permute(0, 3, 1, 2, 4)
+        values = values.view(-1, 2, size // 16, 8, 16, 2).permute(0, 3, 5, 1, 2, 4)
+    keys, values = keys.reshape(-1, 2, size), values.reshape(-1, 2, size)
+    assert torch.equal(keys[slots], fused[:, 2:4])
+    assert torch.equal(values[slots], fused[:, 4:])
+    assert int((keys.abs().sum((1, 2)) > 0).sum()) == int((values.abs().sum((1, 2)) > 0).sum()) == 3
 
 
 @pytest.fixture(scope="module")
