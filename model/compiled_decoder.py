@@ -1,8 +1,8 @@
 """A decoder's layers as one compiled operator: those of Llama, Mistral, Qwen and their like in bfloat16 on a CPU.
 
 `join_layers` puts it in the place of the layers, after `compile_layers` has packed their weights; the results are the
-same, to a bit. Other decoders stay as they are, and so do steps over blocks of unusual sizes. Runs in the worker
-process.
+same, to a bit. Other decoders stay as they are, and where the cache has blocks of unusual sizes the layers run one by
+one. Runs in the worker process.
 
 Legend: T tokens of the step, E hidden size.
 """
@@ -19,6 +19,9 @@ from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer
 from model.layers import Rotation
 from model.ops import library
+
+USUAL_BLOCK = 16
+"""Tokens of a KV block that the operator takes, as it does all multiples."""
 
 
 class JoinedLayers(nn.Module):
@@ -67,7 +70,7 @@ def _is_usual(config: DecoderConfig) -> bool:
     """Whether the network is Llama's but for sizes, biases, windows and norms of the heads."""
     unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm == "full")
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
-    return usual and config.head_size % 32 == 0 and not any(unusual)
+    return usual and library.attends(USUAL_BLOCK, config.head_size) and not any(unusual)
 
 
 def _is_compiled(layer: nn.Module) -> bool:

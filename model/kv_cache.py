@@ -34,7 +34,8 @@ class KVCacheShape:
 
 
 class KVCache:
-    """Keys and values of every layer, [num_blocks + 1, block_size, K, D] each.
+    """Keys and values of every layer, [num_blocks + 1, block_size, K, D] each; how numbers lie within a block is the
+    attention backend's matter.
 
     The last block, `null_block`, is nobody's: padding rows of captured graphs write to it.
     """

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     )
 
     worker_threads: int | None = _setting("Worker", None, "CPU threads of the worker; unset: one per core", ge=1)
-    block_size: int = _setting("Worker", 16, "tokens per KV block", ge=1, le=1024)
+    block_size: int = _setting("Worker", 16, "tokens per KV block; on CPUs multiples of 16 are fast", ge=1, le=1024)
     kv_cache_memory: CacheMemory | None = _setting(
         "Worker",
         None,

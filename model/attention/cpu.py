@@ -122,7 +122,8 @@ def _compiled(
 
 def _with_whole_rows(x: Tensor) -> Tensor:
     """x [T, H, D] whose heads lie side by side."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    whole = x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2])
+    return x if whole else x.contiguous()
 
 
 def _decode(

@@ -94,7 +94,7 @@ AVX512 inline void add_up(__m512 (&sums)[H][P], const bf16* rows, int64_t row_st
   for (int64_t pair = 0; pair < pairs; ++pair) {
     __m512i lines[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) lines[p] = _mm512_load_si512(panels[p] + 32 * pair);
+    for (int p = 0; p < P; ++p) lines[p] = _mm512_loadu_si512(panels[p] + 32 * pair);
 #pragma GCC unroll 6
     for (int r = 0; r < H; ++r)
 #pragma GCC unroll 4

@@ -1,7 +1,7 @@
 // What every file of the CPU operators shares: bfloat16, what the processor can do, and checks of arguments.
 //
 // The operators are bound as torch operators `slimpajama::*`, each file its own; `model.ops.library` builds and loads
-// them, and the tests hold every one against float64. Threads are torch's own (at::parallel_for). What is done to a row
+// them, and the tests hold every one against float64. Threads are torch's own (at::parallel_for) or `crew.h`'s. What is done to a row
 // is written once, for sixteen numbers at a time (`lanes.h`, `vectors.h`); the products have a form for each kind of
 // instructions.
 //
@@ -66,6 +66,11 @@ template <typename Number>
 Number* grown(std::vector<Number>& values, int64_t count) {
   if (static_cast<int64_t>(values.size()) < count) values.resize(count);
   return values.data();
+}
+
+// Whether the heads of x [M, H, D] lie side by side.
+inline bool has_whole_rows(const Tensor& x) {
+  return x.dim() == 3 && x.stride(2) == 1 && (x.size(1) == 1 || x.stride(1) == x.size(2));
 }
 
 inline void check_rows(const Tensor& x, at::ScalarType type) {

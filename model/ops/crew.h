@@ -103,13 +103,14 @@ class Member {
   int64_t rank_ = 0, next_ = 0;
 };
 
-// Has work(member) called by every one of torch's threads, who go through `steps` steps together.
+// Has work(member) called by every one of torch's threads, who go through `steps` steps together. `work` must not throw:
+// the others would wait for it.
 template <typename Work>
 void go_through(int64_t steps, const Work& work) {
   const int64_t threads = at::get_num_threads();
   if (threads == 1) return work(Member());
   Steps all(steps, threads);
-  at::parallel_for(0, threads, 1, [&](int64_t rank, int64_t) { work(Member(all, rank)); });
+  at::parallel_for(0, threads, 1, [&](int64_t rank, int64_t) noexcept { work(Member(all, rank)); });
 }
 
 }  // namespace slimpajama

@@ -196,7 +196,10 @@ class DecoderLayers : public torch::CustomClassHolder {
       if (narrow) found.weights.scales = packed[1].const_data_ptr<float>();
       if (narrow) found.weights.sums = packed[2].const_data_ptr<int32_t>();
       if (bias.numel()) found.bias = bias.const_data_ptr<float>();
-      TORCH_CHECK(narrow || found.k == 2 * found.weights.groups, "inputs in bfloat16 are a multiple of 32");
+      const int64_t width = narrow ? padded(found.k, LINE) / 4 : found.k / 2;
+      TORCH_CHECK(found.k % 32 == 0 && found.weights.groups == width &&
+                      packed->size(0) * PANEL == padded(found.n, 2 * PANEL),
+                  "packed weights of other sizes, or inputs that are no multiple of 32");
       return found;
     };
     const auto norm = [&](int64_t index) { return tensors[index].numel() ? data(tensors[index]) : nullptr; };
@@ -205,6 +208,12 @@ class DecoderLayers : public torch::CustomClassHolder {
     sizes_.hidden = inputs[0];
     sizes_.inner = inputs[3];
     sizes_.head_size = inputs[1] / sizes_.heads;
+    for (const Layer& layer : layers_)
+      TORCH_CHECK(layer.query_key_value.n == sizes_.fused() && layer.query_key_value.k == sizes_.hidden &&
+                      layer.output.n == sizes_.hidden && layer.output.k == sizes_.heads * sizes_.head_size &&
+                      layer.gate_up.n == 2 * sizes_.inner && layer.gate_up.k == sizes_.hidden &&
+                      layer.down.n == sizes_.hidden && layer.down.k == sizes_.inner,
+                  "layers of several sizes");
     kept_.insert(kept_.end(), tensors.begin(), tensors.end());
   }
 
@@ -215,8 +224,12 @@ class DecoderLayers : public torch::CustomClassHolder {
                                  const Tensor& context_lens) {
     check_rows(hidden, at::kBFloat16);
     TORCH_CHECK(hidden.size(1) == sizes_.hidden && pool.is_contiguous() && pool.scalar_type() == at::kBFloat16 &&
-                    pool.size(5) == sizes_.head_size && cos.is_contiguous() && sin.is_contiguous(),
-                "hidden, positions or cache are of another network");
+                    pool.size(0) == static_cast<int64_t>(layers_.size()) && pool.size(4) == sizes_.groups &&
+                    pool.size(5) == sizes_.head_size,
+                "states or cache are of another network");
+    TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kBFloat16 &&
+                    cos.size(0) == hidden.size(0) && slots.size(0) == hidden.size(0),
+                "every token has a position and a slot");
     const std::lock_guard lock(mutex_);
     const auto delta = at::empty_like(hidden);
     const Tokens tokens{hidden.size(0), mutable_data(hidden), mutable_data(delta), data(cos), data(sin), cos.size(-1),

@@ -44,8 +44,7 @@ Tensor silu_mul(const Tensor& gate_up) {
 // x [M, H, D], a view with whole rows of heads: turns each head by its position's cosines and signed sines [M, R]
 // (halves paired, R <= D), in place.
 void rotate(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  TORCH_CHECK(x.scalar_type() == at::kBFloat16 && x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) &&
-                  cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kBFloat16,
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16 && has_whole_rows(x) && cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kBFloat16,
               "x is [M, H, D] bfloat16 with whole rows, cos and sin are contiguous");
   const int64_t m = x.size(0), heads = x.size(1), d = x.size(2), stride = x.stride(0), half = cos.size(-1) / 2;
   bf16* rows = mutable_data(x);

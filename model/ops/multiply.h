@@ -199,7 +199,7 @@ AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, co
 // What is fetched of weights that are wanted soon, with every step.
 struct FetchingPair {
   const uint8_t *left, *right;
-  int64_t each;  // bytes of both
+  int64_t each;  // bytes of either
 };
 
 // Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
@@ -246,9 +246,10 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
 template <typename Kind>
 AMX void multiply_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end) {
   constexpr int64_t CACHED_BYTES = 1 << 18;
+  if (x.m == 0) return;
   const Output out = given;
   const int64_t panel_bytes = w.groups * LINE, group = std::max<int64_t>(1, CACHED_BYTES / (2 * panel_bytes));
-  const int64_t blocks = (x.m + 31) / 32, each = padded(TILE_BYTES / blocks, LINE);
+  const int64_t blocks = (x.m + 31) / 32, share = padded(TILE_BYTES / blocks, LINE);
   TileSums sums[2];
   int64_t turn = 0, shape = 0;
   for (int64_t first = begin; first < end; first += group)
@@ -261,8 +262,8 @@ AMX void multiply_amx(const Rows& x, const Weights& w, const Output& given, int6
         own.row = 32 * block, own.count = count, own.pair = pair;
         // With one block the weights pass by; with more, each fetches a part of those that come after the cached ones.
         const uint8_t* next = blocks == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
-                                          : w.panel((pair + group) * 2) + block * (x.groups / TILE_GROUPS) * each;
-        const FetchingPair ahead{next, next + panel_bytes, each};
+                                          : w.panel((pair + group) * 2) + block * (x.groups / TILE_GROUPS) * share;
+        const FetchingPair ahead{next, next + panel_bytes, block * share < TILE_BYTES ? share : 0};
         if (count > 16) block_amx<Kind, true>(x, w, out, before, own, ahead);
         else block_amx<Kind, false>(x, w, out, before, own, ahead);
       }

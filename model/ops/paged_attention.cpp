@@ -48,10 +48,10 @@ void attend_plain(const Cache& c, const Item& item, const Shape& shape) {
   }
 }
 
+constexpr int64_t FETCHED = 4 * STRIP;  // positions before they are wanted
+
 // Finds the strips of the keys from `start` on, `count` of them, and puts their values side by side. Up to the next 32,
 // values past them are zero: a weight of zero does not silence what others left there, if it is not finite.
-constexpr int64_t AHEAD = 4 * STRIP;  // positions that are fetched before they are wanted
-
 template <typename Number>
 void gather(const Cache& c, const Item& item, int64_t start, int64_t count, Scratch<Number>& s) {
   constexpr int64_t PIECE = STRIP / 2 * 32;  // of a strip for 16 dimensions
@@ -59,7 +59,8 @@ void gather(const Cache& c, const Item& item, int64_t start, int64_t count, Scra
     const int64_t own = std::clamp<int64_t>(count - k, 0, STRIP);
     const int64_t strip = own ? c.strip_at(item.slot_of(c, start + k), item.group) : 0;
     s.keys[k / STRIP] = own ? c.keys + strip : s.keys[k / STRIP - 1];
-    Ahead keys(c.keys, c, item, start + k + AHEAD, start + count), values(c.values, c, item, start + k + AHEAD, start + count);
+    const int64_t later = start + k + FETCHED, end = start + count;
+    Ahead keys(c.keys, c, item, later, end), values(c.values, c, item, later, end);
     for (int64_t i = 0; i < c.head_size; i += 16) {
       bf16* target = s.values + i * KEYS + k * 16;
       keys.fetch(8);
@@ -180,8 +181,8 @@ namespace {
 Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lens,
                        double scale, int64_t window, bool causal) {
-  TORCH_CHECK(query.scalar_type() == at::kBFloat16 && query.dim() == 3 && query.stride(2) == 1 &&
-                  query.stride(1) == query.size(2) && key_cache.is_contiguous() && value_cache.is_contiguous(),
+  TORCH_CHECK(query.scalar_type() == at::kBFloat16 && has_whole_rows(query) && key_cache.is_contiguous() &&
+                  value_cache.is_contiguous(),
               "query is [T, H, D] bfloat16 with whole rows; caches are contiguous");
   const int64_t heads = query.size(1), size = query.size(2);
   auto result = at::empty({query.size(0), heads, size}, query.options());

@@ -29,9 +29,8 @@ namespace {
 // `paged_layout.h` says.
 void store_all(const Tensor& key, const Tensor& value, const Tensor& key_cache, const Tensor& value_cache,
                const Tensor& slots) {
-  TORCH_CHECK(key.scalar_type() == at::kBFloat16 && key.stride(2) == 1 && key.stride(1) == key.size(2) &&
-                  value.stride(2) == 1 && value.stride(1) == value.size(2) && key_cache.is_contiguous() &&
-                  value_cache.is_contiguous() && key_cache.scalar_type() == at::kBFloat16,
+  TORCH_CHECK(key.scalar_type() == at::kBFloat16 && has_whole_rows(key) && has_whole_rows(value) &&
+                  key_cache.is_contiguous() && value_cache.is_contiguous() && key_cache.scalar_type() == at::kBFloat16,
               "keys and values are [M, G, D] bfloat16 with whole rows, caches are contiguous");
   const Cache cache{mutable_data(key_cache), mutable_data(value_cache), key_cache.size(1), key.size(1), key.size(2)};
   const bf16 *keys = data(key), *values = data(value);

@@ -83,6 +83,7 @@ PROBLEMS = {
     "large heads": Problem(MIXED, heads=4, groups=2, size=128),
     "largest heads": Problem(MIXED, heads=2, groups=1, size=256),
     "heads of no vector's size": Problem(MIXED, heads=6, groups=2, size=80),
+    "more heads for a key head than are taken together": Problem(MIXED, heads=200, groups=1, size=32),
     "odd heads": Problem(MIXED, heads=7, groups=1, size=96),
     "small blocks": Problem(MIXED, block_size=4),
     "large blocks": Problem(MIXED, block_size=64),

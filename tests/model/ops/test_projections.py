@@ -19,6 +19,7 @@ SHAPES = [
     (47, 1, 200),
     (70, 96, 64),
     (100, 200, 4100),
+    (600, 70, 64),
 ]
 
 
@@ -94,6 +95,11 @@ def test_a_row_of_a_projection_does_not_depend_on_the_rows_beside_it(
     for count in (1, 2, 4, 6, 7, 15, 16, 17, 31, 32, 33, 64):
         assert torch.equal(linear(x[:count].contiguous(), weight), whole[:count])
         assert torch.equal(linear(x[-count:].contiguous(), weight), whole[-count:])
+
+
+@pytest.mark.parametrize("linear", [bf16_linear, int8_linear], ids=["bfloat16", "int8"])
+def test_no_rows_give_none(linear: Callable[[Tensor, Tensor], Tensor], instructions: str) -> None:
+    assert linear(random_bf16(0, 64), random_bf16(40, 64)).shape == (0, 40)
 
 
 def test_all_instructions_give_the_same_int8_sums() -> None:
