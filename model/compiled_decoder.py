@@ -77,7 +77,7 @@ def _is_compiled(layer: nn.Module) -> bool:
     if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP):
         return False
     linears = all(isinstance(linear, CompiledLinear | Int8Linear) for linear in _linears(layer))
-    whole = all(linear.num_inputs % 32 == 0 for linear in _linears(layer)) if linears else False
+    whole = linears and all(linear.num_inputs % 32 == 0 for linear in _linears(layer))
     return whole and all(norm is None or isinstance(norm, CompiledRMSNorm) for norm in _norms(layer))
 
 

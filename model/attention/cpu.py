@@ -68,8 +68,7 @@ class CpuAttention:
         if self._reads_in_place(key_cache, rules):
             torch.ops.slimpajama.store(_with_whole_rows(key), _with_whole_rows(value), key_cache, value_cache, slots)
             return
-        key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
-        value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
+        self._reference.write(key, value, key_cache, value_cache, slots, rules)
 
     def paged(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules

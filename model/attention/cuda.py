@@ -87,19 +87,12 @@ class CudaAttention:
         return out
 
     def write(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slots: Tensor,
-        rules: AttentionRules,  # noqa: ARG002 - part of the interface
+        self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, rules: AttentionRules
     ) -> None:
         if triton_store is not None and stores(key, value, key_cache, value_cache):
             triton_store(key, value, key_cache, value_cache, slots)
             return
-        key_cache.flatten(0, 1).index_copy_(0, slots, key.to(key_cache.dtype))
-        value_cache.flatten(0, 1).index_copy_(0, slots, value.to(value_cache.dtype))
+        self._reference.write(key, value, key_cache, value_cache, slots, rules)
 
     def _flash_paged(
         self, query: Tensor, key_cache: Tensor, value_cache: Tensor, layout: PagedLayout, rules: AttentionRules

@@ -90,7 +90,7 @@ class Pass {
     normalize(first ? nullptr : tokens_.delta, layer.attention_norm, layer.query_key_value.narrow());
     project(layer.query_key_value, space_.normed.data(), space_.fused.data());
     place(layer, cache);
-    attend(cache, layer.window);
+    attend(works_, cache, sizes_.shape(layer.window), member_);
     if (layer.output.narrow()) rows([&](int64_t row) { quantize(space_.attended.data(), layer.output.k, row); });
     project(layer.output, space_.attended.data(), tokens_.delta);
     normalize(tokens_.delta, layer.mlp_norm, layer.gate_up.narrow());
@@ -149,14 +149,6 @@ class Pass {
         turn(head, cosines, sines, half);
       }
       store(cache, key, key + sizes_.groups * d, tokens_.slots[row]);
-    });
-  }
-
-  void attend(const Cache& cache, int64_t window) {
-    const auto count = static_cast<int64_t>(works_.size());
-    const Shape shape = sizes_.shape(window);
-    member_.share(count, count, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) works_[i].attend(cache, works_[i].item, shape);
     });
   }
 

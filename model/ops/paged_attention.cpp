@@ -9,11 +9,8 @@
 //
 // Legend: H query heads, G key heads, D head size, T tokens of the step, B sequences.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#include <atomic>
 
 #include "attention_products.h"
 #include "paged_attention.h"
@@ -173,6 +170,13 @@ std::vector<AttentionWork> attention_works(const bf16* query, bf16* out, const C
   return works;
 }
 
+void attend(const std::vector<AttentionWork>& works, const Cache& cache, const Shape& shape, Member& member) {
+  const auto count = static_cast<int64_t>(works.size());
+  member.share(count, count, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) works[i].attend(cache, works[i].item, shape);
+  });
+}
+
 namespace {
 
 // query [T, H, D] with whole rows; caches [blocks, block_size, G, D], which lie as `paged_layout.h` says, all bfloat16.
@@ -190,12 +194,7 @@ Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tenso
   const Shape shape{heads / cache.groups, query.stride(0), heads * size, static_cast<float>(scale), window, causal};
   const auto works = attention_works(data(query), mutable_data(result), cache, shape,
                                      sequences_of(block_tables, query_starts, context_lens), at::get_num_threads());
-  // Who is free takes the next: stretches late in a prompt see more than early ones.
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    for (int64_t i; (i = next.fetch_add(1)) < static_cast<int64_t>(works.size());)
-      works[i].attend(cache, works[i].item, shape);
-  });
+  go_through(1, [&](Member member) { attend(works, cache, shape, member); });
   return result;
 }
 

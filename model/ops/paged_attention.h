@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "crew.h"
 #include "paged_layout.h"
 
 namespace slimpajama {
@@ -31,6 +32,9 @@ struct AttentionWork {
 // other layers.
 std::vector<AttentionWork> attention_works(const bf16* query, bf16* out, const Cache& cache, const Shape& shape,
                                            const Sequences& sequences, int64_t threads);
+
+// Does it, each work a part: stretches late in a prompt see more than early ones.
+void attend(const std::vector<AttentionWork>& works, const Cache& cache, const Shape& shape, Member& member);
 
 // Writes a token's key and value [G, D] to a slot of the cache.
 void store(const Cache& cache, const bf16* key, const bf16* value, int64_t slot);
