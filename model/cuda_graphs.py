@@ -2,7 +2,7 @@
 
 A decode step of a small model is hundreds of short kernels, and launching them costs more than running them. A batch
 is padded to the next size of the ladder with rows that write to the null block, which nobody reads. The choice of the
-size and the padding are plain arithmetic and run anywhere; only capture and replay need CUDA.
+size, the padding and the filling of what is read run anywhere; only capture and replay need CUDA.
 Runs in the worker process, main thread.
 """
 
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention.attend import CachedAttend
 from model.attention.interface import AttentionBackend, PagedLayout
 from model.decoder import Decoder
 from model.kv_cache import KVCache
-from model.step_inputs import StepInputs
-from model.transfer import upload
+from model.step_inputs import Ints, StepInputs
+from model.transfer import on_device, upload
 
 LADDER = (1, 2, 4, 8, *range(16, 257, 16))
+MOST_LOGITS = 16
+"""Rows up to which the projection to logits is recorded too: each size keeps a float32 of each id for each row."""
 
 
 def ladder_size(num_rows: int) -> int | None:
@@ -32,68 +35,108 @@ def ladder_size(num_rows: int) -> int | None:
     return LADDER[place] if place < len(LADDER) else None
 
 
-def pad_inputs(inputs: StepInputs, size: int, *, null_block: int, block_size: int) -> StepInputs:
-    """The same step with `size` rows; those added read and write the null block."""
-    extra = size - inputs.num_rows
-    tables = np.pad(inputs.block_tables, ((0, extra), (0, 0)), constant_values=null_block)
-    return StepInputs(
-        ids=np.pad(inputs.ids, (0, extra)),
-        positions=np.pad(inputs.positions, (0, extra)),
-        slots=np.pad(inputs.slots, (0, extra), constant_values=null_block * block_size),
-        query_starts=np.arange(size + 1),
-        context_lens=np.pad(inputs.context_lens, (0, extra), constant_values=1),
-        block_tables=tables,
-    )
-
-
 @dataclass(frozen=True, slots=True)
+class Fed:
+    """Which of a step's rows take their token from the last step's on the device, and where it is among those."""
+
+    places: Ints  # [N]
+    sources: Ints  # [N]
+    tokens: Tensor  # int64
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the first rows take the first tokens, as they do while the same rows go on."""
+        order = np.arange(len(self.places))
+        return np.array_equal(self.places, order) and np.array_equal(self.sources, order)
+
+
+class HostNumbers:
+    """Numbers [4, B] int64 on their way to a device: the copy is queued, and they are not touched until it is made."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._tensor = torch.zeros((4, size), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.numbers: Ints = self._tensor.numpy()
+
+    def wait(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def send(self, target: Tensor) -> None:
+        target.copy_(self._tensor, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+
 class DecodeBuffers:
     """What a recorded step of B rows reads. Tables have room for the longest text; past a row's own blocks they hold
-    what earlier steps left there, which nobody reads."""
+    what earlier steps left there, which nobody reads. Rows that pad a batch have the null block."""
 
-    ids: Tensor  # [B] int64
-    positions: Tensor  # [B] int64
-    layout: PagedLayout
-
-    @classmethod
-    def make(cls, size: int, *, num_blocks: int, context_length: int, device: torch.device) -> "DecodeBuffers":
-        layout = PagedLayout(
+    def __init__(
+        self, size: int, *, num_blocks: int, context_length: int, null_block: int, block_size: int, device: torch.device
+    ) -> None:
+        self._numbers = torch.zeros((4, size), dtype=torch.int64, device=device)
+        # Two, since the step before may not have been begun when the next is made.
+        self._hosts = [HostNumbers(size, device) for _ in range(2)]
+        self._null_block = null_block
+        self._null_slot = null_block * block_size
+        self._tables: NDArray[np.int32] | None = None
+        """The tables that are on the device."""
+        self.ids, self.positions, slots, lens = self._numbers
+        self.layout = PagedLayout(
             query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
-            context_lens=torch.ones(size, dtype=torch.int32, device=device),
-            block_tables=torch.zeros((size, num_blocks), dtype=torch.int32, device=device),
-            slots=torch.zeros(size, dtype=torch.int64, device=device),
+            context_lens=lens.view(torch.int32)[:size],
+            block_tables=torch.full((size, num_blocks), null_block, dtype=torch.int32, device=device),
+            slots=slots,
             max_query_len=1,
             # The graph is replayed for any length up to the model's, and this number is recorded in it.
             max_context_len=context_length,
         )
-        ids, positions = torch.zeros((2, size), dtype=torch.int64, device=device)
-        return cls(ids, positions, layout)
 
-    def fill(self, inputs: StepInputs, ids: Tensor) -> None:
-        """Queues the copies of a step of B rows; ids [at most B] are on the device already."""
-        positions, slots, context_lens, tables = upload(
-            [inputs.positions, inputs.slots, inputs.context_lens.astype(np.int32), inputs.block_tables],
-            self.ids.device,
-        )
-        self.ids[: len(ids)].copy_(ids)
-        self.positions.copy_(positions)
-        self.layout.slots.copy_(slots)
-        self.layout.context_lens.copy_(context_lens)
-        self.layout.block_tables[:, : tables.shape[1]].copy_(tables)
+    def fill(self, inputs: StepInputs, fed: Fed | None = None) -> None:
+        """Queues the copies of a step of at most B rows, whose ids are among the inputs but for those that are fed."""
+        count, size = inputs.num_rows, len(self.ids)
+        host = self._hosts[0]
+        self._hosts.reverse()
+        host.wait()
+        ids, positions, slots, lens = host.numbers
+        lens = lens.view(np.int32)[:size]
+        for target, values, filling in (
+            (ids, inputs.ids, 0),
+            (positions, inputs.positions, 0),
+            (slots, inputs.slots, self._null_slot),
+            (lens, inputs.context_lens, 1),
+        ):
+            target[:count], target[count:] = values, filling
+        host.send(self._numbers)
+        self._fill_tables(inputs.block_tables)
+        if fed is not None:
+            self._feed(fed)
+
+    def _fill_tables(self, tables: NDArray[np.int32]) -> None:
+        if self._tables is not None and np.array_equal(tables, self._tables):
+            return
+        self._tables = tables
+        padded = np.full((len(self.ids), tables.shape[1]), self._null_block, np.int32)
+        padded[: len(tables)] = tables
+        self.layout.block_tables[:, : tables.shape[1]].copy_(on_device(padded, self.ids.device))
+
+    def _feed(self, fed: Fed) -> None:
+        if fed.in_order:
+            self.ids[: len(fed.places)].copy_(fed.tokens[: len(fed.places)])
+            return
+        places, sources = upload([fed.places, fed.sources], self.ids.device)
+        self.ids.index_copy_(0, places, fed.tokens.index_select(0, sources))
 
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """A recorded step: the tensors it reads and the one it writes are always the same."""
+    """A recorded step: the tensors it reads and those it writes are always the same."""
 
     graph: torch.cuda.CUDAGraph
     buffers: DecodeBuffers
     hidden: Tensor
-
-    def replay(self, inputs: StepInputs, ids: Tensor) -> Tensor:
-        self.buffers.fill(inputs, ids)
-        self.graph.replay()
-        return self.hidden
+    logits: Tensor | None
 
 
 class DecodeGraphs:
@@ -112,31 +155,42 @@ class DecodeGraphs:
     def fits(self, inputs: StepInputs) -> bool:
         return ladder_size(inputs.num_rows) is not None and inputs.block_tables.shape[1] <= self._num_blocks
 
-    def run(self, inputs: StepInputs, ids: Tensor) -> Tensor:
-        """Hidden states [B, E] of a step that `fits`, with its ids [B] on the device; good until the next call."""
+    def run(self, inputs: StepInputs, fed: Fed | None) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [B, E] of a step that `fits`, and logits [B, V] if the rows are few; good until the next."""
         size = ladder_size(inputs.num_rows)
         assert size is not None
-        padded = pad_inputs(inputs, size, null_block=self._cache.null_block, block_size=self._cache.block_size)
-        if size not in self._captured:
-            self._captured[size] = self._capture(padded, ids)
-        return self._captured[size].replay(padded, ids)[: inputs.num_rows]
+        found = self._captured.get(size)
+        if found is None:
+            found = self._captured[size] = self._capture(size, inputs)
+        found.buffers.fill(inputs, fed)
+        found.graph.replay()
+        logits = found.logits
+        return found.hidden[: inputs.num_rows], None if logits is None else logits[: inputs.num_rows]
 
-    def _capture(self, inputs: StepInputs, step_ids: Tensor) -> _Captured:
+    def _capture(self, size: int, inputs: StepInputs) -> _Captured:
         device = self._cache.device
-        buffers = DecodeBuffers.make(
-            inputs.num_rows, num_blocks=self._num_blocks, context_length=self._context_length, device=device
+        buffers = DecodeBuffers(
+            size,
+            num_blocks=self._num_blocks,
+            context_length=self._context_length,
+            null_block=self._cache.null_block,
+            block_size=self._cache.block_size,
+            device=device,
         )
-        buffers.fill(inputs, step_ids)
-        ids, positions = buffers.ids, buffers.positions
-        attend = CachedAttend(self._cache, buffers.layout, self._backend)
+        buffers.fill(inputs)
         side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             # Once outside the graph: kernels are compiled and libraries allocate their workspaces on first use.
-            self._network(ids, positions, attend)
+            self._step(buffers)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Of this thread alone: the loader's may allocate memory for another checkpoint meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            hidden = self._network(ids, positions, attend)
-        return _Captured(graph, buffers, hidden)
+            hidden, logits = self._step(buffers)
+        return _Captured(graph, buffers, hidden, logits)
+
+    def _step(self, buffers: DecodeBuffers) -> tuple[Tensor, Tensor | None]:
+        attend = CachedAttend(self._cache, buffers.layout, self._backend)
+        hidden: Tensor = self._network(buffers.ids, buffers.positions, attend)
+        return hidden, self._network.logits(hidden) if len(hidden) <= MOST_LOGITS else None

@@ -20,7 +20,7 @@ from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
 from model.batch import Batch, Row, RowOutput, SamplingParams, StepOutput, TokenLogprobs
 from model.config import DecoderConfig, EncoderDecoderConfig
-from model.cuda_graphs import DecodeGraphs
+from model.cuda_graphs import DecodeGraphs, Fed
 from model.decoder import Decoder
 from model.encoder_decoder import EncoderDecoder
 from model.grammar import GrammarCompiler
@@ -92,13 +92,15 @@ class Runner:
         self.kv_cache.copy_blocks(batch.block_copies)
         inputs = make_inputs(rows, self.kv_cache.block_size)
         errors = _replace_foreign_ids(inputs.ids, inputs.query_starts, self.config.vocab_size)
-        hidden = self._forward(rows, inputs, errors)
+        hidden, logits = self._forward(rows, inputs, errors)
         places = [place for place, row in enumerate(rows) if row.samples]
         step = LaunchedStep(rows, errors, places, {}, started)
         if places:
-            ends = inputs.row_ends[places]
-            picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
-            step.logits = self.network.logits(picked)
+            if logits is None or len(places) < len(logits):
+                ends = inputs.row_ends[places]
+                picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
+                logits = self.network.logits(picked)
+            step.logits = logits
             if not any(row.fed and reads_outputs(row.sampling) for row in rows):
                 # The device computes while the grammars' masks are worked out here.
                 self._sample(step, unseen=1)
@@ -157,31 +159,38 @@ class Runner:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _forward(self, rows: Sequence[Row], inputs: StepInputs, errors: dict[int, str]) -> Tensor:
-        """Hidden states [T, E] of the step's tokens; their keys and values are in the cache afterwards."""
+    def _forward(self, rows: Sequence[Row], inputs: StepInputs, errors: dict[int, str]) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [T, E] of the step's tokens, whose keys and values are in the cache afterwards; and logits
+        [T, V] where a captured step has made them."""
         if isinstance(self.network, Decoder):
             if self._graphs is not None and inputs.decodes_only and self._graphs.fits(inputs):
-                return self._graphs.run(inputs, self._ids_and_positions(rows, inputs)[0])
+                return self._graphs.run(inputs, self._fed(rows))
             attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
-            hidden: Tensor = self.network(*self._ids_and_positions(rows, inputs), attend)
-            return hidden
+            return self.network(*self._ids_and_positions(rows, inputs), attend), None
         self._encode_sources(rows, errors)
         attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
         cross = CrossAttendPaged(self.kv_cache, cross_layout(rows, inputs.query_starts, self.device), self.backend)
-        return self.network.decode(*self._ids_and_positions(rows, inputs), attend, cross)
+        return self.network.decode(*self._ids_and_positions(rows, inputs), attend, cross), None
+
+    def _fed(self, rows: Sequence[Row]) -> Fed | None:
+        """The rows that take their token on the device."""
+        places = [place for place, row in enumerate(rows) if row.fed]
+        if not places:
+            return None
+        assert self._tokens is not None, "a row is fed by a step that sampled nothing"
+        sources = [self._token_places[rows[place].sequence_id] for place in places]
+        return Fed(np.array(places, np.int64), np.array(sources, np.int64), self._tokens)
 
     def _ids_and_positions(self, rows: Sequence[Row], inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """[T] each; the ids of fed rows are put in their places on the device."""
-        fed = [place for place, row in enumerate(rows) if row.fed]
-        if not fed:
+        fed = self._fed(rows)
+        if fed is None:
             ids, positions = upload([inputs.ids, inputs.positions], self.device)
             return ids, positions
-        assert self._tokens is not None, "a row is fed by a step that sampled nothing"
-        sources = np.array([self._token_places[rows[place].sequence_id] for place in fed], np.int64)
-        ids, positions, targets, sources_there = upload(
-            [inputs.ids, inputs.positions, inputs.query_starts[fed], sources], self.device
+        ids, positions, targets, sources = upload(
+            [inputs.ids, inputs.positions, inputs.query_starts[fed.places], fed.sources], self.device
         )
-        ids.index_copy_(0, targets, self._tokens.index_select(0, sources_there))
+        ids.index_copy_(0, targets, fed.tokens.index_select(0, sources))
         return ids, positions
 
     def _encode_sources(self, rows: Sequence[Row], errors: dict[int, str]) -> None:

@@ -89,8 +89,8 @@ class Sampler:
         scores = None
         if len(params.scored):
             scores = torch.log_softmax(_rows(logits, params.scored), dim=1)
-        beam_index = on_device(params.beams, logits.device)
         if len(params.beams):
+            beam_index = on_device(params.beams, logits.device)
             # As transformers does: processors act on log-probabilities.
             logits[beam_index] = torch.log_softmax(logits[beam_index], dim=1)
         if params.rules.any:
@@ -100,7 +100,7 @@ class Sampler:
         if len(params.renormalized):
             again = on_device(params.renormalized, logits.device)
             logits[again] = torch.log_softmax(logits[again], dim=1)
-        beams = largest(logits[beam_index], params.max_beam) if len(params.beams) else ()
+        beams = largest(_rows(logits, params.beams), params.max_beam) if len(params.beams) else ()
         tokens, peaks = _argmax(logits)
         if len(params.sampled):
             tokens = _sampled(params, logits, num_outputs, tokens, peaks)

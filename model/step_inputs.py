@@ -61,6 +61,8 @@ class StepInputs:
 def make_inputs(rows: Sequence[Row], block_size: int) -> StepInputs:
     lens = _lens([row.token_ids for row in rows])
     starts = np.fromiter((row.start for row in rows), np.int64, len(rows))
+    if (lens == 1).all():
+        return _make_decode_inputs(rows, starts, block_size)
     query_starts = np.concatenate(([0], np.cumsum(lens)))
     num_tokens = int(query_starts[-1])
     ids = np.fromiter(chain.from_iterable([row.token_ids for row in rows]), np.int64, num_tokens)
@@ -75,6 +77,19 @@ def make_inputs(rows: Sequence[Row], block_size: int) -> StepInputs:
         query_starts=query_starts,
         context_lens=starts + lens,
         block_tables=tables,
+    )
+
+
+def _make_decode_inputs(rows: Sequence[Row], starts: Ints, block_size: int) -> StepInputs:
+    """The same where every row has a single token, as most steps do."""
+    slots = [row.block_ids[row.start // block_size] * block_size + row.start % block_size for row in rows]
+    return StepInputs(
+        ids=np.array([row.token_ids[0] for row in rows], np.int64),
+        positions=starts,
+        slots=np.array(slots, np.int64),
+        query_starts=np.arange(len(rows) + 1),
+        context_lens=starts + 1,
+        block_tables=block_tables([row.block_ids for row in rows]),
     )
 
 

@@ -1,14 +1,19 @@
 """What of CUDA graphs is arithmetic: the ladder of sizes, and rows that pad a batch without touching its cache."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
 from model.attention.attend import CachedAttend
 from model.attention.cpu import CpuAttention
 from model.batch import Row, SamplingParams
-from model.cuda_graphs import LADDER, DecodeBuffers, ladder_size, pad_inputs
+from model.cuda_graphs import LADDER, DecodeBuffers, Fed, ladder_size
 from model.kv_cache import KVCache
-from model.step_inputs import make_inputs
+from model.step_inputs import StepInputs, make_inputs
+
+NULL_BLOCK = 15
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (256, 256), (257, None)])
@@ -30,14 +35,14 @@ def test_padding_rows_write_to_the_null_block_and_change_no_result(run_folder, s
         tensor.copy_(torch.randn(tensor.shape))
     before = [tensor.clone() for tensor in cache.keys + cache.values]
     inputs = make_inputs(rows, cache.block_size)
-    padded = pad_inputs(inputs, 8, null_block=cache.null_block, block_size=cache.block_size)
-    assert padded.num_rows == len(padded.ids) == len(padded.slots) == 8
-    assert padded.decodes_only
     # As a graph reads it: into tensors for any length, that hold what the steps before left.
-    buffers = DecodeBuffers.make(8, num_blocks=20, context_length=80, device=torch.device("cpu"))
+    buffers = DecodeBuffers(
+        8, num_blocks=20, context_length=80, null_block=cache.null_block, block_size=cache.block_size,
+        device=torch.device("cpu"),
+    )  # fmt: skip
     for tensor in (buffers.layout.block_tables, buffers.layout.slots, buffers.ids, buffers.positions):
         tensor.random_(0, 17)
-    buffers.fill(padded, torch.from_numpy(inputs.ids))
+    buffers.fill(inputs)
     results, caches = [], []
     for ids, positions, layout in (
         (torch.from_numpy(inputs.ids), torch.from_numpy(inputs.positions), inputs.layout(torch.device("cpu"))),
@@ -51,3 +56,40 @@ def test_padding_rows_write_to_the_null_block_and_change_no_result(run_folder, s
     torch.testing.assert_close(results[1][:3], results[0])
     for plain, other in zip(*caches, strict=True):
         torch.testing.assert_close(plain, other)
+
+
+def test_tokens_feed_the_rows_that_they_are_for(make_buffers):
+    buffers = make_buffers(4)
+    inputs = step_of([7, 8, 9], tables=[[1], [2], [3]])
+    tokens = torch.tensor([70, 80, 90])
+    buffers.fill(inputs, Fed(np.array([0, 1, 2]), np.array([0, 1, 2]), tokens))
+    assert buffers.ids.tolist() == [70, 80, 90, 0]
+    buffers.fill(inputs, Fed(np.array([0, 2]), np.array([2, 0]), tokens))
+    assert buffers.ids.tolist() == [90, 8, 70, 0]
+    buffers.fill(inputs)
+    assert buffers.ids.tolist() == [7, 8, 9, 0]
+
+
+def test_tables_follow_the_rows(make_buffers):
+    """They are sent only where they have changed."""
+    buffers = make_buffers(2)
+    found = []
+    for tables in ([[1, 4], [2, 3]], [[1, 4], [2, 3]], [[5, 6]], [[5, 6], [2, 3]]):
+        buffers.fill(step_of([7] * len(tables), tables=tables))
+        found.append(buffers.layout.block_tables[:, :2].tolist())
+    assert found == [[[1, 4], [2, 3]], [[1, 4], [2, 3]], [[5, 6], [NULL_BLOCK] * 2], [[5, 6], [2, 3]]]
+
+
+def step_of(ids: list[int], *, tables: list[list[int]]) -> StepInputs:
+    count = len(ids)
+    return StepInputs(
+        ids=np.array(ids), positions=np.arange(count), slots=np.arange(count), query_starts=np.arange(count + 1),
+        context_lens=np.arange(count) + 1, block_tables=np.array(tables, np.int32),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_buffers() -> Callable[[int], DecodeBuffers]:
+    return lambda size: DecodeBuffers(
+        size, num_blocks=4, context_length=16, null_block=NULL_BLOCK, block_size=4, device=torch.device("cpu")
+    )
