@@ -18,8 +18,8 @@ from model.attention.attend import CachedAttend
 from model.attention.interface import AttentionBackend, PagedLayout
 from model.decoder import Decoder
 from model.kv_cache import KVCache
-from model.step_inputs import Ints, StepInputs
-from model.transfer import on_device, upload
+from model.step_inputs import Fed, StepInputs
+from model.transfer import HostNumbers, on_device, upload
 
 LADDER = (1, 2, 4, 8, *range(16, 257, 16))
 MOST_LOGITS = 16
@@ -35,49 +35,20 @@ def ladder_size(num_rows: int) -> int | None:
     return LADDER[place] if place < len(LADDER) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """Which of a step's rows take their token from the last step's on the device, and where it is among those."""
-
-    places: Ints  # [N]
-    sources: Ints  # [N]
-    tokens: Tensor  # int64
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the first rows take the first tokens, as they do while the same rows go on."""
-        order = np.arange(len(self.places))
-        return np.array_equal(self.places, order) and np.array_equal(self.sources, order)
-
-
-class HostNumbers:
-    """Numbers [4, B] int64 on their way to a device: the copy is queued, and they are not touched until it is made."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._tensor = torch.zeros((4, size), dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.numbers: Ints = self._tensor.numpy()
-
-    def wait(self) -> None:
-        if self._copied is not None:
-            self._copied.synchronize()
-
-    def send(self, target: Tensor) -> None:
-        target.copy_(self._tensor, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
-
-
 class DecodeBuffers:
     """What a recorded step of B rows reads. Tables have room for the longest text; past a row's own blocks they hold
-    what earlier steps left there, which nobody reads. Rows that pad a batch have the null block."""
+    what earlier steps left there, which nobody reads. Rows that pad a batch have the null block.
+
+    Ids, positions, slots and context lengths are the rows of [4, B] numbers, so that one copy brings them; the lengths
+    are int32, in the first half of their row.
+    """
 
     def __init__(
         self, size: int, *, num_blocks: int, context_length: int, null_block: int, block_size: int, device: torch.device
     ) -> None:
         self._numbers = torch.zeros((4, size), dtype=torch.int64, device=device)
         # Two, since the step before may not have been begun when the next is made.
-        self._hosts = [HostNumbers(size, device) for _ in range(2)]
+        self._hosts = [HostNumbers((4, size), device) for _ in range(2)]
         self._null_block = null_block
         self._null_slot = null_block * block_size
         self._tables: NDArray[np.int32] | None = None
@@ -98,8 +69,7 @@ class DecodeBuffers:
         count, size = inputs.num_rows, len(self.ids)
         host = self._hosts[0]
         self._hosts.reverse()
-        host.wait()
-        ids, positions, slots, lens = host.numbers
+        ids, positions, slots, lens = host.writable()
         lens = lens.view(np.int32)[:size]
         for target, values, filling in (
             (ids, inputs.ids, 0),
@@ -107,7 +77,8 @@ class DecodeBuffers:
             (slots, inputs.slots, self._null_slot),
             (lens, inputs.context_lens, 1),
         ):
-            target[:count], target[count:] = values, filling
+            target[:count] = values
+            target[count:] = filling
         host.send(self._numbers)
         self._fill_tables(inputs.block_tables)
         if fed is not None:
@@ -116,13 +87,14 @@ class DecodeBuffers:
     def _fill_tables(self, tables: NDArray[np.int32]) -> None:
         if self._tables is not None and np.array_equal(tables, self._tables):
             return
-        self._tables = tables
         padded = np.full((len(self.ids), tables.shape[1]), self._null_block, np.int32)
         padded[: len(tables)] = tables
         self.layout.block_tables[:, : tables.shape[1]].copy_(on_device(padded, self.ids.device))
+        self._tables = tables  # only now: what is before may raise
 
     def _feed(self, fed: Fed) -> None:
-        if fed.in_order:
+        order = np.arange(len(fed.places))
+        if np.array_equal(fed.places, order) and np.array_equal(fed.sources, order):  # the same rows go on
             self.ids[: len(fed.places)].copy_(fed.tokens[: len(fed.places)])
             return
         places, sources = upload([fed.places, fed.sources], self.ids.device)

@@ -20,13 +20,13 @@ from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
 from model.batch import Batch, Row, RowOutput, SamplingParams, StepOutput, TokenLogprobs
 from model.config import DecoderConfig, EncoderDecoderConfig
-from model.cuda_graphs import DecodeGraphs, Fed
+from model.cuda_graphs import DecodeGraphs
 from model.decoder import Decoder
 from model.encoder_decoder import EncoderDecoder
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache
 from model.sampling import Launched, Masks, Sampler, score_tokens
-from model.step_inputs import StepInputs, cross_layout, make_inputs, make_source_inputs
+from model.step_inputs import Fed, StepInputs, cross_layout, make_inputs, make_source_inputs
 from model.transfer import on_device, upload
 
 GRAMMAR_FAULT = "grammar: "
@@ -96,10 +96,12 @@ class Runner:
         places = [place for place, row in enumerate(rows) if row.samples]
         step = LaunchedStep(rows, errors, places, {}, started)
         if places:
-            if logits is None or len(places) < len(logits):
+            if logits is None:
                 ends = inputs.row_ends[places]
                 picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
                 logits = self.network.logits(picked)
+            elif len(places) < len(logits):
+                logits = logits.index_select(0, on_device(np.array(places, np.int64), self.device))
             step.logits = logits
             if not any(row.fed and reads_outputs(row.sampling) for row in rows):
                 # The device computes while the grammars' masks are worked out here.

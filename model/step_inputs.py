@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.attention.interface import PackedLayout, PagedLayout
 from model.batch import Row
@@ -56,6 +57,15 @@ class StepInputs:
             max_query_len=int(np.diff(self.query_starts).max()),
             max_context_len=int(self.context_lens.max()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Which of a step's rows take their token from the last step's on the device, and where it is among those."""
+
+    places: Ints  # [N]
+    sources: Ints  # [N]
+    tokens: Tensor  # int64
 
 
 def make_inputs(rows: Sequence[Row], block_size: int) -> StepInputs:

@@ -52,6 +52,26 @@ def view(packed: Tensor, offset: int, like: NDArray[np.generic]) -> Tensor:
     return packed[offset : offset + like.nbytes].view(dtype).view(like.shape)
 
 
+class HostNumbers:
+    """int64 numbers that go to a device again and again, each time anew."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self._tensor = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def writable(self) -> NDArray[np.int64]:
+        """The numbers, once they have been copied for the last time that they were sent."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor.numpy()
+
+    def send(self, target: Tensor) -> None:
+        """Queues the copy."""
+        target.copy_(self._tensor, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(target.device))
+
+
 class HostCopy:
     """Tensors on their way to the host. Made where the work is queued, so that only this work is waited for."""
 
@@ -65,7 +85,7 @@ class HostCopy:
             for tensor in tensors
         ]
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> list[Tensor]:
         """The tensors, on the host."""

@@ -1,14 +1,14 @@
 """Tables, plots and JSON of what `run.py` has kept: medians over rounds, and our ratio to the best peer of each cell.
 
 Latest results count: of each server and cell the last rounds that were kept in the file. What is written replaces what
-there was of the same kind (README) or the same shape and precision (docs), and leaves the rest. Knows no servers.
+there was of the same shapes and precisions, and leaves the rest. Knows no servers.
 """
 
 import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,26 @@ def read_groups(path: Path) -> list[Group]:
         rounds.append(record["figures"])
         group.missing.pop(record["peer"], None)
         group.starts[record["peer"]] = record["start_seconds"]
-    order = sorted(
-        groups, key=lambda key: (not groups[key].is_generation, key[0] != "smollm2-135m", key[0] != "minilm")
-    )
-    return [groups[key] for key in sorted(order, key=lambda key: PRECISIONS.index(key[1]))]
+    return _in_order(groups.values())
+
+
+def read_medians(path: Path) -> list[Group]:
+    """What the docs hold, rates alone."""
+    groups: dict[tuple[str, str], Group] = {}
+    for entry in json.loads(path.read_text()):
+        key = (entry["shape"], entry["precision"])
+        rates = {
+            server: [{"output_tokens_per_second": rate, "items_per_second": rate, "failed": 0} for rate in found]
+            for server, found in entry["rates"].items()
+        }
+        groups.setdefault(key, Group(*key)).figures[entry["load"]] = rates
+    return _in_order(groups.values())
+
+
+def _in_order(groups: Iterable[Group]) -> list[Group]:
+    """Generation first, by shape, then by precision."""
+    shapes = ("smollm2-135m", "qwen2.5-0.5b", "minilm", "bert-base")
+    return sorted(groups, key=lambda g: (not g.is_generation, shapes.index(g.shape), PRECISIONS.index(g.precision)))
 
 
 def write_report(path: Path, *, write: bool) -> int:
@@ -94,13 +110,17 @@ def write_report(path: Path, *, write: bool) -> int:
     full = {_title(group): _full(group) for group in groups}
     sys.stdout.write("\n\n".join([_summary(groups), *full.values()]) + "\n")
     if write:
-        for name, generating in KINDS.items():
-            chosen = [group for group in groups if group.is_generation == generating]
-            if chosen:
-                _write_readme(ROOT / "README.md", name, _summary(chosen))
-                _plot(chosen, ROOT / f"docs/{name}.png")
         _write_sections(ROOT / "docs/peers.md", full)
         _write_medians(ROOT / "docs/peers.json", _medians(groups))
+        known = read_medians(ROOT / "docs/peers.json")
+        missing = {(group.shape, group.precision): group.missing for group in groups}
+        for group in known:
+            group.missing = missing.get((group.shape, group.precision), {})
+        for name, generating in KINDS.items():
+            chosen = [group for group in known if group.is_generation == generating]
+            if any(group.is_generation == generating for group in groups):
+                _write_readme(ROOT / "README.md", name, _summary(chosen))
+                _plot(chosen, ROOT / f"docs/{name}.png")
     return 0
 
 

@@ -54,11 +54,9 @@ def test_latencies_are_milliseconds(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| slimpajama | 20, 20.0 / 60 | 2 |" in capsys.readouterr().out
 
 
-def texts(peer: str, rate: float) -> dict[str, Any]:
+def texts(peer: str, rate: float, shape: str = "minilm") -> dict[str, Any]:
     cell = "16 tokens, 1 a request, 8 clients"
-    return {
-        **record(peer, 64 * rate), "shape": "minilm", "precision": "int8", "cell": cell,
-    }  # fmt: skip
+    return {**record(peer, 64 * rate), "shape": shape, "precision": "int8", "cell": cell}
 
 
 def test_embeddings_are_held_against_the_best_of_all_and_the_best_server(
@@ -79,11 +77,13 @@ def test_what_was_not_measured_again_stays(tmp_path: Path, monkeypatch: pytest.M
     write_report(write(tmp_path / "r.jsonl", record("slimpajama", 10.0)), write=True)
     for rate in (20.0, 30.0):
         write_report(write(tmp_path / "r.jsonl", texts("slimpajama", rate)), write=True)
+    write_report(write(tmp_path / "r.jsonl", texts("slimpajama", 40.0, "bert-base")), write=True)
     for path in ("README.md", "docs/peers.md"):
         text = (tmp_path / path).read_text()
         assert "| slimpajama | 10 (10-10) |" in text
         assert "| 30 (30-30) |" in text
+        assert "| 40 (40-40) |" in text
         assert "20 (20-20)" not in text
     medians = json.loads((tmp_path / "docs/peers.json").read_text())
-    assert [entry["rates"] for entry in medians] == [{"slimpajama": [10.0]}, {"slimpajama": [30.0]}]
+    assert [entry["rates"] for entry in medians] == [{"slimpajama": [rate]} for rate in (10.0, 30.0, 40.0)]
     assert {path.name for path in (tmp_path / "docs").glob("*.png")} == {"peers.png", "peers-embeddings.png"}

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from model import cuda_graphs
 from model.attention.attend import CachedAttend
 from model.attention.cpu import CpuAttention
 from model.batch import Row, SamplingParams
-from model.cuda_graphs import LADDER, DecodeBuffers, Fed, ladder_size
+from model.cuda_graphs import LADDER, DecodeBuffers, ladder_size
 from model.kv_cache import KVCache
-from model.step_inputs import StepInputs, make_inputs
+from model.step_inputs import Fed, StepInputs, make_inputs
 
 NULL_BLOCK = 15
 
@@ -78,6 +79,46 @@ def test_tables_follow_the_rows(make_buffers):
         buffers.fill(step_of([7] * len(tables), tables=tables))
         found.append(buffers.layout.block_tables[:, :2].tolist())
     assert found == [[[1, 4], [2, 3]], [[1, 4], [2, 3]], [[5, 6], [NULL_BLOCK] * 2], [[5, 6], [2, 3]]]
+
+
+def test_a_narrow_step_leaves_nothing_that_a_wide_one_reads(make_buffers):
+    buffers = make_buffers(1)
+    for table in ([1, 2, 3], [4], [4, 5, 6]):
+        buffers.fill(step_of([7], tables=[table]))
+        assert buffers.layout.block_tables[0, : len(table)].tolist() == table
+
+
+def test_tables_that_did_not_arrive_are_sent_again(make_buffers, monkeypatch):
+    buffers = make_buffers(1)
+    buffers.fill(step_of([7], tables=[[1, 2]]))
+    send = cuda_graphs.on_device
+
+    def fail(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(cuda_graphs, "on_device", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        buffers.fill(step_of([7], tables=[[3, 4]]))
+    monkeypatch.setattr(cuda_graphs, "on_device", send)
+    buffers.fill(step_of([7], tables=[[3, 4]]))
+    assert buffers.layout.block_tables[0, :2].tolist() == [3, 4]
+
+
+def test_inputs_of_single_tokens_are_those_that_longer_rows_have():
+    """Rows of one token each are made in a way of their own."""
+    sampling = SamplingParams(max_tokens=9)
+    rows = [
+        Row(i, [3 + i], start, list(range(7 * i, 7 * i + 1 + start // 4)), sampling, True, [], [])
+        for i, start in enumerate([0, 3, 4, 17])
+    ]
+    long = Row(9, [1, 2], 6, [90, 91], sampling, True, [], [])
+    alone, among = make_inputs(rows, 4), make_inputs([*rows, long], 4)
+    for name in ("ids", "positions", "slots", "context_lens"):
+        assert np.array_equal(getattr(alone, name), getattr(among, name)[: len(rows)]), name
+    assert np.array_equal(alone.query_starts, among.query_starts[:-1])
+    assert np.array_equal(alone.block_tables, among.block_tables[:-1])
+    assert alone.decodes_only
+    assert not among.decodes_only
 
 
 def step_of(ids: list[int], *, tables: list[list[int]]) -> StepInputs:

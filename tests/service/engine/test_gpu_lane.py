@@ -28,7 +28,13 @@ def requests(temperature: float) -> list[Generate]:
             request_id=number,
             model="bench@1",
             prompt_ids=torch.randint(0, 500, (length,), generator=generator).tolist(),
-            sampling=SamplingParams(max_tokens=20 + number, temperature=temperature, seed=number, logprobs=2),
+            sampling=SamplingParams(
+                max_tokens=20 + number,
+                temperature=temperature,
+                seed=number,
+                logprobs=2,
+                repetition_penalty=1.2 if number % 5 == 0 else 1.0,  # whose sampling waits for the step before
+            ),
         )
         for number, length in enumerate(lengths)
     ]
