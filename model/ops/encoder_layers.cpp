@@ -49,7 +49,7 @@ struct Space {
   std::vector<int32_t> zeros;                 // [T]
 
   void grow(int64_t rows, const Sizes& sizes) {
-    grown(fused, rows * 3 * sizes.hidden);
+    grown(fused, (rows + TILE_WIDTH) * 3 * sizes.hidden);
     grown(attended, rows * sizes.hidden);
     grown(inner, rows * sizes.inner);
     grown(sums, rows * sizes.hidden);
@@ -134,12 +134,14 @@ class Pass {
   void attend(const Value* fused, Value* attended) {
     const int64_t texts = chunk_.last_text - chunk_.first_text, origin = starts_[chunk_.first_text];
     member_.share(texts * sizes_.heads, [&](int64_t begin, int64_t end) {
+      attention_.begin();
       for (int64_t item = begin; item < end; ++item) {
         const int32_t* text = starts_ + chunk_.first_text + item / sizes_.heads;
         const int64_t first = text[0] - origin;
         attention_.run(fused + first * 3 * sizes_.hidden, text[1] - text[0], item % sizes_.heads,
                        attended + first * sizes_.hidden);
       }
+      attention_.end();
     });
   }
 

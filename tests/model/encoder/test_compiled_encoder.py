@@ -80,6 +80,19 @@ def test_sizes_that_fill_no_panel_agree(make_model: MakeModel, texts: list[list[
         assert relative_error(encode(compiled_runner(folder, dtype), texts), model, texts) < most
 
 
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_heads_and_lengths_about_what_tiles_hold_agree(
+    head_size: int, make_model: MakeModel, instructions: str
+) -> None:
+    sizes = {"hidden_size": 2 * head_size, "num_attention_heads": 2, "intermediate_size": 96}
+    folder, model = make_model("bert", **sizes, max_position_embeddings=256)
+    texts = [[5 + i * (7 + length) % 80 for i in range(length)] for length in (1, 15, 16, 17, 31, 32, 33, 200)]
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):  # random weights magnify errors
+        found = encode(compiled_runner(folder, dtype), texts)
+        for states, ids in zip(found, texts, strict=True):
+            assert relative_error([states], model, [ids]) < most
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """torch.set_num_threads, for the length of the test."""
