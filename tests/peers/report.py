@@ -255,7 +255,8 @@ def _plot(groups: list[Group], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = -(-len(groups) // 2)
-    figure, axes = pyplot.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
+    width = 13 if groups[0].is_generation else 18  # embeddings have three times the loads
+    figure, axes = pyplot.subplots(rows, 2, figsize=(width, 4.2 * rows), squeeze=False)
     colours: dict[str, Any] = defaultdict(lambda: f"C{len(colours)}")
     for axis, group in zip(axes.flat, groups, strict=False):
         _draw(axis, group, colours.__getitem__)
