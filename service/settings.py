@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = _setting("Worker", 512, "tokens computed in one step; 512 suits CPUs, 8192 GPUs", ge=1)
     max_sequences: int = _setting("Worker", 128, "sequences in one step", ge=1)
     max_step_stretch: float = _setting(
-        "Worker", 2.5, "on CPUs, how many times as long a decoding step may take for the prompts in it", ge=1
+        "Worker", 2.2, "on CPUs, how many times as long a decoding step may take for the prompts in it", ge=1
     )
     prefix_caching: bool = _setting("Worker", True, "share the KV blocks of equal beginnings")
     deterministic: bool = _setting("Worker", False, "bitwise the same answer alone and in a crowd (slower; on CPUs)")
