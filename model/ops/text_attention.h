@@ -26,22 +26,12 @@ class TextAttention {
  public:
   // `scale` (positive) multiplies the scores; queries, keys and values of a token lie side by side, [3, H, D].
   TextAttention(int64_t heads, int64_t size, float scale)
-      : size_(size),
-        width_(heads * size),
-        scale_(scale)
-#if HAS_X86
-        ,
-        tiles_(size, scale)
-#endif
-  {
-  }
+      : size_(size), width_(heads * size), scale_(scale), tiles_(size, scale) {}
 
   // Makes room for texts of `len` tokens, and decides for the calls that follow on what they run.
   void grow(int64_t len) {
-#if HAS_X86
     on_tiles_ = std::is_same_v<Value, bf16> && instructions() == Instructions::amx;
     if (on_tiles_) return tiles_.grow(len);
-#endif
     const auto padded_len = static_cast<size_t>(padded(len, LEAST));
     if (scores_.size() >= QUERIES * padded_len) return;
     keys_.resize(padded_len * size_);
@@ -52,25 +42,19 @@ class TextAttention {
 
   // Before and after a series of `run`.
   void begin() const {
-#if HAS_X86
     if (on_tiles_) TextTiles::begin();
-#endif
   }
   void end() const {
-#if HAS_X86
     if (on_tiles_) TextTiles::end();
-#endif
   }
 
   // fused [L, 3, H, D], and behind it TILE_WIDTH rows of anything; writes this head's part of out [L, H, D].
   void run(const Value* fused, int64_t len, int64_t head, Value* out) {
     const int64_t padded_len = padded(len, LEAST), stride = 3 * width_;
     const Value* query = fused + head * size_;
-#if HAS_X86
     if constexpr (std::is_same_v<Value, bf16>)
       if (on_tiles_)
         return tiles_.run({query, query + width_, query + 2 * width_, stride, len}, out + head * size_, width_);
-#endif
     pack_keys(query + width_, len, padded_len);
     pack_values(query + 2 * width_, len, padded_len);
     const Weights keys{bytes(keys_), size_ / EACH}, values{bytes(values_), padded_len / EACH};
@@ -133,10 +117,8 @@ class TextAttention {
 
   int64_t size_, width_;
   float scale_;
-#if HAS_X86
   TextTiles tiles_;
   bool on_tiles_ = false;
-#endif
   std::vector<Value> keys_, values_;
   std::vector<float> scores_;
   std::vector<Value> shares_;

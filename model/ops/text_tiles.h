@@ -191,6 +191,14 @@ class TextTiles {
   float scale_;
   std::vector<Line> queries_, values_, scores_, weights_, found_;
 };
+#else
+struct TextTiles {  // for processors that have none: never run
+  TextTiles(int64_t, float) {}
+  void grow(int64_t) {}
+  static void begin() {}
+  static void end() {}
+  void run(const Head&, bf16*, int64_t) {}
+};
 #endif
 
 }  // namespace slimpajama

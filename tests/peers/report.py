@@ -100,8 +100,9 @@ def read_medians(path: Path) -> list[Group]:
 
 
 def _in_order(groups: Iterable[Group]) -> list[Group]:
-    """Generation first, by shape, then by precision."""
-    shapes = ("smollm2-135m", "qwen2.5-0.5b", "minilm", "bert-base")
+    """Generation first, shapes in the order in which they came, then by precision."""
+    groups = list(groups)
+    shapes = list(dict.fromkeys(group.shape for group in groups))
     return sorted(groups, key=lambda g: (not g.is_generation, shapes.index(g.shape), PRECISIONS.index(g.precision)))
 
 

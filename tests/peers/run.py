@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from service.bench.shapes import SHAPES
-from tests.peers.cells import Cell, embedding_cells, generation_cells, measured
+from tests.peers.cells import REQUESTS, Cell, embedding_cells, generation_cells, measured
 from tests.peers.checkpoints import ENCODERS
 from tests.peers.environments import Unavailable
 from tests.peers.report import write_report
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peers", type=listed(str), help="names, or their beginnings (default: all; we are always there)"
     )
-    parser.add_argument("--shapes", type=listed(str), default=(*SHAPES, *ENCODERS), help="of %(default)s")
+    parser.add_argument("--shapes", type=listed(str), default=(*REQUESTS, *ENCODERS), help="of %(default)s")
     parser.add_argument("--precisions", type=listed(str), default=("fp32", "bf16", "int8"))
     parser.add_argument("--streams", type=listed(int), default=(1, 4, 16, 64))
     parser.add_argument("--clients", type=listed(int), default=(1, 8, 32), help="of embeddings")
@@ -69,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(shape: str, precision: str, options: argparse.Namespace) -> None:
     """One shape at one precision: all servers up, then round by round."""
-    known, kind = (GENERATORS, "streams") if shape in SHAPES else (EMBEDDERS, "clients")
+    known, kind = (GENERATORS, "streams") if shape in REQUESTS else (EMBEDDERS, "clients")
     peers = [peer for peer in known if precision in peer.precisions and _is_wanted(peer, options.peers)]
     if not peers:
         return
@@ -99,8 +98,8 @@ def _start_all(peers: list[Peer], shape: str, precision: str, options: argparse.
     for peer in peers:
         place = Place(
             shape=shape, precision=precision, port=free_port(), threads=options.threads, cache=options.cache,
-            slots=max(options.streams if shape in SHAPES else options.clients),
-            context=max(options.prompts) + options.output_tokens + 64 if shape in SHAPES else 512,
+            slots=max(options.streams if shape in REQUESTS else options.clients),
+            context=max(options.prompts) + options.output_tokens + 64 if shape in REQUESTS else 512,
         )  # fmt: skip
         log = options.cache / f"{peer.name}-{shape}-{precision}.log".replace(" ", "-").replace(":", "")
         try:
