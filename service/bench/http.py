@@ -43,7 +43,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
-        if not wire.parser.should_keep_alive():
+        if not wire.keeps_alive:
             self.close()
         if wire.parser.get_status_code() != 200:
             raise BenchHTTPError(b"".join(wire.refusal).decode(errors="replace")[:300], wire.parser.get_status_code())
@@ -84,6 +84,7 @@ class _Wire(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.refusal: list[bytes] = []
         """The body of an answer whose status is not 200."""
+        self.keeps_alive = False
         self.closed = asyncio.Event()
         self._on_body: Callable[[bytes], None] = self.refusal.append
         self._answer: asyncio.Future[None] | None = None
@@ -117,6 +118,7 @@ class _Wire(asyncio.Protocol):
             self._fail(error)
 
     def on_message_complete(self) -> None:
+        self.keeps_alive = self.parser.should_keep_alive()  # afterwards the parser has forgotten the headers
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(None)
 

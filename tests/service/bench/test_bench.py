@@ -108,6 +108,30 @@ async def test_the_command_measures_a_server_and_says_what_failed(
     assert "<svg" in page.read_text()
 
 
+@pytest.mark.parametrize(("close", "connections"), [(b"", 2), (b"Connection: close\r\n", 12)])
+async def test_a_client_keeps_its_connection_unless_the_server_closes_it(close: bytes, connections: int) -> None:
+    opened = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n%s" % (close, len(STREAM), STREAM))
+                if close:
+                    break
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    records = await closed_loop(url, {}, Workload().jobs(), concurrency=2, count=12)
+    server.close()
+    assert [record.error for record in records] == [None] * 12
+    assert opened == connections
+
+
 CHAT = b"".join(
     b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
     for choice in (
