@@ -16,7 +16,8 @@
 #include <cstring>
 #include <vector>
 
-#define INLINE __attribute__((always_inline)) inline  // where a call would cost more than what is done
+#define INLINED __attribute__((always_inline))  // where a call would cost more than what is done
+#define INLINE INLINED inline
 
 #if defined(__x86_64__)
 #include <immintrin.h>

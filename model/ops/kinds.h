@@ -25,7 +25,10 @@ struct Float32 {
   AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(weights), sum);
   }
-  AVX512 static __m512 worth(__m512 sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+  struct Panel {};
+
+  AVX512 INLINE static Panel panel(const Weights&, int64_t) { return {}; }
+  AVX512 INLINE static __m512 worth(__m512 sum, const Panel&, const Rows&, int64_t) { return sum; }
 #endif
 };
 
@@ -48,7 +51,10 @@ struct Bf16 {
   AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weights));
   }
-  AVX512 static __m512 worth(__m512 sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
+  struct Panel {};
+
+  AVX512 INLINE static Panel panel(const Weights&, int64_t) { return {}; }
+  AVX512 INLINE static __m512 worth(__m512 sum, const Panel&, const Rows&, int64_t) { return sum; }
   AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
   template <int SUMS, int X, int WEIGHTS>
   AMX static void tiles() {
@@ -89,10 +95,18 @@ struct Int8 {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
     return sum;
   }
-  AVX512 static __m512 worth(__m512i sum, const Rows& x, const Weights& w, int64_t row, int64_t first) {
-    const __m512i zeros = _mm512_mullo_epi32(_mm512_loadu_si512(w.sums + first), _mm512_set1_epi32(x.zeros[row]));
+  struct Panel {
+    __m512i sums;
+    __m512 scales;
+  };
+
+  AVX512 INLINE static Panel panel(const Weights& w, int64_t first) {
+    return {_mm512_loadu_si512(w.sums + first), _mm512_loadu_ps(w.scales + first)};
+  }
+  AVX512 INLINE static __m512 worth(__m512i sum, const Panel& panel, const Rows& x, int64_t row) {
+    const __m512i zeros = _mm512_mullo_epi32(panel.sums, _mm512_set1_epi32(x.zeros[row]));
     const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, zeros));
-    return _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_loadu_ps(w.scales + first)), _mm512_set1_ps(x.scales[row]));
+    return _mm512_mul_ps(_mm512_mul_ps(exact, panel.scales), _mm512_set1_ps(x.scales[row]));
   }
   AVX512 static __m512i load(const uint8_t* sums) { return _mm512_load_si512(sums); }
   template <int SUMS, int X, int WEIGHTS>

@@ -143,13 +143,14 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
       for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = Kind::add(sums[i][j], broadcast, weights[j]);
     }
   }
-#pragma GCC unroll 12
-  for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < 2 * PAIRS; ++j) {
-      const int64_t first = (pair * 2 + j) * PANEL;
-      avx512::put_panel(out, row + i, first, Kind::worth(sums[i][j], x, w, row + i, first));
-    }
+  for (int j = 0; j < 2 * PAIRS; ++j) {
+    const int64_t first = (pair * 2 + j) * PANEL;
+    const auto panel = Kind::panel(w, first);
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; ++i)
+      avx512::put_panel(out, row + i, first, Kind::worth(sums[i][j], panel, x, row + i));
+  }
 }
 
 template <typename Kind, int ROWS, int PAIRS>
@@ -184,16 +185,32 @@ struct alignas(64) TileSums {
   int64_t row = 0, count = 0, pair = 0;
 };
 
+// Whether results are bfloat16 and no more is done to them than to add a bias.
+inline bool is_plain(const Output& out) {
+  return out.narrow && out.activation == Activation::none && !out.added_wide && !out.added_narrow;
+}
+
 // Finishes the sums of the rows from `begin` to before `end`.
 template <typename Kind>
 AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, const Output& out, int64_t begin,
                        int64_t end) {
-  for (int64_t i = begin; i < std::min(end, done.count); ++i)
-#pragma GCC unroll 2
-    for (int64_t j = 0; j < 2; ++j) {
-      const int64_t row = done.row + i, first = (done.pair * 2 + j) * PANEL;
-      avx512::put_panel(out, row, first, Kind::worth(Kind::load(done.sums[i] + j * LINE), x, w, row, first));
+  const int64_t first = done.pair * 2 * PANEL, second = first + PANEL;
+  const auto left = Kind::panel(w, first), right = Kind::panel(w, second);
+  const bool plain = is_plain(out) && first + 2 * PANEL <= out.n, biased = out.bias != nullptr;
+  const __m512 left_bias = plain && biased ? avx512::widen(out.bias + first) : avx512::zeros();
+  const __m512 right_bias = plain && biased ? avx512::widen(out.bias + second) : avx512::zeros();
+  for (int64_t i = begin; i < std::min(end, done.count); ++i) {
+    const int64_t row = done.row + i;
+    __m512 a = Kind::worth(Kind::load(done.sums[i]), left, x, row);
+    __m512 b = Kind::worth(Kind::load(done.sums[i] + LINE), right, x, row);
+    if (plain) {
+      if (biased) a = a + left_bias, b = b + right_bias;
+      _mm512_storeu_si512(out.narrow + row * out.stride + first, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+    } else {
+      avx512::put_panel(out, row, first, a);
+      avx512::put_panel(out, row, second, b);
     }
+  }
 }
 
 // What is fetched of weights that are wanted soon, with every step.
@@ -202,9 +219,23 @@ struct FetchingPair {
   int64_t each;  // bytes of either
 };
 
-// Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
-// Between its steps the block before it is finished.
-template <typename Kind, bool TWO>
+// Tiles 6 and 7 take the weights of a left and a right panel; where they are `PASSING`, the core's first cache keeps
+// what it has of x instead of them.
+template <bool PASSING>
+AMX INLINE void load_left(const uint8_t* weights) {
+  if constexpr (PASSING) _tile_stream_loadd(6, weights, LINE);
+  else _tile_loadd(6, weights, LINE);
+}
+
+template <bool PASSING>
+AMX INLINE void load_right(const uint8_t* weights) {
+  if constexpr (PASSING) _tile_stream_loadd(7, weights, LINE);
+  else _tile_loadd(7, weights, LINE);
+}
+
+// Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others). Between its steps the block before it is
+// finished.
+template <typename Kind, bool TWO, bool PASSING>
 AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
                           FetchingPair ahead) {
   const uint8_t *upper = x.row(own.row), *lower = x.row(own.row + 16);
@@ -217,10 +248,10 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
     _tile_zero(3);
   }
   for (int64_t step = 0; step < steps; ++step) {
-    _tile_loadd(6, left + step * TILE_BYTES, LINE);
+    load_left<PASSING>(left + step * TILE_BYTES);
     _tile_loadd(4, upper + step * LINE, stride);
     Kind::template tiles<0, 4, 6>();
-    _tile_loadd(7, right + step * TILE_BYTES, LINE);
+    load_right<PASSING>(right + step * TILE_BYTES);
     Kind::template tiles<1, 4, 7>();
     if (TWO) {
       _tile_loadd(5, lower + step * LINE, stride);
@@ -243,10 +274,9 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
 
 // 32 rows at a time. The weights of a few pairs stay in the core's cache until all rows have met them; meanwhile those
 // of the next pairs are fetched.
-template <typename Kind>
-AMX void multiply_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end) {
+template <typename Kind, bool PASSING>
+AMX void pairs_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end) {
   constexpr int64_t CACHED_BYTES = 1 << 18;
-  if (x.m == 0) return;
   const Output out = given;
   const int64_t panel_bytes = w.groups * LINE, group = std::max<int64_t>(1, CACHED_BYTES / (2 * panel_bytes));
   const int64_t blocks = (x.m + 31) / 32, share = padded(TILE_BYTES / blocks, LINE);
@@ -264,12 +294,20 @@ AMX void multiply_amx(const Rows& x, const Weights& w, const Output& given, int6
         const uint8_t* next = blocks == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
                                           : w.panel((pair + group) * 2) + block * (x.groups / TILE_GROUPS) * share;
         const FetchingPair ahead{next, next + panel_bytes, block * share < TILE_BYTES ? share : 0};
-        if (count > 16) block_amx<Kind, true>(x, w, out, before, own, ahead);
-        else block_amx<Kind, false>(x, w, out, before, own, ahead);
+        if (count > 16) block_amx<Kind, true, PASSING>(x, w, out, before, own, ahead);
+        else block_amx<Kind, false, PASSING>(x, w, out, before, own, ahead);
       }
     }
   finish<Kind>(sums[turn ^ 1], x, w, out, 0, 32);
   release_tiles();
+}
+
+template <typename Kind>
+AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
+  constexpr int64_t FIRST_CACHE_BYTES = 40 << 10;  // of 48 KiB, what is left beside sums and results
+  if (x.m == 0) return;
+  if (32 * x.groups * 4 <= FIRST_CACHE_BYTES) pairs_amx<Kind, true>(x, w, out, begin, end);
+  else pairs_amx<Kind, false>(x, w, out, begin, end);
 }
 #endif
 

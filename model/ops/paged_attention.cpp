@@ -62,8 +62,11 @@ void gather(const Cache& c, const Item& item, int64_t start, int64_t count, Scra
       bf16* target = s.values + i * KEYS + k * 16;
       keys.fetch(8);
       values.fetch(8);
+      if (own == STRIP) {
+        std::memcpy(target, c.values + strip + i * STRIP, PIECE * sizeof(bf16));
+        continue;
+      }
       std::memcpy(target, c.values + strip + i * STRIP, own / 2 * 32 * sizeof(bf16));
-      if (own == STRIP) continue;
       std::memset(target + own / 2 * 32, 0, (PIECE - own / 2 * 32) * sizeof(bf16));
       if (own % 2)
         for (int64_t lane = 0; lane < 16; ++lane)

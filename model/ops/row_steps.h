@@ -1,9 +1,15 @@
 // What is done to a row between the products, in float32, sixteen numbers at a time; included by `rows.h` once for each
 // width of registers, which gives `Floats`, its functions and the attribute VECTORS.
 //
-// Legend: E hidden size, F inner size. Rows whose length is no multiple of sixteen end in a part of `sixteen(i, end)`.
+// Legend: E hidden size, F inner size.
 
-VECTORS INLINE int64_t sixteen(int64_t begin, int64_t end) { return std::min<int64_t>(16, end - begin); }
+// Has step(i, 16) called for the sixteen numbers from i on, and step(i, count) for the last of a row if they are fewer.
+template <typename Step>
+VECTORS INLINE void by_sixteen(int64_t end, const Step& step) {
+  int64_t i = 0;
+  for (; i + 16 <= end; i += 16) step(i, 16);
+  if (i < end) step(i, end - i);
+}
 
 // --- exponentials and activations
 
@@ -75,11 +81,10 @@ VECTORS INLINE void put_panel(const Output& out, int64_t row, int64_t first, Flo
 }
 
 VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // silu(gate) * up
-  for (int64_t i = 0; i < f; i += 16) {
-    const int64_t count = sixteen(i, f);
+  by_sixteen(f, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats g = widen_some(gate + i, count), share = all(1.0f) + exp_of(zeros() - g);
     narrow_some(out + i, count, (g / share) * widen_some(up + i, count));
-  }
+  });
 }
 
 // --- norms
@@ -87,53 +92,50 @@ VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* 
 template <typename Value>
 VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
   Floats sum = zeros(), squares = zeros();
-  for (int64_t i = 0; i < e; i += 16) sum = sum + widen_some(row + i, sixteen(i, e));
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED { sum = sum + widen_some(row + i, count); });
   const float mean = sum_of(sum) / static_cast<float>(e);
-  for (int64_t i = 0; i < e; i += 16) {
-    const int64_t count = sixteen(i, e);
-    const Floats distance = chosen(0, count, widen_some(row + i, count) - all(mean), 0.0f);
-    squares = fma(distance, distance, squares);
-  }
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
+    const Floats distance = widen_some(row + i, count) - all(mean);
+    const Floats own = count == 16 ? distance : chosen(0, count, distance, 0.0f);
+    squares = fma(own, own, squares);
+  });
   const float variance = sum_of(squares) / static_cast<float>(e);
   const Floats factor = all(1.0f / std::sqrt(variance + norm.epsilon));
-  for (int64_t i = 0; i < e; i += 16) {
-    const int64_t count = sixteen(i, e);
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats standard = (widen_some(row + i, count) - all(mean)) * factor;
     narrow_some(out + i, count, fma(standard, widen_some(norm.weight + i, count), widen_some(norm.bias + i, count)));
-  }
+  });
 }
 
 // Adds `more` to the values in place, if there is any, then writes values / rms(values) * weights (arXiv 1910.07467).
 VECTORS inline void add_rms_norm(bf16* values, const bf16* more, const bf16* weights, int64_t e, float epsilon,
                                  bf16* out) {
   Floats squares = zeros();
-  for (int64_t i = 0; i < e; i += 16) {
-    const int64_t count = sixteen(i, e);
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
     Floats x = widen_some(values + i, count);
     if (more) {
       x = as_bf16(x + widen_some(more + i, count));
       narrow_some(values + i, count, x);
     }
     squares = fma(x, x, squares);
-  }
+  });
   const Floats scale = all(1.0f / std::sqrt(sum_of(squares) / static_cast<float>(e) + epsilon));
-  for (int64_t i = 0; i < e; i += 16) {
-    const int64_t count = sixteen(i, e);
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats standard = as_bf16(widen_some(values + i, count) * scale);  // before the weight, as others have it
     narrow_some(out + i, count, standard * widen_some(weights + i, count));
-  }
+  });
 }
 
 // --- positions
 
 // Turns a head's first 2 `half` numbers by their cosines and signed sines, halves paired.
 VECTORS inline void rotate(bf16* head, const bf16* cosines, const bf16* sines, int64_t half) {
-  for (int64_t i = 0; i < half; i += 16) {
-    const int64_t count = sixteen(i, half), j = i + half;
+  by_sixteen(half, [&](int64_t i, int64_t count) VECTORS INLINED {
+    const int64_t j = i + half;
     const Floats a = widen_some(head + i, count), b = widen_some(head + j, count);
     narrow_some(head + i, count, fma(a, widen_some(cosines + i, count), b * widen_some(sines + i, count)));
     narrow_some(head + j, count, fma(b, widen_some(cosines + j, count), a * widen_some(sines + j, count)));
-  }
+  });
 }
 
 // --- softmax
@@ -198,19 +200,18 @@ VECTORS INLINE Floats scaled(const bf16* x, const float* factors, int64_t i, int
 VECTORS inline Range range_of(const bf16* x, int64_t k, const float* factors) {
   Floats least = zeros(), most = zeros();
   bool broken = false;
-  for (int64_t i = 0; i < k; i += 16) {
-    const Floats values = scaled(x, factors, i, sixteen(i, k));
+  by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
+    const Floats values = scaled(x, factors, i, count);
     least = smaller(least, values);
     most = greater(most, values);
     broken = broken || any_nan(values);
-  }
+  });
   return broken ? Range{0.0f, NAN} : Range{smallest(least), greatest(most)};
 }
 
 VECTORS inline void quantize(const bf16* x, int64_t k, const float* factors, float inverse, float zero, uint8_t* out) {
-  for (int64_t i = 0; i < k; i += 16) {
-    const int64_t count = sixteen(i, k);
+  by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats q = rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero);
     narrow_some(out + i, count, smaller(all(255.0f), greater(zeros(), q)));
-  }
+  });
 }

@@ -31,24 +31,30 @@ AVX512 inline Floats as_bf16(Floats x) { return widen(reinterpret_cast<__m256i>(
 
 AVX512 inline __mmask16 mask_of(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 
-AVX512 inline Floats widen_some(const float* source, int64_t count) {  // the first `count`, and zeros
+AVX512 INLINE Floats widen_some(const float* source, int64_t count) {  // the first `count`, and zeros
+  if (count == 16) return widen(source);
   return _mm512_maskz_loadu_ps(mask_of(count), source);
 }
 
-AVX512 inline Floats widen_some(const bf16* source, int64_t count) {
+AVX512 INLINE Floats widen_some(const bf16* source, int64_t count) {
+  if (count == 16) return widen(source);
   return widen(_mm256_maskz_loadu_epi16(mask_of(count), source));
 }
 
-AVX512 inline void narrow_some(float* target, int64_t count, Floats values) {
+AVX512 INLINE void narrow_some(float* target, int64_t count, Floats values) {
+  if (count == 16) return narrow(target, values);
   _mm512_mask_storeu_ps(target, mask_of(count), values);
 }
 
-AVX512 inline void narrow_some(bf16* target, int64_t count, Floats values) {
+AVX512 INLINE void narrow_some(bf16* target, int64_t count, Floats values) {
+  if (count == 16) return narrow(target, values);
   _mm256_mask_storeu_epi16(target, mask_of(count), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 }
 
-AVX512 inline void narrow_some(uint8_t* target, int64_t count, Floats values) {  // numbers from 0 to 255
-  _mm_mask_storeu_epi8(target, mask_of(count), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(values)));
+AVX512 INLINE void narrow_some(uint8_t* target, int64_t count, Floats values) {  // numbers from 0 to 255
+  const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(values));
+  if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
+  _mm_mask_storeu_epi8(target, mask_of(count), bytes);
 }
 
 AVX512 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
