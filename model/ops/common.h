@@ -16,7 +16,7 @@
 #include <cstring>
 #include <vector>
 
-#define INLINED __attribute__((always_inline))  // where a call would cost more than what is done
+#define INLINED __attribute__((always_inline))  // where a call would cost more than what is done; of lambdas
 #define INLINE INLINED inline
 
 #if defined(__x86_64__)

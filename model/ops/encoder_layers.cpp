@@ -162,17 +162,18 @@ class Pass {
   Value* hidden_;
 };
 
-// Chunks of about equally many tokens, as many for each thread as for every other: at most about MOST, which stay in a
-// core's cache, and at least LEAST, as for fewer reading the weights takes longer than multiplying.
+// Chunks of about equally many tokens, and as many for each thread as for every other if texts come shortest first:
+// about MOST, which stay in a core's cache, and at least LEAST, as for fewer reading the weights takes longer than
+// multiplying.
 std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threads) {
   constexpr int64_t LEAST = 64, MOST = 128;
   const int64_t total = starts[texts] - starts[0], most = threads * MOST;
-  const int64_t rounds = std::max<int64_t>(1, (total + most / 2) / most);
-  const int64_t wanted = std::max(LEAST, total / (threads * rounds));
+  const int64_t parts = threads * std::max<int64_t>(1, (total + most / 2) / most);
+  const int64_t wanted = std::max(LEAST, (total + parts - 1) / parts);
   std::vector<Chunk> chunks;
   for (int64_t text = 0; text < texts; ++text) {
-    const int64_t before = starts[text] - starts[0];
-    if (before >= wanted * static_cast<int64_t>(chunks.size())) chunks.push_back({text, text, 0});
+    const int64_t before = starts[text] - starts[0], due = wanted * static_cast<int64_t>(chunks.size());
+    if (chunks.empty() || (before >= due && chunks.back().num_tokens >= LEAST)) chunks.push_back({text, text, 0});
     chunks.back().last_text = text + 1;
     chunks.back().num_tokens += starts[text + 1] - starts[text];
   }

@@ -10,31 +10,37 @@
 
 namespace slimpajama {
 
-struct Float32 {
+// Sums that are what they are worth.
+struct PlainSums {
   using Lane = float;
   using Lanes = lanes::Floats;
-  static constexpr int OPENED = 1;
-  static constexpr bool TILES = false;  // AMX has no products of float32
 
-  LANES static lanes::Part open_weights(lanes::IntPart line, int) { return lanes::bits_as<lanes::Part>(line); }
   LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
   using Vector = __m512;
 
-  AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(weights), sum);
-  }
-  struct Panel {};
+  struct Panel {};  // what a panel's sums are made results with, whatever their row
 
   AVX512 INLINE static Panel panel(const Weights&, int64_t) { return {}; }
   AVX512 INLINE static __m512 worth(__m512 sum, const Panel&, const Rows&, int64_t) { return sum; }
 #endif
 };
 
-struct Bf16 {
-  using Lane = float;
-  using Lanes = lanes::Floats;
+struct Float32 : PlainSums {
+  static constexpr int OPENED = 1;
+  static constexpr bool TILES = false;  // AMX has no products of float32
+
+  LANES static lanes::Part open_weights(lanes::IntPart line, int) { return lanes::bits_as<lanes::Part>(line); }
+
+#if HAS_X86
+  AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(weights), sum);
+  }
+#endif
+};
+
+struct Bf16 : PlainSums {
   static constexpr int OPENED = 2;
   static constexpr bool TILES = true;
 
@@ -43,18 +49,11 @@ struct Bf16 {
     for (int64_t i = 0; i < 2 * groups; ++i) numbers[i] = static_cast<uint32_t>(values[i]) << 16;
   }
   LANES static lanes::Part open_weights(lanes::IntPart line, int number) { return lanes::bf16_of(line, number); }
-  LANES INLINE static lanes::Floats worth(Lanes sum, const Rows&, const Weights&, int64_t, int64_t) { return sum; }
 
 #if HAS_X86
-  using Vector = __m512;
-
   AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weights));
   }
-  struct Panel {};
-
-  AVX512 INLINE static Panel panel(const Weights&, int64_t) { return {}; }
-  AVX512 INLINE static __m512 worth(__m512 sum, const Panel&, const Rows&, int64_t) { return sum; }
   AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
   template <int SUMS, int X, int WEIGHTS>
   AMX static void tiles() {
@@ -95,6 +94,7 @@ struct Int8 {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(weights));
     return sum;
   }
+
   struct Panel {
     __m512i sums;
     __m512 scales;

@@ -219,22 +219,15 @@ struct FetchingPair {
   int64_t each;  // bytes of either
 };
 
-// Tiles 6 and 7 take the weights of a left and a right panel; where they are `PASSING`, the core's first cache keeps
-// what it has of x instead of them.
-template <bool PASSING>
-AMX INLINE void load_left(const uint8_t* weights) {
-  if constexpr (PASSING) _tile_stream_loadd(6, weights, LINE);
-  else _tile_loadd(6, weights, LINE);
+// A tile of weights; where they are `PASSING`, the core's first cache keeps what it has of x instead of them.
+template <int TILE, bool PASSING>
+AMX INLINE void load_weights(const uint8_t* tile) {
+  if constexpr (PASSING) asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
+  else asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
 }
 
-template <bool PASSING>
-AMX INLINE void load_right(const uint8_t* weights) {
-  if constexpr (PASSING) _tile_stream_loadd(7, weights, LINE);
-  else _tile_loadd(7, weights, LINE);
-}
-
-// Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others). Between its steps the block before it is
-// finished.
+// Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
+// Between its steps the block before it is finished.
 template <typename Kind, bool TWO, bool PASSING>
 AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
                           FetchingPair ahead) {
@@ -248,10 +241,10 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
     _tile_zero(3);
   }
   for (int64_t step = 0; step < steps; ++step) {
-    load_left<PASSING>(left + step * TILE_BYTES);
+    load_weights<6, PASSING>(left + step * TILE_BYTES);
     _tile_loadd(4, upper + step * LINE, stride);
     Kind::template tiles<0, 4, 6>();
-    load_right<PASSING>(right + step * TILE_BYTES);
+    load_weights<7, PASSING>(right + step * TILE_BYTES);
     Kind::template tiles<1, 4, 7>();
     if (TWO) {
       _tile_loadd(5, lower + step * LINE, stride);
@@ -306,7 +299,7 @@ template <typename Kind>
 AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
   constexpr int64_t FIRST_CACHE_BYTES = 40 << 10;  // of 48 KiB, what is left beside sums and results
   if (x.m == 0) return;
-  if (32 * x.groups * 4 <= FIRST_CACHE_BYTES) pairs_amx<Kind, true>(x, w, out, begin, end);
+  if (std::min<int64_t>(x.m, 32) * x.groups * 4 <= FIRST_CACHE_BYTES) pairs_amx<Kind, true>(x, w, out, begin, end);
   else pairs_amx<Kind, false>(x, w, out, begin, end);
 }
 #endif

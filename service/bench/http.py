@@ -33,16 +33,22 @@ class Connection:
     async def post(self, path: str, body: bytes, on_body: Callable[[bytes], None]) -> None:
         """Sends `body` and calls `on_body` with each piece of the answer.
 
+        A connection that was kept and is closed before anything is heard is opened anew: the server had the right to.
+
         Raises:
             BenchHTTPError: the status is not 200, or the server closed the connection early.
         """
-        wire = await self._connect()
-        answer = wire.ask(b"%s%d\r\n\r\n%s" % (self._head(path), len(body), body), on_body)
-        try:
-            await answer
-        except BaseException:
-            self.close()
-            raise
+        request = b"%s%d\r\n\r\n%s" % (self._head(path), len(body), body)
+        while True:
+            kept = self._wire
+            wire = await self._connect()
+            try:
+                await wire.ask(request, on_body)
+                break
+            except BaseException as error:
+                self.close()
+                if not isinstance(error, BenchHTTPError) or wire is not kept or wire.heard:
+                    raise
         if not wire.keeps_alive:
             self.close()
         if wire.parser.get_status_code() != 200:
@@ -84,7 +90,7 @@ class _Wire(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
         self.refusal: list[bytes] = []
         """The body of an answer whose status is not 200."""
-        self.keeps_alive = False
+        self.keeps_alive = self.heard = False
         self.closed = asyncio.Event()
         self._on_body: Callable[[bytes], None] = self.refusal.append
         self._answer: asyncio.Future[None] | None = None
@@ -93,6 +99,7 @@ class _Wire(asyncio.Protocol):
         """Sends a request; what is returned is done when the answer is complete."""
         self.parser = httptools.HttpResponseParser(self)
         self.refusal.clear()
+        self.heard = False
         self._on_body = on_body
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
@@ -102,6 +109,10 @@ class _Wire(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():  # nothing was asked
+            self.transport.close()
+            return
+        self.heard = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:

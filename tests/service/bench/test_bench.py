@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from service.bench.command import main, make_parser
-from service.bench.load import Record, closed_loop
+from service.bench.http import Connection
+from service.bench.load import Record, closed_loop, send
 from service.bench.report import Limits, figures, percentile, table
 from service.bench.workload import Workload, poisson_jobs, read_prompts, trace_jobs
 
@@ -75,8 +76,12 @@ STREAM = (
 )
 
 
-async def _serve(answer: bytes, status: str = "200 OK") -> tuple[asyncio.Server, str]:
+async def _serve(
+    answer: bytes, status: str = "200 OK", opened: list[asyncio.StreamWriter] | None = None
+) -> tuple[asyncio.Server, str]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if opened is not None:
+            opened.append(writer)
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
@@ -108,28 +113,28 @@ async def test_the_command_measures_a_server_and_says_what_failed(
     assert "<svg" in page.read_text()
 
 
-@pytest.mark.parametrize(("close", "connections"), [(b"", 2), (b"Connection: close\r\n", 12)])
-async def test_a_client_keeps_its_connection_unless_the_server_closes_it(close: bytes, connections: int) -> None:
-    opened = 0
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal opened
-        opened += 1
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-                writer.write(b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n%s" % (close, len(STREAM), STREAM))
-                if close:
-                    break
-        writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+@pytest.mark.parametrize(("status", "connections"), [("200 OK", 2), ("200 OK\r\nConnection: close", 12)])
+async def test_a_client_keeps_its_connection_unless_the_server_closes_it(status: str, connections: int) -> None:
+    """The client had asked the parser too late whether it may, and opened one for every request."""
+    opened: list[asyncio.StreamWriter] = []
+    server, url = await _serve(STREAM, status, opened)
     records = await closed_loop(url, {}, Workload().jobs(), concurrency=2, count=12)
     server.close()
     assert [record.error for record in records] == [None] * 12
-    assert opened == connections
+    assert len(opened) == connections
+
+
+async def test_a_kept_connection_that_the_server_closes_is_opened_anew() -> None:
+    opened: list[asyncio.StreamWriter] = []
+    server, url = await _serve(STREAM, opened=opened)
+    connection = Connection(url, {})
+    job = next(Workload().jobs())
+    assert (await send(connection, job)).error is None
+    opened[0].transport.abort()
+    assert (await send(connection, job)).error is None
+    await connection.aclose()
+    server.close()
+    assert len(opened) == 2
 
 
 CHAT = b"".join(
