@@ -8,6 +8,7 @@ Legend: T tokens packed in the step, B texts, E hidden size, L outputs of a head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from model.attention.interface import AttentionBackend, PackedLayout
 from model.config import EncoderConfig
 from model.encode_network import EncodeNetwork, EncodeOutput
 from model.pooling import Span
+from model.transfer import upload
 
 Result = NDArray[np.float32] | str
 
@@ -83,8 +85,7 @@ class EncoderRunner:
         if sound:
             chosen = [items[index] for index in sound]
             for index, values in zip(sound, self._values(chosen), strict=True):
-                finite = np.isfinite(values).all()
-                results[index] = values if finite else "the checkpoint's output for this input is not finite"
+                results[index] = "the checkpoint's output for this input is not finite" if values is None else values
         return [result for result in results if result is not None]
 
     def recover(self) -> None:
@@ -96,40 +97,39 @@ class EncoderRunner:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
+    def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32] | None]:
+        """What is wanted of each item, or None where it is not finite."""
         hidden, spans = self._hidden(items)
-        values: dict[int, NDArray[np.float32]] = {}
+        values: dict[int, NDArray[np.float32] | None] = {}
         for output, head in {(item.output, item.head) for item in items}:
             places = [place for place, item in enumerate(items) if (item.output, item.head) == (output, head)]
-            chosen = [spans[place] for place in places]
             if output in ("embedding", "logits"):
-                values |= zip(places, _numpy(self.network.per_text(hidden, chosen, head)), strict=True)
+                found = _numpy(self.network.per_text(hidden, [spans[place] for place in places], head))
+                parts: Sequence[NDArray[np.float32]] = list(found)
             else:
-                states = hidden if output == "token_embeddings" else self.network.per_token(hidden, head)
-                tokens = _numpy(states)
-                values |= {place: tokens[spans[place].start : spans[place].end] for place in places}
+                found = _numpy(hidden if output == "token_embeddings" else self.network.per_token(hidden, head))
+                parts = [found[spans[place].start : spans[place].end] for place in places]
+            sound = bool(np.isfinite(found).all())  # asked of each part only where it is not so of all
+            values |= {
+                place: part if sound or np.isfinite(part).all() else None
+                for place, part in zip(places, parts, strict=True)
+            }
         return [values[place] for place in range(len(items))]
 
     def _hidden(self, items: Sequence[EncodeItem]) -> tuple[Tensor, list[Span]]:
         """The items' states, end to end [T, E], and where each item's are."""
         lengths = [len(item.ids) for item in items]
-        starts = np.concatenate(([0], np.cumsum(lengths)))
+        starts = list(accumulate(lengths, initial=0))
+        spans = [Span(*ends, item.skip_pooling) for item, ends in zip(items, pairwise(starts), strict=True)]
         ids = np.concatenate([np.asarray(item.ids, dtype=np.int64) for item in items])
         type_ids = np.zeros(len(ids), dtype=np.int64)
-        for item, start, end in zip(items, starts, starts[1:], strict=False):
+        for item, span in zip(items, spans, strict=True):
             if item.type_ids:
-                type_ids[start:end] = item.type_ids
-        layout = PackedLayout(starts=torch.from_numpy(starts.astype(np.int32)).to(self.device), max_len=max(lengths))
-        hidden: Tensor = self.network(
-            torch.from_numpy(ids).to(self.device),
-            torch.from_numpy(type_ids).to(self.device),
-            torch.from_numpy(positions(ids, starts, self._pad_id)).to(self.device),
-            PackedAttend(layout, self.backend),
-        )
-        spans = [
-            Span(int(start), int(end), item.skip_pooling)
-            for item, start, end in zip(items, starts, starts[1:], strict=False)
-        ]
+                type_ids[span.start : span.end] = item.type_ids
+        places = positions(ids, np.array(starts, np.int64), self._pad_id)
+        *arrays, boundaries = upload([ids, type_ids, places, np.array(starts, np.int32)], self.device)
+        layout = PackedLayout(starts=boundaries, max_len=max(lengths))
+        hidden: Tensor = self.network(*arrays, PackedAttend(layout, self.backend))
         return hidden, spans
 
 
@@ -138,7 +138,7 @@ def positions(ids: NDArray[np.int64], starts: NDArray[np.int64], pad_id: int | N
 
     Worked example, where a padding id 1 takes up no position (RoBERTa): ids 0 7 1 8 give 0 1 -1 2.
     """
-    lengths = np.diff(starts)
+    lengths = starts[1:] - starts[:-1]
     if pad_id is None or not (ids == pad_id).any():
         return np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
     counted = ids != pad_id

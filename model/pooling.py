@@ -32,8 +32,8 @@ class Span:
 
 def pool(hidden: Tensor, spans: Sequence[Span], pooling: Pooling) -> Tensor:
     """hidden [T, E]; returns float32 [B, modes * E]."""
-    vectors = {mode: POOLERS[mode](hidden, spans) for mode in pooling.modes}
-    return torch.cat([vectors[mode].float() for mode in pooling.modes], dim=1)
+    vectors = [POOLERS[mode](hidden, spans).float() for mode in pooling.modes]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
 
 def _first(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -52,8 +52,9 @@ def _sum(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
     if hidden.device.type != "cpu":
         return _sum_at_once(hidden, spans)
     if library.sums(hidden):
-        begins, ends = (torch.tensor([getattr(span, name) for span in spans]) for name in ("first", "end"))
-        sums: Tensor = torch.ops.slimpajama.sum_texts(hidden, begins, ends)
+        begins, ends = ([span.first for span in spans], [span.end for span in spans])
+        bounds = torch.from_numpy(np.array([begins, ends], np.int64))
+        sums: Tensor = torch.ops.slimpajama.sum_texts(hidden, bounds[0], bounds[1])
         return sums
     return torch.stack([_kept(hidden, span).sum(dim=0, dtype=torch.float32) for span in spans])
 
@@ -71,7 +72,7 @@ def _sum_at_once(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
 
 def _lengths(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
     lengths = [max(span.end - span.first, 1e-9) for span in spans]
-    return torch.tensor(lengths, dtype=torch.float32, device=hidden.device)[:, None]
+    return on_device(np.array(lengths, np.float32)[:, None], hidden.device)
 
 
 def _mean(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
