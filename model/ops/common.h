@@ -16,6 +16,8 @@
 #include <cstring>
 #include <vector>
 
+#include "kept.h"
+
 #define INLINED __attribute__((always_inline))  // where a call would cost more than what is done; of lambdas
 #define INLINE INLINED inline
 
@@ -61,13 +63,6 @@ inline bf16 to_bf16(float value) {  // round to nearest, ties to even
 
 inline const bf16* data(const Tensor& tensor) { return static_cast<const bf16*>(tensor.const_data_ptr()); }
 inline bf16* mutable_data(const Tensor& tensor) { return static_cast<bf16*>(tensor.data_ptr()); }
-
-// Room that is kept from call to call.
-template <typename Number>
-Number* grown(std::vector<Number>& values, int64_t count) {
-  if (static_cast<int64_t>(values.size()) < count) values.resize(count);
-  return values.data();
-}
 
 // Whether the heads of x [M, H, D] lie side by side.
 inline bool has_whole_rows(const Tensor& x) {

@@ -60,10 +60,10 @@ struct Tokens {
 
 // What is between the steps; kept from call to call.
 struct Space {
-  std::vector<bf16> normed, fused, attended, gate_up, gated;  // [T, E], [T, (H + 2 G) D], [T, H D], [T, 2 F], [T, F]
-  std::vector<uint8_t> quantized;                             // [T, the widest of them]
-  std::vector<float> scales;                                  // [T]
-  std::vector<int32_t> zeros;                                 // [T]
+  Kept<bf16> normed, fused, attended, gate_up, gated;  // [T, E], [T, (H + 2 G) D], [T, H D], [T, 2 F], [T, F]
+  Kept<uint8_t> quantized;                             // [T, the widest of them]
+  Kept<float> scales;                                  // [T]
+  Kept<int32_t> zeros;                                 // [T]
 
   void grow(int64_t rows, const Sizes& sizes) {
     const int64_t attended_size = sizes.heads * sizes.head_size;

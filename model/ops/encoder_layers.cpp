@@ -43,10 +43,10 @@ struct Chunk {
 // What is between the steps of a chunk; kept from call to call.
 template <typename Value>
 struct Space {
-  std::vector<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
-  std::vector<float> sums, scales;            // [T, E], [T]
-  std::vector<uint8_t> quantized;             // [T, max(E, F)]
-  std::vector<int32_t> zeros;                 // [T]
+  Kept<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
+  Kept<float> sums, scales;            // [T, E], [T]
+  Kept<uint8_t> quantized;             // [T, max(E, F)]
+  Kept<int32_t> zeros;                 // [T]
 
   void grow(int64_t rows, const Sizes& sizes) {
     grown(fused, (rows + TILE_WIDTH) * 3 * sizes.hidden);

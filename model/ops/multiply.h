@@ -5,7 +5,6 @@
 // nothing but the row and the weights.
 #pragma once
 
-#include <vector>
 
 #include "kinds.h"
 
@@ -29,7 +28,7 @@ OpenedRows open_rows(const Rows& x, int64_t first, int64_t count) {
   if constexpr (Kind::OPENED == 1) {
     return {x.row(first), x.stride};
   } else {
-    static thread_local std::vector<uint32_t> kept;
+    static thread_local Kept<uint32_t> kept;
     const int64_t width = x.groups * Kind::OPENED;
     if (static_cast<int64_t>(kept.size()) < count * width) kept.resize(count * width);
     uint32_t* numbers = kept.data();
@@ -226,21 +225,36 @@ AMX INLINE void load_weights(const uint8_t* tile) {
   else asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
 }
 
-// Tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6 and 7 weights (left and right panel).
-// Between its steps the block before it is finished.
+// A stretch of K, in tiles.
+struct Part {
+  int64_t begin, end;
+};
+
+// Adds a part's products to a block's sums: tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6
+// and 7 weights (left and right panel). Between its steps the block before it is finished.
 template <typename Kind, bool TWO, bool PASSING>
 AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
-                          FetchingPair ahead) {
+                          FetchingPair ahead, Part part) {
   const uint8_t *upper = x.row(own.row), *lower = x.row(own.row + 16);
   const uint8_t *left = w.panel(own.pair * 2), *right = w.panel(own.pair * 2 + 1);
-  const int64_t stride = x.stride, steps = x.groups / TILE_GROUPS, rows = (31 + steps) / steps;
-  _tile_zero(0);
-  _tile_zero(1);
-  if (TWO) {
-    _tile_zero(2);
-    _tile_zero(3);
+  const int64_t stride = x.stride, steps = part.end - part.begin, rows = (31 + steps) / steps;
+  if (part.begin == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (TWO) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  } else {
+    _tile_loadd(0, own.sums[0], 2 * LINE);
+    _tile_loadd(1, own.sums[0] + LINE, 2 * LINE);
+    if (TWO) {
+      _tile_loadd(2, own.sums[16], 2 * LINE);
+      _tile_loadd(3, own.sums[16] + LINE, 2 * LINE);
+    }
   }
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t done = 0; done < steps; ++done) {
+    const int64_t step = part.begin + done;
     load_weights<6, PASSING>(left + step * TILE_BYTES);
     _tile_loadd(4, upper + step * LINE, stride);
     Kind::template tiles<0, 4, 6>();
@@ -251,11 +265,11 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
       Kind::template tiles<2, 5, 6>();
       Kind::template tiles<3, 5, 7>();
     }
-    for (int64_t i = step * ahead.each; i < (step + 1) * ahead.each; i += LINE) {
+    for (int64_t i = done * ahead.each; i < (done + 1) * ahead.each; i += LINE) {
       __builtin_prefetch(ahead.left + i, 0, 2);
       __builtin_prefetch(ahead.right + i, 0, 2);
     }
-    finish<Kind>(before, x, w, out, step * rows, (step + 1) * rows);
+    finish<Kind>(before, x, w, out, done * rows, (done + 1) * rows);
   }
   _tile_stored(0, own.sums[0], 2 * LINE);
   _tile_stored(1, own.sums[0] + LINE, 2 * LINE);
@@ -265,42 +279,74 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
   }
 }
 
-// 32 rows at a time. The weights of a few pairs stay in the core's cache until all rows have met them; meanwhile those
-// of the next pairs are fetched.
+// How the products go through a core's caches: by `group` pairs, whose weights stay in the second cache until all rows
+// have met them, through K in `parts`.
+struct Passage {
+  int64_t group, parts;
+  bool passing;  // whether 32 rows, as far as a part goes, stay in the first cache while weights pass it by
+};
+
+inline Passage passage_for(const Rows& x, const Weights& w) {
+  constexpr int64_t FIRST_CACHE_BYTES = 40 << 10;  // of 48 KiB, what is left beside sums and results
+  constexpr int64_t CACHED_BYTES = 1 << 18, FEW = 4;
+  const int64_t pair_bytes = 2 * w.groups * LINE, rows_bytes = std::min<int64_t>(x.m, 32) * x.groups * 4;
+  if (x.m > 64 && pair_bytes > CACHED_BYTES)  // no cache would keep even one pair's weights, and the rows
+    return {FEW, (rows_bytes + FIRST_CACHE_BYTES - 1) / FIRST_CACHE_BYTES, true};
+  return {std::max<int64_t>(1, CACHED_BYTES / pair_bytes), 1, rows_bytes <= FIRST_CACHE_BYTES};
+}
+
+// 32 rows at a time; meanwhile the weights that are next are fetched.
 template <typename Kind, bool PASSING>
-AMX void pairs_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end) {
-  constexpr int64_t CACHED_BYTES = 1 << 18;
+AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end, Passage passage) {
+  constexpr int64_t MOST_BLOCKS = 16;  // whose sums are kept from part to part
+  static thread_local Kept<TileSums> kept;
   const Output out = given;
-  const int64_t panel_bytes = w.groups * LINE, group = std::max<int64_t>(1, CACHED_BYTES / (2 * panel_bytes));
-  const int64_t blocks = (x.m + 31) / 32, share = padded(TILE_BYTES / blocks, LINE);
-  TileSums sums[2];
-  int64_t turn = 0, shape = 0;
-  for (int64_t first = begin; first < end; first += group)
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t count = std::min<int64_t>(32, x.m - 32 * block);
-      if (count != shape) configure_tiles(std::min<int64_t>(count, 16), count > 16 ? count - 16 : 16);
-      shape = count;
-      for (int64_t pair = first; pair < std::min(first + group, end); ++pair, turn ^= 1) {
-        TileSums &own = sums[turn], &before = sums[turn ^ 1];
-        own.row = 32 * block, own.count = count, own.pair = pair;
-        // With one block the weights pass by; with more, each fetches a part of those that come after the cached ones.
-        const uint8_t* next = blocks == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
-                                          : w.panel((pair + group) * 2) + block * (x.groups / TILE_GROUPS) * share;
-        const FetchingPair ahead{next, next + panel_bytes, block * share < TILE_BYTES ? share : 0};
-        if (count > 16) block_amx<Kind, true, PASSING>(x, w, out, before, own, ahead);
-        else block_amx<Kind, false, PASSING>(x, w, out, before, own, ahead);
+  const int64_t steps = x.groups / TILE_GROUPS, panel_bytes = w.groups * LINE, all = (x.m + 31) / 32;
+  // One more than are begun before the first is done: the last of them is finished while the next begin.
+  const int64_t places = passage.parts == 1 ? 2 : passage.group * std::min(all, MOST_BLOCKS) + 1;
+  TileSums* const sums = grown(kept, places);
+  TileSums none, *before = &none;
+  int64_t shape = 0, turn = 0;
+  for (int64_t base = 0; base < all; base += MOST_BLOCKS) {
+    const int64_t blocks = std::min(MOST_BLOCKS, all - base), share = padded(TILE_BYTES / blocks, LINE);
+    for (int64_t first = begin; first < end; first += passage.group) {
+      const int64_t last = std::min(first + passage.group, end), origin = turn;
+      for (int64_t index = 0; index < passage.parts; ++index) {
+        const Part part{steps * index / passage.parts, steps * (index + 1) / passage.parts};
+        const bool final = index + 1 == passage.parts;
+        turn = origin;
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t row = 32 * (base + block), count = std::min<int64_t>(32, x.m - row);
+          if (count != shape) configure_tiles(std::min<int64_t>(count, 16), count > 16 ? count - 16 : 16);
+          shape = count;
+          for (int64_t pair = first; pair < last; ++pair) {
+            TileSums& own = sums[turn];
+            turn = turn + 1 == places ? 0 : turn + 1;
+            own.row = row, own.count = count, own.pair = pair;
+            // With one block the weights pass by; with more, each fetches its share of those that come next.
+            const uint8_t* next = all == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
+                                  : final  ? w.panel((pair + passage.group) * 2)
+                                           : w.panel(pair * 2) + part.end * TILE_BYTES;
+            if (all > 1) next += block * (part.end - part.begin) * share;
+            const FetchingPair ahead{next, next + panel_bytes, block * share < TILE_BYTES ? share : 0};
+            if (count > 16) block_amx<Kind, true, PASSING>(x, w, out, *before, own, ahead, part);
+            else block_amx<Kind, false, PASSING>(x, w, out, *before, own, ahead, part);
+            before = final ? &own : &none;
+          }
+        }
       }
     }
-  finish<Kind>(sums[turn ^ 1], x, w, out, 0, 32);
+  }
+  finish<Kind>(*before, x, w, out, 0, 32);
   release_tiles();
 }
 
 template <typename Kind>
 AMX void multiply_amx(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
-  constexpr int64_t FIRST_CACHE_BYTES = 40 << 10;  // of 48 KiB, what is left beside sums and results
   if (x.m == 0) return;
-  if (std::min<int64_t>(x.m, 32) * x.groups * 4 <= FIRST_CACHE_BYTES) pairs_amx<Kind, true>(x, w, out, begin, end);
-  else pairs_amx<Kind, false>(x, w, out, begin, end);
+  const Passage passage = passage_for(x, w);
+  if (passage.passing) blocks_amx<Kind, true>(x, w, out, begin, end, passage);
+  else blocks_amx<Kind, false>(x, w, out, begin, end, passage);
 }
 #endif
 

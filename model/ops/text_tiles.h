@@ -189,7 +189,7 @@ class TextTiles {
 
   int64_t size_;
   float scale_;
-  std::vector<Line> queries_, values_, scores_, weights_, found_;
+  Kept<Line> queries_, values_, scores_, weights_, found_;
 };
 #else
 struct TextTiles {  // for processors that have none: never run
