@@ -109,9 +109,9 @@ class EncoderRunner:
             else:
                 found = _numpy(hidden if output == "token_embeddings" else self.network.per_token(hidden, head))
                 parts = [found[spans[place].start : spans[place].end] for place in places]
-            sound = bool(np.isfinite(found).all())  # asked of each part only where it is not so of all
+            finite = bool(np.isfinite(found).all())  # asked of each part only where it is not so of all
             values |= {
-                place: part if sound or np.isfinite(part).all() else None
+                place: part if finite or np.isfinite(part).all() else None
                 for place, part in zip(places, parts, strict=True)
             }
         return [values[place] for place in range(len(items))]

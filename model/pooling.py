@@ -52,9 +52,8 @@ def _sum(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
     if hidden.device.type != "cpu":
         return _sum_at_once(hidden, spans)
     if library.sums(hidden):
-        begins, ends = ([span.first for span in spans], [span.end for span in spans])
-        bounds = torch.from_numpy(np.array([begins, ends], np.int64))
-        sums: Tensor = torch.ops.slimpajama.sum_texts(hidden, bounds[0], bounds[1])
+        begins, ends = torch.from_numpy(np.array([(span.first, span.end) for span in spans], np.int64).T.copy())
+        sums: Tensor = torch.ops.slimpajama.sum_texts(hidden, begins, ends)
         return sums
     return torch.stack([_kept(hidden, span).sum(dim=0, dtype=torch.float32) for span in spans])
 

@@ -61,7 +61,7 @@ class SentenceModules(nn.Module):
 def _unit(vectors: Tensor) -> Tensor:
     """`F.normalize`, in half the calls."""
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / lengths.clamp_min_(1e-12)
+    return vectors / lengths.clamp_min(1e-12)
 
 
 class DenseModule(nn.Module):

@@ -14,11 +14,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "kept.h"
 
-#define INLINED __attribute__((always_inline))  // where a call would cost more than what is done; of lambdas
+#define INLINED __attribute__((always_inline))  // where a call would cost more than what is done; for lambdas
 #define INLINE INLINED inline
 
 #if defined(__x86_64__)

@@ -162,9 +162,9 @@ class Pass {
   Value* hidden_;
 };
 
-// Chunks of about equally many tokens, and as many for each thread as for every other if texts come shortest first:
-// about MOST, which stay in a core's cache, and at least LEAST, as for fewer reading the weights takes longer than
-// multiplying.
+// Chunks of about equally many tokens, and as many for each thread as for every other where texts allow it: about MOST,
+// which stay in a core's cache, and (but for the last) at least LEAST, as for fewer reading the weights takes longer
+// than multiplying.
 std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threads) {
   constexpr int64_t LEAST = 64, MOST = 128;
   const int64_t total = starts[texts] - starts[0], most = threads * MOST;
@@ -172,10 +172,12 @@ std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threa
   const int64_t wanted = std::max(LEAST, (total + parts - 1) / parts);
   std::vector<Chunk> chunks;
   for (int64_t text = 0; text < texts; ++text) {
-    const int64_t before = starts[text] - starts[0], due = wanted * static_cast<int64_t>(chunks.size());
-    if (chunks.empty() || (before >= due && chunks.back().num_tokens >= LEAST)) chunks.push_back({text, text, 0});
+    const int64_t before = starts[text] - starts[0], length = starts[text + 1] - starts[text];
+    const int64_t due = wanted * static_cast<int64_t>(chunks.size());  // cut before the text, or after it: what is nearer
+    const bool cut = chunks.empty() || (2 * before + length >= 2 * due && chunks.back().num_tokens >= LEAST);
+    if (cut) chunks.push_back({text, text, 0});
     chunks.back().last_text = text + 1;
-    chunks.back().num_tokens += starts[text + 1] - starts[text];
+    chunks.back().num_tokens += length;
   }
   return chunks;
 }

@@ -1,7 +1,7 @@
 // Room that is kept from call to call.
 //
-// Large room lies in huge pages where Linux gives them: results of many rows are written a line a row, each to a page of
-// its own, and of small pages a core knows too few at a time.
+// Large room lies in huge pages where Linux gives them, whole ones: results of many rows are written a line a row, each
+// to a page of its own, and of small pages a core knows too few at a time.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,18 @@
 namespace slimpajama {
 
 template <typename Number>
-struct HugePages {
+struct HugePageAllocator {
   using value_type = Number;
 
-  static constexpr size_t PAGE = 1 << 21, LEAST = 1 << 19, LINE = 64;  // bytes
+  static constexpr size_t PAGE = 1 << 21, LEAST = 1 << 19, ALIGNMENT = 64;  // bytes
+  static_assert(alignof(Number) <= ALIGNMENT);
 
-  HugePages() = default;
+  HugePageAllocator() = default;
   template <typename Other>
-  HugePages(const HugePages<Other>&) {}
+  HugePageAllocator(const HugePageAllocator<Other>&) {}
 
   Number* allocate(size_t count) {
-    const size_t bytes = count * sizeof(Number), unit = bytes < LEAST ? LINE : PAGE;
+    const size_t bytes = count * sizeof(Number), unit = bytes < LEAST ? ALIGNMENT : PAGE;
     const size_t whole = (bytes + unit - 1) / unit * unit;
     void* memory = std::aligned_alloc(unit, whole);
     if (memory == nullptr) throw std::bad_alloc();
@@ -39,11 +40,11 @@ struct HugePages {
   void deallocate(Number* memory, size_t) { std::free(memory); }
 
   template <typename Other>
-  bool operator==(const HugePages<Other>&) const { return true; }
+  bool operator==(const HugePageAllocator<Other>&) const { return true; }
 };
 
 template <typename Number>
-using Kept = std::vector<Number, HugePages<Number>>;
+using Kept = std::vector<Number, HugePageAllocator<Number>>;
 
 template <typename Number>
 Number* grown(Kept<Number>& values, int64_t count) {

@@ -1,10 +1,9 @@
 // The products behind the projections, on AMX, on AVX-512 and on lanes; included by the file of each kind of
 // number (`kinds.h`).
 //
-// Every path walks over all of K in one order and alike for any number of rows, so that a row's result depends on
+// Every path adds up along K in one order, alike for any number of rows, so that a row's result depends on
 // nothing but the row and the weights.
 #pragma once
-
 
 #include "kinds.h"
 
@@ -30,8 +29,7 @@ OpenedRows open_rows(const Rows& x, int64_t first, int64_t count) {
   } else {
     static thread_local Kept<uint32_t> kept;
     const int64_t width = x.groups * Kind::OPENED;
-    if (static_cast<int64_t>(kept.size()) < count * width) kept.resize(count * width);
-    uint32_t* numbers = kept.data();
+    uint32_t* numbers = grown(kept, count * width);
     for (int64_t row = 0; row < count; ++row) Kind::open_x(x.row(first + row), x.groups, numbers + row * width);
     return {reinterpret_cast<const uint8_t*>(numbers), width * 4};
   }
@@ -225,8 +223,8 @@ AMX INLINE void load_weights(const uint8_t* tile) {
   else asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
 }
 
-// A stretch of K, in tiles.
-struct Part {
+// A part of K, in tiles.
+struct Stretch {
   int64_t begin, end;
 };
 
@@ -234,7 +232,7 @@ struct Part {
 // and 7 weights (left and right panel). Between its steps the block before it is finished.
 template <typename Kind, bool TWO, bool PASSING>
 AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
-                          FetchingPair ahead, Part part) {
+                          FetchingPair ahead, Stretch part) {
   const uint8_t *upper = x.row(own.row), *lower = x.row(own.row + 16);
   const uint8_t *left = w.panel(own.pair * 2), *right = w.panel(own.pair * 2 + 1);
   const int64_t stride = x.stride, steps = part.end - part.begin, rows = (31 + steps) / steps;
@@ -279,40 +277,43 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
   }
 }
 
-// How the products go through a core's caches: by `group` pairs, whose weights stay in the second cache until all rows
-// have met them, through K in `parts`.
+// How the products go through a core's caches: by `group` pairs, whose weights stay in the second cache until `blocks`
+// of rows (or all there are) have met them, through K in `parts`.
 struct Passage {
-  int64_t group, parts;
+  int64_t group, parts, blocks;
   bool passing;  // whether 32 rows, as far as a part goes, stay in the first cache while weights pass it by
 };
 
 inline Passage passage_for(const Rows& x, const Weights& w) {
   constexpr int64_t FIRST_CACHE_BYTES = 40 << 10;  // of 48 KiB, what is left beside sums and results
-  constexpr int64_t CACHED_BYTES = 1 << 18, FEW = 4;
+  constexpr int64_t CACHED_BYTES = 1 << 18, FEW_PAIRS = 4;
+  constexpr int64_t MOST_BLOCKS = 16;  // whose sums are kept from part to part
   const int64_t pair_bytes = 2 * w.groups * LINE, rows_bytes = std::min<int64_t>(x.m, 32) * x.groups * 4;
   if (x.m > 64 && pair_bytes > CACHED_BYTES)  // no cache would keep even one pair's weights, and the rows
-    return {FEW, (rows_bytes + FIRST_CACHE_BYTES - 1) / FIRST_CACHE_BYTES, true};
-  return {std::max<int64_t>(1, CACHED_BYTES / pair_bytes), 1, rows_bytes <= FIRST_CACHE_BYTES};
+    return {FEW_PAIRS, (rows_bytes + FIRST_CACHE_BYTES - 1) / FIRST_CACHE_BYTES, MOST_BLOCKS, true};
+  const int64_t all = (x.m + 31) / 32;
+  return {std::max<int64_t>(1, CACHED_BYTES / pair_bytes), 1, all, rows_bytes <= FIRST_CACHE_BYTES};
 }
 
 // 32 rows at a time; meanwhile the weights that are next are fetched.
 template <typename Kind, bool PASSING>
 AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end, Passage passage) {
-  constexpr int64_t MOST_BLOCKS = 16;  // whose sums are kept from part to part
   static thread_local Kept<TileSums> kept;
   const Output out = given;
   const int64_t steps = x.groups / TILE_GROUPS, panel_bytes = w.groups * LINE, all = (x.m + 31) / 32;
   // One more than are begun before the first is done: the last of them is finished while the next begin.
-  const int64_t places = passage.parts == 1 ? 2 : passage.group * std::min(all, MOST_BLOCKS) + 1;
+  const int64_t places = passage.parts == 1 ? 2 : passage.group * std::min(all, passage.blocks) + 1;
   TileSums* const sums = grown(kept, places);
   TileSums none, *before = &none;
   int64_t shape = 0, turn = 0;
-  for (int64_t base = 0; base < all; base += MOST_BLOCKS) {
-    const int64_t blocks = std::min(MOST_BLOCKS, all - base), share = padded(TILE_BYTES / blocks, LINE);
+  const int64_t rounds = (all + passage.blocks - 1) / passage.blocks;
+  for (int64_t round = 0; round < rounds; ++round) {
+    const int64_t base = all * round / rounds, blocks = all * (round + 1) / rounds - base;
+    const int64_t share = padded(TILE_BYTES / blocks, LINE);
     for (int64_t first = begin; first < end; first += passage.group) {
       const int64_t last = std::min(first + passage.group, end), origin = turn;
       for (int64_t index = 0; index < passage.parts; ++index) {
-        const Part part{steps * index / passage.parts, steps * (index + 1) / passage.parts};
+        const Stretch part{steps * index / passage.parts, steps * (index + 1) / passage.parts};
         const bool final = index + 1 == passage.parts;
         turn = origin;
         for (int64_t block = 0; block < blocks; ++block) {

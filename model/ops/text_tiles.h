@@ -8,8 +8,6 @@
 // Legend: L tokens of the text, D head size, a multiple of 32.
 #pragma once
 
-#include <vector>
-
 #include "projection.h"
 #include "tiles.h"
 
