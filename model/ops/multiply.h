@@ -210,10 +210,28 @@ AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, co
   }
 }
 
+// A part of K, in tiles.
+struct Stretch {
+  int64_t begin, end;
+};
+
 // What is fetched of weights that are wanted soon, with every step.
 struct FetchingPair {
   const uint8_t *left, *right;
   int64_t each;  // bytes of either
+
+  // Of the pair's own weights, a little ahead of those that are multiplied.
+  static FetchingPair passing_by(const Weights& w, int64_t pair) {
+    const uint8_t* next = w.panel(pair * 2) + 2 * TILE_BYTES;
+    return {next, next + w.groups * LINE, TILE_BYTES};
+  }
+
+  // Of a part of a pair's weights from `next` on, the share of one of the blocks that go before.
+  static FetchingPair share_of(const uint8_t* next, const Weights& w, int64_t block, int64_t blocks, Stretch part) {
+    const int64_t share = padded(TILE_BYTES / blocks, LINE);
+    const uint8_t* own = next + block * (part.end - part.begin) * share;
+    return {own, own + w.groups * LINE, block * share < TILE_BYTES ? share : 0};
+  }
 };
 
 // A tile of weights; where they are `PASSING`, the core's first cache keeps what it has of x instead of them.
@@ -222,11 +240,6 @@ AMX INLINE void load_weights(const uint8_t* tile) {
   if constexpr (PASSING) asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
   else asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
 }
-
-// A part of K, in tiles.
-struct Stretch {
-  int64_t begin, end;
-};
 
 // Adds a part's products to a block's sums: tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6
 // and 7 weights (left and right panel). Between its steps the block before it is finished.
@@ -300,7 +313,7 @@ template <typename Kind, bool PASSING>
 AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end, Passage passage) {
   static thread_local Kept<TileSums> kept;
   const Output out = given;
-  const int64_t steps = x.groups / TILE_GROUPS, panel_bytes = w.groups * LINE, all = (x.m + 31) / 32;
+  const int64_t steps = x.groups / TILE_GROUPS, all = (x.m + 31) / 32;
   // One more than are begun before the first is done: the last of them is finished while the next begin.
   const int64_t places = passage.parts == 1 ? 2 : passage.group * std::min(all, passage.blocks) + 1;
   TileSums* const sums = grown(kept, places);
@@ -309,7 +322,6 @@ AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_
   const int64_t rounds = (all + passage.blocks - 1) / passage.blocks;
   for (int64_t round = 0; round < rounds; ++round) {
     const int64_t base = all * round / rounds, blocks = all * (round + 1) / rounds - base;
-    const int64_t share = padded(TILE_BYTES / blocks, LINE);
     for (int64_t first = begin; first < end; first += passage.group) {
       const int64_t last = std::min(first + passage.group, end), origin = turn;
       for (int64_t index = 0; index < passage.parts; ++index) {
@@ -324,12 +336,11 @@ AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_
             TileSums& own = sums[turn];
             turn = turn + 1 == places ? 0 : turn + 1;
             own.row = row, own.count = count, own.pair = pair;
-            // With one block the weights pass by; with more, each fetches its share of those that come next.
-            const uint8_t* next = all == 1 ? w.panel(pair * 2) + 2 * TILE_BYTES
-                                  : final  ? w.panel((pair + passage.group) * 2)
-                                           : w.panel(pair * 2) + part.end * TILE_BYTES;
-            if (all > 1) next += block * (part.end - part.begin) * share;
-            const FetchingPair ahead{next, next + panel_bytes, block * share < TILE_BYTES ? share : 0};
+            // With one block the weights pass by; with more, each fetches a share of those that come next.
+            const uint8_t* next =
+                final ? w.panel((pair + passage.group) * 2) : w.panel(pair * 2) + part.end * TILE_BYTES;
+            const FetchingPair ahead = all == 1 ? FetchingPair::passing_by(w, pair)
+                                                : FetchingPair::share_of(next, w, block, blocks, part);
             if (count > 16) block_amx<Kind, true, PASSING>(x, w, out, *before, own, ahead, part);
             else block_amx<Kind, false, PASSING>(x, w, out, *before, own, ahead, part);
             before = final ? &own : &none;
