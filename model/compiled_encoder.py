@@ -33,9 +33,13 @@ LEAST_SIZE = 32
 
 
 class CompiledEncoder(Module):
-    """Ids to hidden states, as `Encoder` has it. `head` is the checkpoint's own, or None."""
+    """Ids to hidden states, as `Encoder` has it. `head` is the checkpoint's own, or None.
 
-    def __init__(self, encoder: Encoder, quantization: Quantization = "none") -> None:
+    With `halves` float32 is multiplied as the sum of two bfloat16, 16 bits of it: what torch calls the
+    float32_matmul_precision "high".
+    """
+
+    def __init__(self, encoder: Encoder, quantization: Quantization = "none", *, halves: bool = False) -> None:
         super().__init__()
         config = encoder.config
         self.config = config
@@ -50,7 +54,7 @@ class CompiledEncoder(Module):
         ranges = input_ranges(encoder) if quantization == "int8" else {}
         for layer in encoder.layers:
             assert isinstance(layer, EncoderLayer)
-            tensors = _tensors(layer, ranges)
+            tensors = _tensors(layer, ranges, halves)
             shelf = Shelf([tensor.nbytes for tensor in tensors])
             self._layers.add([shelf.keep(tensor) for tensor in tensors], config.hidden_size, config.intermediate_size)
             self.num_bytes += sum(tensor.nbytes for tensor in tensors)
@@ -72,12 +76,20 @@ class CompiledEncoder(Module):
         return hidden
 
 
-def compiled_encoder(encoder: Encoder, quantization: Quantization = "none") -> CompiledEncoder | None:
-    """The encoder on the operators; None where there are none, or they don't have its parts."""
+def compiled_encoder(
+    encoder: Encoder, quantization: Quantization = "none", *, exact: bool = True
+) -> CompiledEncoder | None:
+    """The encoder on the operators; None where there are none, or they don't have its parts.
+
+    Unless its products are to be `exact`, float32 is multiplied in halves where the processor has AMX for them.
+    """
     dtype = encoder.embedding.tokens.weight.dtype
     sound = encoder.embedding.tokens.weight.device.type == "cpu" and library.LOADED
     fitting = dtype == torch.bfloat16 or (dtype == torch.float32 and quantization == "none")
-    return CompiledEncoder(encoder, quantization) if sound and fitting and _has_all_parts(encoder.config) else None
+    if not (sound and fitting and _has_all_parts(encoder.config)):
+        return None
+    halves = dtype == torch.float32 and not exact and torch.ops.slimpajama.has_tiles()
+    return CompiledEncoder(encoder, quantization, halves=halves)
 
 
 def _has_all_parts(config: EncoderConfig) -> bool:
@@ -99,22 +111,24 @@ def _has_all_parts(config: EncoderConfig) -> bool:
     return usual and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
 
 
-def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor]) -> list[Tensor]:
+def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor], halves: bool) -> list[Tensor]:
     """What the operator wants of a layer, in its order; int8 where there are ranges of inputs."""
     mlp, norm = layer.mlp, layer.attention_norm
     assert isinstance(mlp, MLP)
     assert norm is not None
     linears = (layer.query_key_value, layer.output, mlp.up, mlp.down)
-    parts = [_quantized(linear, ranges.get(linear)) if ranges else _packed(linear) for linear in linears]
+    parts = [_quantized(linear, ranges.get(linear)) if ranges else _packed(linear, halves) for linear in linears]
     tensors = [part for linear_parts in parts for part in linear_parts]
     return tensors + [part.float() for part in (*_parts(norm), *_parts(layer.mlp_norm))]
 
 
-def _packed(linear: Linear) -> list[Tensor]:
+def _packed(linear: Linear, halves: bool) -> list[Tensor]:
     """The weight, nothing of what int8 has, and the bias."""
     assert linear.bias is not None
-    wide = linear.weight.dtype == torch.float32
-    pack = torch.ops.slimpajama.pack_float32 if wide else torch.ops.slimpajama.pack_bf16
+    operators = torch.ops.slimpajama
+    pack = operators.pack_halves if halves else operators.pack_float32
+    if linear.weight.dtype == torch.bfloat16:
+        pack = operators.pack_bf16
     nothing = torch.empty(0)
     return [pack(linear.weight), nothing, nothing, nothing, linear.bias.float()]
 

@@ -143,15 +143,17 @@ def load_encode_network(
     max_model_len: int | None = None,
     packed: bool = True,
     quantization: Quantization = "none",
+    exact: bool = True,
 ) -> EncodeNetwork:
     """The checkpoint of a folder, filled, in `dtype` (None: as stored); modules after the network are float32.
 
-    `packed` rearranges the weights for the CPU's kernels, if it is there that they are. Raises: CheckpointError, naming
+    `packed` rearranges the weights for the CPU's kernels, if it is there that they are; unless `exact`, those may
+    multiply 16 bits of float32 where that is much faster. Raises: CheckpointError, naming
     the file and the tensor at fault, or if a quantization is asked for that the device or dtype does not have.
     """
     network = _load(Path(folder), device, dtype, progress, max_model_len)
     if packed and isinstance(network.network, Encoder):
-        network.network = compiled_encoder(network.network, quantization) or network.network
+        network.network = compiled_encoder(network.network, quantization, exact=exact) or network.network
     if quantization != "none" and not isinstance(network.network, CompiledEncoder):
         compile_layers(network, quantization)
     if packed:

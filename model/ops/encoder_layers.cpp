@@ -18,8 +18,11 @@ namespace slimpajama {
 
 namespace {
 
+enum class Numbers { float32, halves, bf16, int8 };
+
 struct Projection {
   Weights weights;
+  Numbers numbers;
   const float *bias, *factors;  // [N], [K] or none: what each input is multiplied by before it is quantized
   int64_t n, k;
 };
@@ -45,8 +48,10 @@ template <typename Value>
 struct Space {
   Kept<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
   Kept<float> sums, scales;            // [T, E], [T]
-  Kept<uint8_t> quantized;             // [T, max(E, F)]
+  Kept<uint8_t> converted;             // [T, max(E, F)] numbers as products take them
   Kept<int32_t> zeros;                 // [T]
+
+  static constexpr int64_t BYTES = std::is_same_v<Value, float> ? 4 : 1;  // of a number that is converted
 
   void grow(int64_t rows, const Sizes& sizes) {
     grown(fused, (rows + TILE_WIDTH) * 3 * sizes.hidden);
@@ -55,7 +60,7 @@ struct Space {
     grown(sums, rows * sizes.hidden);
     grown(scales, rows);
     grown(zeros, rows);
-    grown(quantized, rows * padded(std::max(sizes.hidden, sizes.inner), LINE));
+    grown(converted, rows * padded(std::max(sizes.hidden, sizes.inner), LINE) * BYTES);
   }
 };
 
@@ -102,33 +107,38 @@ class Pass {
     const int64_t rows = chunk_.num_tokens;
     const Weights& weights = projection.weights;
     out.bias = projection.bias;
-    const bool narrow = weights.scales != nullptr;
-    if (narrow) quantize(projection, x);
+    convert(projection, x);
     const Rows given{reinterpret_cast<const uint8_t*>(x), rows, weights.groups};
-    const Rows quantized{space_.quantized.data(), rows, weights.groups, space_.scales.data(),
-                         space_.zeros.data()};
+    const Rows converted{space_.converted.data(), rows, weights.groups, space_.scales.data(), space_.zeros.data()};
     // The products are quickest over two pairs of panels at a time.
     const int64_t pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
     member_.share((pairs + 1) / 2, [&](int64_t first, int64_t last) {
       const int64_t begin = 2 * first, end = std::min(2 * last, pairs);
-      if (narrow) project_int8(quantized, weights, out, begin, end);
-      else if constexpr (std::is_same_v<Value, float>) project_float32(given, weights, out, begin, end);
-      else project_bf16(given, weights, out, begin, end);
+      switch (projection.numbers) {
+        case Numbers::float32: return project_float32(given, weights, out, begin, end);
+        case Numbers::halves: return project_halves(converted, weights, out, begin, end);
+        case Numbers::bf16: return project_bf16(given, weights, out, begin, end);
+        case Numbers::int8: return project_int8(converted, weights, out, begin, end);
+      }
     });
   }
 
-  void quantize(const Projection& projection, const Value* x) {
-    if constexpr (std::is_same_v<Value, bf16>) {
-      member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
-        const int64_t k = projection.k, width = projection.weights.groups * 4;
-        for (int64_t row = begin; row < end; ++row) {
-          uint8_t* out = space_.quantized.data() + row * width;
+  // x in the numbers of the projection's weights, where those are not its own.
+  void convert(const Projection& projection, const Value* x) {
+    if (projection.numbers != Numbers::halves && projection.numbers != Numbers::int8) return;
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      const int64_t k = projection.k, width = projection.weights.groups * 4;
+      for (int64_t row = begin; row < end; ++row) {
+        uint8_t* out = space_.converted.data() + row * width;
+        if constexpr (std::is_same_v<Value, float>) {
+          split_row(x + row * k, k, reinterpret_cast<bf16*>(out));
+        } else {
           const Steps8 steps = quantize_row(x + row * k, k, projection.factors, out);
           space_.scales[row] = steps.scale;
           space_.zeros[row] = steps.zero;
         }
-      });
-    }
+      }
+    });
   }
 
   void attend(const Value* fused, Value* attended) {
@@ -208,16 +218,14 @@ class EncoderLayers : public torch::CustomClassHolder {
     sizes_.inner = inner;
     const Tensor* next = tensors.data();
     const auto projection = [&](int64_t n, int64_t k) {
-      const bool int8 = next->scalar_type() == at::kChar;
-      Projection found{{static_cast<const uint8_t*>(next[0].const_data_ptr()), next[0].size(1)}, nullptr, nullptr, n, k};
-      if (int8) {
+      const Weights weights{static_cast<const uint8_t*>(next->const_data_ptr()), next->size(1)};
+      Projection found{weights, numbers_of(*next, k), nullptr, nullptr, n, k};
+      if (found.numbers == Numbers::int8) {
         found.weights.scales = next[1].const_data_ptr<float>();
         found.weights.sums = next[2].const_data_ptr<int32_t>();
         found.factors = next[3].numel() ? next[3].const_data_ptr<float>() : nullptr;
       }
-      const int64_t each = int8 ? 4 : 4 / next->element_size();  // inputs in a group
-      const bool fits = found.weights.groups == padded(k / each, TILE_GROUPS);
-      TORCH_CHECK(fits && next->size(0) * PANEL == padded(n, 2 * PANEL), "packed weights of other sizes");
+      TORCH_CHECK(next->size(0) * PANEL == padded(n, 2 * PANEL), "packed weights of other sizes");
       found.bias = next[4].const_data_ptr<float>();
       next += 5;
       return found;
@@ -245,6 +253,16 @@ class EncoderLayers : public torch::CustomClassHolder {
   }
 
  private:
+  // Of packed weights [N / 16, groups, 16, inputs in a group] that K inputs meet; halves have two numbers for each.
+  static Numbers numbers_of(const Tensor& packed, int64_t k) {
+    const int64_t groups = packed.size(1), each = packed.size(3);
+    const bool halves = packed.scalar_type() == at::kBFloat16 && groups == k;
+    TORCH_CHECK(halves || groups == padded(k / each, TILE_GROUPS), "packed weights of other sizes");
+    if (halves) return Numbers::halves;
+    if (packed.scalar_type() == at::kFloat) return Numbers::float32;
+    return packed.scalar_type() == at::kBFloat16 ? Numbers::bf16 : Numbers::int8;
+  }
+
   template <typename Value>
   struct Spaces {
     std::vector<Space<Value>> spaces;

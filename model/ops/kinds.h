@@ -27,7 +27,12 @@ struct PlainSums {
 #endif
 };
 
-struct Float32 : PlainSums {
+// Every group of x meets the group of weights at its place.
+struct Whole {
+  static constexpr bool HALVES = false;
+};
+
+struct Float32 : PlainSums, Whole {
   static constexpr int OPENED = 1;
   static constexpr bool TILES = false;  // AMX has no products of float32
 
@@ -40,7 +45,7 @@ struct Float32 : PlainSums {
 #endif
 };
 
-struct Bf16 : PlainSums {
+struct Bf16Sums : PlainSums {
   static constexpr int OPENED = 2;
   static constexpr bool TILES = true;
 
@@ -62,7 +67,16 @@ struct Bf16 : PlainSums {
 #endif
 };
 
-struct Int8 {
+struct Bf16 : Bf16Sums, Whole {};
+
+// float32 as the sum of two bfloat16, the nearest and what that leaves: 16 bits of the 24, and as many exponents. In
+// memory the nearest of 32 inputs lie before their rests, of x as of weights. Rest by rest is left out of the products,
+// being smaller than what is lost anyway (float32_matmul_precision "high" in torch's terms).
+struct Halves : Bf16Sums {
+  static constexpr bool HALVES = true;
+};
+
+struct Int8 : Whole {
   using Lane = int32_t;
   using Lanes = lanes::Ints;
   static constexpr int OPENED = 2;  // pairs: the first and third of four, the second and fourth

@@ -117,7 +117,25 @@ LANES void multiply_lanes(const Rows& x, const Weights& w, const Output& out, in
 }
 
 #if HAS_X86
+// Which halves of x and of weights (`Halves`) meet, 0 the nearest and 1 the rests; those of the same weights in turn.
+struct Meeting {
+  int x, weights;
+};
+constexpr Meeting MEETINGS[] = {{0, 1}, {0, 0}, {1, 0}};
+
 // --- on AVX-512
+
+// Has meet(x, weights) called for the groups that are multiplied.
+template <typename Kind, typename Meet>
+AVX512 INLINE void each_meeting(int64_t groups, const Meet& meet) {
+  if constexpr (Kind::HALVES) {
+    for (int64_t begin = 0; begin < groups; begin += 2 * TILE_GROUPS)
+      for (const auto [x, weights] : MEETINGS)
+        for (int64_t g = begin; g < begin + TILE_GROUPS; ++g) meet(g + x * TILE_GROUPS, g + weights * TILE_GROUPS);
+  } else {
+    for (int64_t g = 0; g < groups; ++g) meet(g, g);
+  }
+}
 
 template <typename Kind, int ROWS, int PAIRS>
 AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
@@ -128,18 +146,18 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
     for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = typename Kind::Vector{};
   const uint8_t *values = x.row(row), *panels = w.panel(pair * 2);
   const int64_t x_stride = x.stride, panel_stride = w.groups * LINE;
-  for (int64_t g = 0; g < x.groups; ++g) {
+  each_meeting<Kind>(x.groups, [&](int64_t from, int64_t g) AVX512 INLINED {
     __m512i weights[2 * PAIRS];
     for (int j = 0; j < 2 * PAIRS; ++j) weights[j] = _mm512_loadu_si512(panels + j * panel_stride + g * LINE);
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; ++i) {
       int32_t group;
-      std::memcpy(&group, values + i * x_stride + 4 * g, 4);
+      std::memcpy(&group, values + i * x_stride + 4 * from, 4);
       const __m512i broadcast = _mm512_set1_epi32(group);
 #pragma GCC unroll 4
       for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = Kind::add(sums[i][j], broadcast, weights[j]);
     }
-  }
+  });
 #pragma GCC unroll 4
   for (int j = 0; j < 2 * PAIRS; ++j) {
     const int64_t first = (pair * 2 + j) * PANEL;
@@ -210,7 +228,7 @@ AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, co
   }
 }
 
-// A part of K, in tiles.
+// A part of K, in steps: a tile each, or two of `Halves`.
 struct Stretch {
   int64_t begin, end;
 };
@@ -220,17 +238,18 @@ struct FetchingPair {
   const uint8_t *left, *right;
   int64_t each;  // bytes of either
 
-  // Of the pair's own weights, a little ahead of those that are multiplied.
-  static FetchingPair passing_by(const Weights& w, int64_t pair) {
-    const uint8_t* next = w.panel(pair * 2) + 2 * TILE_BYTES;
-    return {next, next + w.groups * LINE, TILE_BYTES};
+  // Of the pair's own weights, a little ahead of those that are multiplied; `step` of bytes.
+  static FetchingPair passing_by(const Weights& w, int64_t pair, int64_t step) {
+    const uint8_t* next = w.panel(pair * 2) + 2 * step;
+    return {next, next + w.groups * LINE, step};
   }
 
   // Of a part of a pair's weights from `next` on, the share of one of the blocks that go before.
-  static FetchingPair share_of(const uint8_t* next, const Weights& w, int64_t block, int64_t blocks, Stretch part) {
-    const int64_t share = padded(TILE_BYTES / blocks, LINE);
+  static FetchingPair share_of(const uint8_t* next, const Weights& w, int64_t block, int64_t blocks, Stretch part,
+                               int64_t step) {
+    const int64_t share = padded(step / blocks, LINE);
     const uint8_t* own = next + block * (part.end - part.begin) * share;
-    return {own, own + w.groups * LINE, block * share < TILE_BYTES ? share : 0};
+    return {own, own + w.groups * LINE, block * share < step ? share : 0};
   }
 };
 
@@ -241,14 +260,55 @@ AMX INLINE void load_weights(const uint8_t* tile) {
   else asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(tile), "r"(LINE));
 }
 
-// Adds a part's products to a block's sums: tiles 0 to 3 are sums, 4 and 5 rows of x (16 of them, then the others), 6
-// and 7 weights (left and right panel). Between its steps the block before it is finished.
+template <typename Kind>
+constexpr int64_t TILES_A_STEP = Kind::HALVES ? 2 : 1;
+
+// Where a block's tiles come from: rows of x (16 of them, then the others) and weights (left and right panel).
+struct TileSources {
+  const uint8_t *upper, *lower, *left, *right;
+  int64_t stride;  // from row to row
+
+  TileSources at(int64_t x_tile, int64_t weights_tile) const {
+    return {upper + x_tile * LINE, lower + x_tile * LINE, left + weights_tile * TILE_BYTES,
+            right + weights_tile * TILE_BYTES, stride};
+  }
+};
+
+// Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 weights, which are there already where they are not loaded ANEW.
+template <typename Kind, bool TWO, bool PASSING, bool ANEW>
+AMX INLINE void meet_tiles(const TileSources& from) {
+  if constexpr (ANEW) load_weights<6, PASSING>(from.left);
+  _tile_loadd(4, from.upper, from.stride);
+  Kind::template tiles<0, 4, 6>();
+  if constexpr (ANEW) load_weights<7, PASSING>(from.right);
+  Kind::template tiles<1, 4, 7>();
+  if constexpr (TWO) {
+    _tile_loadd(5, from.lower, from.stride);
+    Kind::template tiles<2, 5, 6>();
+    Kind::template tiles<3, 5, 7>();
+  }
+}
+
+template <typename Kind, bool TWO, bool PASSING>
+AMX INLINE void step_amx(const TileSources& from, int64_t step) {
+  if constexpr (Kind::HALVES) {
+    constexpr auto first = MEETINGS[0], second = MEETINGS[1], third = MEETINGS[2];
+    static_assert(second.weights == third.weights);
+    meet_tiles<Kind, TWO, PASSING, true>(from.at(2 * step + first.x, 2 * step + first.weights));
+    meet_tiles<Kind, TWO, PASSING, true>(from.at(2 * step + second.x, 2 * step + second.weights));
+    meet_tiles<Kind, TWO, PASSING, false>(from.at(2 * step + third.x, 2 * step + third.weights));
+  } else {
+    meet_tiles<Kind, TWO, PASSING, true>(from.at(step, step));
+  }
+}
+
+// Adds a part's products to a block's sums. Between its steps the block before it is finished.
 template <typename Kind, bool TWO, bool PASSING>
 AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, const TileSums& before, TileSums& own,
                           FetchingPair ahead, Stretch part) {
-  const uint8_t *upper = x.row(own.row), *lower = x.row(own.row + 16);
-  const uint8_t *left = w.panel(own.pair * 2), *right = w.panel(own.pair * 2 + 1);
-  const int64_t stride = x.stride, steps = part.end - part.begin, rows = (31 + steps) / steps;
+  const TileSources from{x.row(own.row), x.row(own.row + 16), w.panel(own.pair * 2), w.panel(own.pair * 2 + 1),
+                         x.stride};
+  const int64_t steps = part.end - part.begin, rows = (31 + steps) / steps;
   if (part.begin == 0) {
     _tile_zero(0);
     _tile_zero(1);
@@ -265,17 +325,7 @@ AMX INLINE void block_amx(const Rows& x, const Weights& w, const Output& out, co
     }
   }
   for (int64_t done = 0; done < steps; ++done) {
-    const int64_t step = part.begin + done;
-    load_weights<6, PASSING>(left + step * TILE_BYTES);
-    _tile_loadd(4, upper + step * LINE, stride);
-    Kind::template tiles<0, 4, 6>();
-    load_weights<7, PASSING>(right + step * TILE_BYTES);
-    Kind::template tiles<1, 4, 7>();
-    if (TWO) {
-      _tile_loadd(5, lower + step * LINE, stride);
-      Kind::template tiles<2, 5, 6>();
-      Kind::template tiles<3, 5, 7>();
-    }
+    step_amx<Kind, TWO, PASSING>(from, part.begin + done);
     for (int64_t i = done * ahead.each; i < (done + 1) * ahead.each; i += LINE) {
       __builtin_prefetch(ahead.left + i, 0, 2);
       __builtin_prefetch(ahead.right + i, 0, 2);
@@ -313,7 +363,8 @@ template <typename Kind, bool PASSING>
 AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_t begin, int64_t end, Passage passage) {
   static thread_local Kept<TileSums> kept;
   const Output out = given;
-  const int64_t steps = x.groups / TILE_GROUPS, all = (x.m + 31) / 32;
+  constexpr int64_t STEP = TILES_A_STEP<Kind> * TILE_BYTES;
+  const int64_t steps = x.groups / (TILES_A_STEP<Kind> * TILE_GROUPS), all = (x.m + 31) / 32;
   // One more than are begun before the first is done: the last of them is finished while the next begin.
   const int64_t places = passage.parts == 1 ? 2 : passage.group * std::min(all, passage.blocks) + 1;
   TileSums* const sums = grown(kept, places);
@@ -338,9 +389,9 @@ AMX void blocks_amx(const Rows& x, const Weights& w, const Output& given, int64_
             own.row = row, own.count = count, own.pair = pair;
             // With one block the weights pass by; with more, each fetches a share of those that come next.
             const uint8_t* next =
-                final ? w.panel((pair + passage.group) * 2) : w.panel(pair * 2) + part.end * TILE_BYTES;
-            const FetchingPair ahead = all == 1 ? FetchingPair::passing_by(w, pair)
-                                                : FetchingPair::share_of(next, w, block, blocks, part);
+                final ? w.panel((pair + passage.group) * 2) : w.panel(pair * 2) + part.end * STEP;
+            const FetchingPair ahead = all == 1 ? FetchingPair::passing_by(w, pair, STEP)
+                                                : FetchingPair::share_of(next, w, block, blocks, part, STEP);
             if (count > 16) block_amx<Kind, true, PASSING>(x, w, out, *before, own, ahead, part);
             else block_amx<Kind, false, PASSING>(x, w, out, *before, own, ahead, part);
             before = final ? &own : &none;
@@ -369,7 +420,8 @@ void multiply(const Rows& x, const Weights& w, const Output& out, int64_t begin,
     if (instructions() == Instructions::amx) return multiply_amx<Kind>(x, w, out, begin, end);
   if (has_avx512()) return multiply_avx512<Kind>(x, w, out, begin, end);
 #endif
-  multiply_lanes<Kind>(x, w, out, begin, end);
+  TORCH_CHECK(!Kind::HALVES, "halves are multiplied on AVX-512 and AMX alone");
+  if constexpr (!Kind::HALVES) multiply_lanes<Kind>(x, w, out, begin, end);
 }
 
 }  // namespace slimpajama

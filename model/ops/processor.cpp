@@ -77,4 +77,5 @@ Instructions instructions() {
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   library.def("limit_instructions(str name) -> str", slimpajama::limit_instructions);
   library.def("has_lanes() -> bool", [] { return slimpajama::instructions() != slimpajama::Instructions::none; });
+  library.def("has_tiles() -> bool", [] { return slimpajama::instructions() == slimpajama::Instructions::amx; });
 }

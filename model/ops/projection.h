@@ -39,6 +39,7 @@ struct Rows {
 // results do not depend, to a bit, on the rows beside it.
 void project_float32(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 void project_bf16(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
+void project_halves(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 void project_int8(const Rows& x, const Weights& weights, const Output& out, int64_t begin, int64_t end);
 
 // x ~ scale * (q - zero).
@@ -50,6 +51,9 @@ struct Steps8 {
 // Quantizes a row of K, each value times its factor where there are factors. The scale is not finite if one of the
 // values is not: then nor are the row's results.
 Steps8 quantize_row(const bf16* x, int64_t k, const float* factors, uint8_t* out);
+
+// A row of K, a multiple of 32, as `project_halves` takes it: 2 K numbers.
+void split_row(const float* x, int64_t k, bf16* out);
 
 inline Output output_for(const Tensor& result, const std::optional<Tensor>& bias) {
   const bool wide = result.scalar_type() == at::kFloat;

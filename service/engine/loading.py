@@ -92,7 +92,13 @@ def load_lane(
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
         network = load_encode_network(
-            folder, device, dtype, progress, max_model_len=spec.max_model_len, quantization=spec.quantization
+            folder,
+            device,
+            dtype,
+            progress,
+            max_model_len=spec.max_model_len,
+            quantization=spec.quantization,
+            exact=spec.dtype == "float32",
         )
         fuse_layers(network)
         lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
