@@ -138,40 +138,50 @@ AVX512 INLINE void each_meeting(int64_t groups, const Meet& meet) {
 }
 
 template <typename Kind, int ROWS, int PAIRS>
-AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
+AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, Fetching ahead, int64_t row,
+                                int64_t pair) {
   typename Kind::Vector sums[ROWS][2 * PAIRS];
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = typename Kind::Vector{};
   const uint8_t *values = x.row(row), *panels = w.panel(pair * 2);
+  const uint8_t* next = w.panel((pair + PAIRS) * 2) + ahead.begin;
   const int64_t x_stride = x.stride, panel_stride = w.groups * LINE;
   each_meeting<Kind>(x.groups, [&](int64_t from, int64_t g) AVX512 INLINED {
     __m512i weights[2 * PAIRS];
     for (int j = 0; j < 2 * PAIRS; ++j) weights[j] = _mm512_loadu_si512(panels + j * panel_stride + g * LINE);
+    if constexpr (ROWS > 1)
+      for (int j = 0; j < 2 * PAIRS; ++j) __builtin_prefetch(next + j * panel_stride + g * ahead.step, 0, 2);
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; ++i) {
       int32_t group;
       std::memcpy(&group, values + i * x_stride + 4 * from, 4);
       const __m512i broadcast = _mm512_set1_epi32(group);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = Kind::add(sums[i][j], broadcast, weights[j]);
     }
   });
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int j = 0; j < 2 * PAIRS; ++j) {
     const int64_t first = (pair * 2 + j) * PANEL;
     const auto panel = Kind::panel(w, first);
+    const bool plain = out.is_plain() && first + PANEL <= out.n;
+    const __m512 bias = plain && out.bias ? avx512::widen(out.bias + first) : avx512::zeros();
 #pragma GCC unroll 12
-    for (int i = 0; i < ROWS; ++i)
-      avx512::put_panel(out, row + i, first, Kind::worth(sums[i][j], panel, x, row + i));
+    for (int i = 0; i < ROWS; ++i) {
+      const __m512 result = Kind::worth(sums[i][j], panel, x, row + i);
+      if (plain) avx512::narrow(out.narrow + (row + i) * out.stride + first, result + bias);
+      else avx512::put_panel(out, row + i, first, result);
+    }
   }
 }
 
 template <typename Kind, int ROWS, int PAIRS>
-AVX512 void last_rows_avx512(const Rows& x, const Weights& w, const Output& out, int64_t row, int64_t pair) {
-  if (x.m - row == ROWS) block_avx512<Kind, ROWS, PAIRS>(x, w, out, row, pair);
-  else if constexpr (ROWS > 1) last_rows_avx512<Kind, ROWS - 1, PAIRS>(x, w, out, row, pair);
+AVX512 void last_rows_avx512(const Rows& x, const Weights& w, const Output& out, Fetching ahead, int64_t row,
+                             int64_t pair) {
+  if (x.m - row == ROWS) block_avx512<Kind, ROWS, PAIRS>(x, w, out, ahead, row, pair);
+  else if constexpr (ROWS > 1) last_rows_avx512<Kind, ROWS - 1, PAIRS>(x, w, out, ahead, row, pair);
 }
 
 template <typename Kind, int PAIRS>
@@ -180,14 +190,23 @@ AVX512 void rows_avx512(const Rows& x, const Weights& w, const Output& out, int6
   int64_t row = 0;
   // A low block waits for its own sums: two of medium height are better than a high one and a low one.
   const int64_t high = x.m % TALL == 0 || x.m % TALL > 2 || x.m < 2 * HALF ? x.m : x.m - 2 * HALF;
-  for (; row + TALL <= high; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, row, pair);
-  for (; row + HALF <= x.m; row += HALF) block_avx512<Kind, HALF, PAIRS>(x, w, out, row, pair);
-  last_rows_avx512<Kind, HALF - 1, PAIRS>(x, w, out, row, pair);
+  // The first blocks share the fetching of the next panels; to one block alone the processor's own comes early enough.
+  int64_t block = 0;
+  const int64_t sharing = std::clamp<int64_t>((x.m + TALL - 1) / TALL, 1, 4);
+  const auto ahead = [&] {
+    const Fetching own{block * x.groups * LINE / sharing, LINE / sharing};
+    return sharing > 1 && block++ < sharing ? own : Fetching{};
+  };
+  for (; row + TALL <= high; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, ahead(), row, pair);
+  for (; row + HALF <= x.m; row += HALF) block_avx512<Kind, HALF, PAIRS>(x, w, out, ahead(), row, pair);
+  last_rows_avx512<Kind, HALF - 1, PAIRS>(x, w, out, ahead(), row, pair);
 }
 
 template <typename Kind>
 AVX512 void multiply_avx512(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
   int64_t pair = begin;
+  if (x.m == 1)  // as many panels side by side as leave the reading of memory little to wait for
+    for (; pair + 4 <= end; pair += 4) block_avx512<Kind, 1, 4>(x, w, out, {}, 0, pair);
   for (; pair + 2 <= end; pair += 2) rows_avx512<Kind, 2>(x, w, out, pair);
   for (; pair < end; ++pair) rows_avx512<Kind, 1>(x, w, out, pair);
 }
@@ -200,18 +219,13 @@ struct alignas(64) TileSums {
   int64_t row = 0, count = 0, pair = 0;
 };
 
-// Whether results are bfloat16 and no more is done to them than to add a bias.
-inline bool is_plain(const Output& out) {
-  return out.narrow && out.activation == Activation::none && !out.added_wide && !out.added_narrow;
-}
-
 // Finishes the sums of the rows from `begin` to before `end`.
 template <typename Kind>
 AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, const Output& out, int64_t begin,
                        int64_t end) {
   const int64_t first = done.pair * 2 * PANEL, second = first + PANEL;
   const auto left = Kind::panel(w, first), right = Kind::panel(w, second);
-  const bool plain = is_plain(out) && first + 2 * PANEL <= out.n, biased = out.bias != nullptr;
+  const bool plain = out.is_plain() && first + 2 * PANEL <= out.n, biased = out.bias != nullptr;
   const __m512 left_bias = plain && biased ? avx512::widen(out.bias + first) : avx512::zeros();
   const __m512 right_bias = plain && biased ? avx512::widen(out.bias + second) : avx512::zeros();
   for (int64_t i = begin; i < std::min(end, done.count); ++i) {

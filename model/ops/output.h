@@ -19,6 +19,9 @@ struct Output {
   Activation activation = Activation::none;
   const float* added_wide = nullptr;  // [M, N] without gaps, or
   const bf16* added_narrow = nullptr;
+
+  // Whether results are bfloat16 and no more is done to them than to add a bias.
+  bool is_plain() const { return narrow && activation == Activation::none && !added_wide && !added_narrow; }
 };
 
 }  // namespace slimpajama

@@ -1,7 +1,7 @@
 // Attention of one head over one text, every token to every token (arXiv 1706.03762).
 //
-// Keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products make the
-// scores, QUERIES rows at a time, and the results. On AMX bfloat16 has a way of its own (`text_tiles.h`).
+// On lanes keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products make
+// the scores, QUERIES rows at a time, and the results. AVX-512 and AMX have a way of their own (`text_vectors.h`).
 //
 // Legend: L tokens of the text, D head size, a multiple of 32.
 #pragma once
@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "text_tiles.h"
+#include "text_vectors.h"
 
 namespace slimpajama {
 
@@ -26,12 +26,12 @@ class TextAttention {
  public:
   // `scale` (positive) multiplies the scores; queries, keys and values of a token lie side by side, [3, H, D].
   TextAttention(int64_t heads, int64_t size, float scale)
-      : size_(size), width_(heads * size), scale_(scale), tiles_(size, scale) {}
+      : size_(size), width_(heads * size), scale_(scale), vectors_(size, scale) {}
 
   // Makes room for texts of `len` tokens, and decides for the calls that follow on what they run.
   void grow(int64_t len) {
-    on_tiles_ = std::is_same_v<Value, bf16> && instructions() == Instructions::amx;
-    if (on_tiles_) return tiles_.grow(len);
+    on_vectors_ = has_avx512();
+    if (on_vectors_) return vectors_.grow(len);
     const auto padded_len = static_cast<size_t>(padded(len, LEAST));
     if (scores_.size() >= QUERIES * padded_len) return;
     keys_.resize(padded_len * size_);
@@ -42,19 +42,18 @@ class TextAttention {
 
   // Before and after a series of `run`.
   void begin() const {
-    if (on_tiles_) TextTiles::begin();
+    if (on_vectors_) vectors_.begin();
   }
   void end() const {
-    if (on_tiles_) TextTiles::end();
+    if (on_vectors_) vectors_.end();
   }
 
   // fused [L, 3, H, D], and behind it TILE_WIDTH rows of anything; writes this head's part of out [L, H, D].
   void run(const Value* fused, int64_t len, int64_t head, Value* out) {
     const int64_t padded_len = padded(len, LEAST), stride = 3 * width_;
     const Value* query = fused + head * size_;
-    if constexpr (std::is_same_v<Value, bf16>)
-      if (on_tiles_)
-        return tiles_.run({query, query + width_, query + 2 * width_, stride, len}, out + head * size_, width_);
+    if (on_vectors_)
+      return vectors_.run({query, query + width_, query + 2 * width_, stride, len}, out + head * size_, width_);
     pack_keys(query + width_, len, padded_len);
     pack_values(query + 2 * width_, len, padded_len);
     const Weights keys{bytes(keys_), size_ / EACH}, values{bytes(values_), padded_len / EACH};
@@ -117,8 +116,8 @@ class TextAttention {
 
   int64_t size_, width_;
   float scale_;
-  TextTiles tiles_;
-  bool on_tiles_ = false;
+  TextVectors<Value> vectors_;
+  bool on_vectors_ = false;
   std::vector<Value> keys_, values_;
   std::vector<float> scores_;
   std::vector<Value> shares_;

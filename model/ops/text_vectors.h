@@ -1,0 +1,294 @@
+// Attention of one head over one text on AVX-512 and AMX, sixteen queries at a time: each is a lane of every register, so
+// that its softmax is no sum across lanes.
+//
+// scores [keys, 16] = keys [keys, D] by queries [D, 16], and found [D, 16] = values^T [D, keys] by weights [keys, 16].
+// What stands on the left is read as rows, keys where they lie, and values too where they are float32; what stands on
+// the right lies as weights of a projection do (`projection.h`), bfloat16 in pairs side by side.
+//
+// Legend: L tokens of the text, D head size, a multiple of 32.
+#pragma once
+
+#include "kinds.h"
+
+namespace slimpajama {
+
+constexpr int64_t TILE_WIDTH = 32;  // bfloat16 in a tile's row: what numbers of keys are padded to
+
+// A head of a text: rows `stride` numbers apart. Behind the keys rows are read that need not be keys, up to a multiple
+// of TILE_WIDTH.
+template <typename Value>
+struct Head {
+  const Value *query, *key, *value;
+  int64_t stride, len;
+};
+
+#if HAS_X86
+struct alignas(64) Line {
+  uint8_t bytes[LINE];
+};
+
+AVX512 inline __m512 floats_of(const Line& line) { return _mm512_load_ps(line.bytes); }
+
+// Sixteen rows of 16 numbers of 32 bits, `stride` bytes apart, become columns; rows from `count` on are zeros.
+//
+// A register has four parts of four numbers. After pairs and fours of rows, a[4 k + c] holds in its part p rows 4 k to
+// 4 k + 3 of column 4 p + c; of two registers 0x88 takes parts 0 and 2, 0xdd parts 1 and 3.
+AVX512 inline void transpose(const uint8_t* rows, int64_t stride, int64_t count, Line* columns) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) a[i] = i < count ? _mm512_loadu_si512(rows + i * stride) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i even = _mm512_shuffle_i32x4(a[c], a[c + 4], 0x88), odd = _mm512_shuffle_i32x4(a[c], a[c + 4], 0xdd);
+    const __m512i even2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0x88);
+    const __m512i odd2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0xdd);
+    _mm512_store_si512(columns[c].bytes, _mm512_shuffle_i32x4(even, even2, 0x88));
+    _mm512_store_si512(columns[c + 4].bytes, _mm512_shuffle_i32x4(odd, odd2, 0x88));
+    _mm512_store_si512(columns[c + 8].bytes, _mm512_shuffle_i32x4(even, even2, 0xdd));
+    _mm512_store_si512(columns[c + 12].bytes, _mm512_shuffle_i32x4(odd, odd2, 0xdd));
+  }
+}
+
+// Sixteen pairs of bfloat16: one from either row, or a zero where there is no row.
+AVX512 inline __m512i interleaved(const bf16* even, const bf16* odd) {
+  const auto wide = [](const bf16* row) AVX512 {
+    return row ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)))
+               : _mm512_setzero_si512();
+  };
+  return _mm512_or_si512(wide(even), _mm512_slli_epi32(wide(odd), 16));
+}
+
+template <typename Value>
+class TextVectors {
+ public:
+  TextVectors(int64_t size, float scale) : size_(size), scale_(scale) {}
+
+  // Makes room for texts of `len` tokens, and decides for the calls that follow on what they run.
+  void grow(int64_t len) {
+    on_tiles_ = NARROW && instructions() == Instructions::amx;
+    const int64_t keys = padded(len, TILE_WIDTH);
+    grown(queries_, size_ / EACH);
+    if (NARROW) grown(values_, size_ * keys / TILE_WIDTH);
+    grown(scores_, keys);
+    grown(weights_, keys / EACH);
+    grown(found_, size_);
+  }
+
+  // Before and after a series of `run`.
+  void begin() const {
+    if (on_tiles_) configure_tiles(16, 16);
+  }
+  void end() const {
+    if (on_tiles_) release_tiles();
+  }
+
+  // Writes rows of out, `out_stride` numbers apart.
+  AVX512 void run(const Head<Value>& head, Value* out, int64_t out_stride) {
+    const int64_t keys = padded(head.len, TILE_WIDTH), steps = keys / TILE_WIDTH;
+    if constexpr (NARROW) {
+      if (on_tiles_) turn_values(head, steps);
+      else pair_values(head);
+    }
+    for (int64_t first = 0; first < head.len; first += 16) {
+      const int64_t count = std::min<int64_t>(16, head.len - first);
+      const Value* query = head.query + first * head.stride;
+      for (int64_t i = 0; i < size_; i += 16 * EACH)
+        transpose(bytes(query + i), head.stride * BYTES, count, &queries_[i / EACH]);
+      if (on_tiles_) score_tiles(head, keys);
+      else multiply_rows({bytes(head.key), head.stride * BYTES, 4}, head.len, queries_.data(), size_ / EACH, scores_.data());
+      const __m512 inverse = weigh(head.len, keys);
+      if (on_tiles_) add_up_tiles(steps);
+      else multiply_rows(values_of(head), size_, weights_.data(), (head.len + EACH - 1) / EACH, found_.data());
+      for (int64_t i = 0; i < size_; i += 16)
+        write(&found_[i], inverse, count, out + first * out_stride + i, out_stride);
+    }
+  }
+
+ private:
+  static constexpr bool NARROW = std::is_same_v<Value, bf16>;
+  using Kind = std::conditional_t<NARROW, Bf16, Float32>;
+  static constexpr int64_t BYTES = sizeof(Value), EACH = 4 / BYTES;  // numbers in 32 bits
+
+  static const uint8_t* bytes(const Value* values) { return reinterpret_cast<const uint8_t*>(values); }
+
+  // --- on vectors
+
+  // Rows `stride` bytes apart, of 32 bits every `step` bytes.
+  struct Grid {
+    const uint8_t* values;
+    int64_t stride, step;
+  };
+
+  template <int ROWS>
+  AVX512 INLINE static void multiply_some(Grid rows, const Line* columns, int64_t count, Line* sums) {
+    __m512 own[ROWS];
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) own[i] = avx512::zeros();
+    for (int64_t g = 0; g < count; ++g) {
+      const __m512i column = _mm512_load_si512(columns[g].bytes);
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) {
+        int32_t value;
+        std::memcpy(&value, rows.values + i * rows.stride + g * rows.step, 4);
+        own[i] = Kind::add(own[i], _mm512_set1_epi32(value), column);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) _mm512_store_ps(sums[i].bytes, own[i]);
+  }
+
+  // `count` rows (to the next 8) by columns of `groups` lines.
+  AVX512 static void multiply_rows(Grid rows, int64_t count, const Line* columns, int64_t groups, Line* sums) {
+    int64_t row = 0;
+    const auto from = [&] { return Grid{rows.values + row * rows.stride, rows.stride, rows.step}; };
+    for (; row + 8 < count; row += 16) multiply_some<16>(from(), columns, groups, sums + row);
+    if (row < count) multiply_some<8>(from(), columns, groups, sums + row);
+  }
+
+  Grid values_of(const Head<Value>& head) const {
+    if constexpr (NARROW) return {values_[0].bytes, 4, size_ * 4};
+    else return {bytes(head.value), 4, head.stride * 4};
+  }
+
+  // Values of two keys side by side, a zero beside the last of an odd number.
+  AVX512 void pair_values(const Head<bf16>& head) {
+    Line* line = values_.data();
+    for (int64_t j = 0; j < head.len; j += 2)
+      for (int64_t i = 0; i < size_; i += 16, ++line) {
+        const bf16* row = head.value + j * head.stride + i;
+        _mm512_store_si512(line->bytes, interleaved(row, j + 1 < head.len ? row + head.stride : nullptr));
+      }
+  }
+
+  // --- on tiles
+
+  // Two tiles of rows that lie `stride` bytes apart, and after `step` bytes the next two.
+  struct Pair {
+    const uint8_t *upper, *lower;
+    int64_t stride, step;
+  };
+
+  AMX void score_tiles(const Head<Value>& head, int64_t keys) {
+    const int64_t stride = head.stride * BYTES;
+    for (int64_t j = 0; j < keys; j += 32) {
+      const uint8_t* key = bytes(head.key) + j * stride;
+      multiply_tiles({key, key + 16 * stride, stride, LINE}, queries_.data(), size_ / TILE_WIDTH, &scores_[j]);
+    }
+  }
+
+  AMX void add_up_tiles(int64_t steps) {
+    for (int64_t i = 0; i < size_; i += 32) {
+      const uint8_t* value = values_[i * steps].bytes;
+      multiply_tiles({value, value + steps * TILE_BYTES, LINE, TILE_BYTES}, weights_.data(), steps, &found_[i]);
+    }
+  }
+
+  // 32 lines of sums.
+  AMX static void multiply_tiles(Pair rows, const Line* columns, int64_t steps, Line* sums) {
+    asm volatile("" : : : "memory");  // GCC does not know that tiles are read from memory
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t step = 0; step < steps; ++step) {
+      _tile_loadd(6, columns[step * 16].bytes, LINE);
+      _tile_loadd(4, rows.upper + step * rows.step, rows.stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, rows.lower + step * rows.step, rows.stride);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    _tile_stored(0, sums[0].bytes, LINE);
+    _tile_stored(1, sums[16].bytes, LINE);
+  }
+
+  // Tiles of 16 dimensions by 32 keys, zeros beyond the last key.
+  AVX512 void turn_values(const Head<bf16>& head, int64_t steps) {
+    Line pairs[16];
+    for (int64_t i = 0; i < size_; i += 16)
+      for (int64_t step = 0; step < steps; ++step) {
+        for (int64_t line = 0; line < 16; ++line) {
+          const int64_t j = step * TILE_WIDTH + 2 * line;
+          const bf16* row = head.value + j * head.stride + i;
+          const bf16 *even = j < head.len ? row : nullptr, *odd = j + 1 < head.len ? row + head.stride : nullptr;
+          _mm512_store_si512(pairs[line].bytes, interleaved(even, odd));
+        }
+        transpose(pairs[0].bytes, LINE, 16, &values_[i * steps + step * 16]);
+      }
+  }
+
+  // --- on either
+
+  // The scores' powers as weights, which are yet to be multiplied by what is returned; zeros beyond the last key.
+  AVX512 __m512 weigh(int64_t len, int64_t keys) {
+    __m512 top = floats_of(scores_[0]);
+    for (int64_t j = 1; j < len; ++j) top = avx512::greater(top, floats_of(scores_[j]));
+    __m512 even = avx512::zeros(), odd = avx512::zeros();
+    if constexpr (NARROW) {
+      const __m512 factor = avx512::all(scale_ * LOG2_E), base = -top * factor;
+      const auto power = [&](int64_t j) AVX512 {
+        return j < len ? avx512::exp2_of(avx512::fma(floats_of(scores_[j]), factor, base)) : avx512::zeros();
+      };
+      for (int64_t j = 0; j < len; j += 2) {
+        const __m512 a = power(j), b = power(j + 1);
+        even = even + a;
+        odd = odd + b;
+        _mm512_store_si512(weights_[j / 2].bytes, rounded_pairs(a, b));
+      }
+    } else {
+      const __m512 factor = avx512::all(scale_);
+      const auto power = [&](int64_t j) AVX512 {
+        const __m512 found = avx512::exp_of((floats_of(scores_[j]) - top) * factor);
+        _mm512_store_ps(weights_[j].bytes, found);
+        return found;
+      };
+      for (int64_t j = 0; j < len; j += 2) {
+        even = even + power(j);
+        if (j + 1 < len) odd = odd + power(j + 1);
+      }
+    }
+    for (int64_t line = (len + EACH - 1) / EACH; line < keys / EACH; ++line)
+      _mm512_store_si512(weights_[line].bytes, _mm512_setzero_si512());
+    return avx512::all(1.0f) / (even + odd);
+  }
+
+  AVX512 static __m512i rounded_pairs(__m512 even, __m512 odd) {
+    const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
+    const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+  }
+
+  // Sixteen dimensions of `count` queries.
+  AVX512 static void write(Line* found, __m512 inverse, int64_t count, Value* out, int64_t out_stride) {
+    for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(found[i].bytes, floats_of(found[i]) * inverse);
+    Line rows[16];
+    transpose(found[0].bytes, LINE, 16, rows);
+    for (int64_t i = 0; i < count; ++i) avx512::narrow(out + i * out_stride, floats_of(rows[i]));
+  }
+
+  int64_t size_;
+  float scale_;
+  bool on_tiles_ = false;
+  Kept<Line> queries_, values_, scores_, weights_, found_;
+};
+#else
+template <typename Value>
+struct TextVectors {  // for processors that have none: never run
+  TextVectors(int64_t, float) {}
+  void grow(int64_t) {}
+  void begin() const {}
+  void end() const {}
+  void run(const Head<Value>&, Value*, int64_t) {}
+};
+#endif
+
+}  // namespace slimpajama
