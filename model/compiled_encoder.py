@@ -125,10 +125,8 @@ def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor], halves: bool)
 def _packed(linear: Linear, halves: bool) -> list[Tensor]:
     """The weight, nothing of what int8 has, and the bias."""
     assert linear.bias is not None
-    operators = torch.ops.slimpajama
-    pack = operators.pack_halves if halves else operators.pack_float32
-    if linear.weight.dtype == torch.bfloat16:
-        pack = operators.pack_bf16
+    wide = "halves" if halves else "float32"
+    pack = getattr(torch.ops.slimpajama, f"pack_{wide if linear.weight.dtype == torch.float32 else 'bf16'}")
     nothing = torch.empty(0)
     return [pack(linear.weight), nothing, nothing, nothing, linear.bias.float()]
 

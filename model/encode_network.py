@@ -148,8 +148,8 @@ def load_encode_network(
     """The checkpoint of a folder, filled, in `dtype` (None: as stored); modules after the network are float32.
 
     `packed` rearranges the weights for the CPU's kernels, if it is there that they are; unless `exact`, those may
-    multiply 16 bits of float32 where that is much faster. Raises: CheckpointError, naming
-    the file and the tensor at fault, or if a quantization is asked for that the device or dtype does not have.
+    multiply 16 bits of float32 where that is much faster. Raises: CheckpointError, naming the file and the tensor at
+    fault, or if a quantization is asked for that the device or dtype does not have.
     """
     network = _load(Path(folder), device, dtype, progress, max_model_len)
     if packed and isinstance(network.network, Encoder):

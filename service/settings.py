@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     offline: bool = _setting("Models", False, "take hub models from the cache alone")
     cache_dir: Path | None = _setting("Models", None, "where hub models are kept; unset: where huggingface_hub does")
     device: Device = _setting("Models", "auto", "auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting("Models", "auto", "type of the weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "Models",
+        "auto",
+        "type of the weights; float32 by name is multiplied in all its bits, auto in 16 of them on AMX",
+    )
     quantization: Literal["none", "int8", "fp8"] = _setting(
         "Models", "none", "quantize the weights while loading; int8 on CPUs, fp8 on GPUs from Hopper on"
     )

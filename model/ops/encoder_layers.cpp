@@ -25,6 +25,8 @@ struct Projection {
   Numbers numbers;
   const float *bias, *factors;  // [N], [K] or none: what each input is multiplied by before it is quantized
   int64_t n, k;
+
+  bool converts() const { return numbers == Numbers::halves || numbers == Numbers::int8; }
 };
 
 struct Layer {
@@ -36,6 +38,7 @@ struct Sizes {
   int64_t hidden, inner, heads;
   float scale;  // of the attention's scores
   Activation activation;
+  int64_t converted = 0;  // bytes of the widest row that is converted on its way into a projection
 };
 
 // Consecutive texts, and their tokens.
@@ -48,10 +51,8 @@ template <typename Value>
 struct Space {
   Kept<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
   Kept<float> sums, scales;            // [T, E], [T]
-  Kept<uint8_t> converted;             // [T, max(E, F)] numbers as products take them
+  Kept<uint8_t> converted;             // [T, bytes]
   Kept<int32_t> zeros;                 // [T]
-
-  static constexpr int64_t BYTES = std::is_same_v<Value, float> ? 4 : 1;  // of a number that is converted
 
   void grow(int64_t rows, const Sizes& sizes) {
     grown(fused, (rows + TILE_WIDTH) * 3 * sizes.hidden);
@@ -60,7 +61,7 @@ struct Space {
     grown(sums, rows * sizes.hidden);
     grown(scales, rows);
     grown(zeros, rows);
-    grown(converted, rows * padded(std::max(sizes.hidden, sizes.inner), LINE) * BYTES);
+    grown(converted, rows * sizes.converted);
   }
 };
 
@@ -68,7 +69,7 @@ struct Space {
 template <typename Value>
 class Pass {
  public:
-  static constexpr int64_t MOST_STEPS = 11;  // of a layer: four projections and what they quantize, attention, two norms
+  static constexpr int64_t MOST_STEPS = 11;  // of a layer: four projections and what they convert, attention, two norms
 
   Pass(const Sizes& sizes, Member member, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
        Chunk chunk, Value* hidden)
@@ -110,7 +111,7 @@ class Pass {
     convert(projection, x);
     const Rows given{reinterpret_cast<const uint8_t*>(x), rows, weights.groups};
     const Rows converted{space_.converted.data(), rows, weights.groups, space_.scales.data(), space_.zeros.data()};
-    // The products are quickest over two pairs of panels at a time.
+    // The products of several rows are quickest over two pairs of panels at a time.
     const int64_t pairs = padded(projection.n, 2 * PANEL) / (2 * PANEL);
     member_.share((pairs + 1) / 2, [&](int64_t first, int64_t last) {
       const int64_t begin = 2 * first, end = std::min(2 * last, pairs);
@@ -125,7 +126,7 @@ class Pass {
 
   // x in the numbers of the projection's weights, where those are not its own.
   void convert(const Projection& projection, const Value* x) {
-    if (projection.numbers != Numbers::halves && projection.numbers != Numbers::int8) return;
+    if (!projection.converts()) return;
     member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
       const int64_t k = projection.k, width = projection.weights.groups * 4;
       for (int64_t row = begin; row < end; ++row) {
@@ -226,6 +227,9 @@ class EncoderLayers : public torch::CustomClassHolder {
         found.factors = next[3].numel() ? next[3].const_data_ptr<float>() : nullptr;
       }
       TORCH_CHECK(next->size(0) * PANEL == padded(n, 2 * PANEL), "packed weights of other sizes");
+      if (found.converts()) sizes_.converted = std::max(sizes_.converted, weights.groups * 4);
+      wide_ = found.numbers == Numbers::float32 || found.numbers == Numbers::halves;
+      halves_ = found.numbers == Numbers::halves;
       found.bias = next[4].const_data_ptr<float>();
       next += 5;
       return found;
@@ -247,6 +251,8 @@ class EncoderLayers : public torch::CustomClassHolder {
     check_rows(hidden, hidden.scalar_type());
     TORCH_CHECK(hidden.size(1) == sizes_.hidden && starts.scalar_type() == at::kInt && starts.is_contiguous(),
                 "hidden is [T, E], starts int32");
+    TORCH_CHECK((hidden.scalar_type() == at::kFloat) == wide_, "states and weights are of different types");
+    TORCH_CHECK(!halves_ || has_avx512(), "halves are multiplied on AVX-512 and AMX alone");
     const std::lock_guard lock(mutex_);
     if (hidden.scalar_type() == at::kFloat) return run(floats_, hidden.data_ptr<float>(), starts);
     run(narrow_, mutable_data(hidden), starts);
@@ -321,6 +327,7 @@ class EncoderLayers : public torch::CustomClassHolder {
   Sizes sizes_;
   float epsilon_;
   std::vector<Layer> layers_;
+  bool wide_ = false, halves_ = false;  // what the weights are
   std::vector<Tensor> kept_;  // that the layers point into
   std::mutex mutex_;
   Spaces<float> floats_;

@@ -69,12 +69,18 @@ struct Bf16Sums : PlainSums {
 
 struct Bf16 : Bf16Sums, Whole {};
 
-// float32 as the sum of two bfloat16, the nearest and what that leaves: 16 bits of the 24, and as many exponents. In
-// memory the nearest of 32 inputs lie before their rests, of x as of weights. Rest by rest is left out of the products,
-// being smaller than what is lost anyway (float32_matmul_precision "high" in torch's terms).
+// float32 as the sum of two bfloat16, the nearest and what that leaves: 16 bits of the 24. In memory the nearest of 32
+// inputs lie before their rests, of x as of weights. Rest by rest is left out of the products, being smaller than what
+// is lost anyway (float32_matmul_precision "high" in torch's terms).
 struct Halves : Bf16Sums {
   static constexpr bool HALVES = true;
 };
+
+// Which of them meet, 0 the nearest and 1 the rests; those of the same weights in turn.
+struct Meeting {
+  int x, weights;
+};
+constexpr Meeting MEETINGS[] = {{0, 1}, {0, 0}, {1, 0}};
 
 struct Int8 : Whole {
   using Lane = int32_t;
@@ -128,6 +134,11 @@ struct Int8 : Whole {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));
   }
 #endif
+};
+
+// What a block has fetched of the panels after its own, a line's part with every group, while it multiplies.
+struct Fetching {
+  int64_t begin, step;  // bytes
 };
 
 }  // namespace slimpajama

@@ -3,6 +3,7 @@
 // Packed weights are [N / 16][K / g][16][g], g = 2 bfloat16 or 4 int8 inputs: 32 bits of each of 16 outputs side by
 // side, which one instruction multiplies by the 32 bits of x they all meet. 16 such lines, one below the other, are
 // also what AMX takes for a tile. N is padded to 32 (a pair of panels), K to 64 bytes (a tile's width), with zeros.
+// Float32 is packed whole (g = 1), or in halves (`kinds.h`).
 #pragma once
 
 #include <optional>

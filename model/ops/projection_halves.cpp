@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t INPUTS = 2 * TILE_GROUPS;  // whose nearest fill a line of a row, and whose rests the next
 
-// weight [N, K], K a multiple of 32; returns [N / 16, K / 32, 2, 16, 16, 2], N padded.
+// weight [N, K], K a multiple of 32; returns [N / 16, K, 16, 2], N padded: as of 2 K numbers, those of `split_row`.
 Tensor pack_halves(const Tensor& weight) {
   TORCH_CHECK(weight.scalar_type() == at::kFloat && weight.dim() == 2 && weight.size(1) % INPUTS == 0,
               "weight is a float32 matrix [N, K], K a multiple of ", INPUTS);

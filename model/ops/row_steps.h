@@ -89,7 +89,7 @@ VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* 
 
 // --- halves of float32 (`kinds.h`)
 
-// Of `each` numbers, a multiple of 16, first the nearest bfloat16 and then what those leave; of what is infinite NaN.
+// Of `each` numbers, a multiple of 16, first the nearest bfloat16 and then what those leave: NaN where one is infinite.
 VECTORS inline void split(const float* x, int64_t k, int64_t each, bf16* out) {
   for (int64_t begin = 0; begin < k; begin += each, out += 2 * each)
     for (int64_t i = 0; i < each; i += 16) {

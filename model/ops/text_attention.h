@@ -1,7 +1,7 @@
 // Attention of one head over one text, every token to every token (arXiv 1706.03762).
 //
-// On lanes keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products make
-// the scores, QUERIES rows at a time, and the results. AVX-512 and AMX have a way of their own (`text_vectors.h`).
+// On lanes keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products
+// make the scores, QUERIES rows at a time, and the results. AVX-512 and AMX have a way of their own (`text_vectors.h`).
 //
 // Legend: L tokens of the text, D head size, a multiple of 32.
 #pragma once
@@ -111,7 +111,7 @@ class TextAttention {
   void softmax(float* scores, int64_t len, Value* out) const {
     const int64_t padded_len = padded(len, LEAST);
     std::fill(scores + len, scores + padded_len, -std::numeric_limits<float>::infinity());
-    FASTEST(softmax<Value>)(scores, padded(len, PANEL), padded_len, scale_, out);
+    lanes::softmax(scores, padded(len, PANEL), padded_len, scale_, out);
   }
 
   int64_t size_, width_;

@@ -1,5 +1,5 @@
-// Attention of one head over one text on AVX-512 and AMX, sixteen queries at a time: each is a lane of every register, so
-// that its softmax is no sum across lanes.
+// Attention of one head over one text on AVX-512 and AMX, sixteen queries at a time: each is a lane of every register,
+// so that its softmax is no sum across lanes.
 //
 // scores [keys, 16] = keys [keys, D] by queries [D, 16], and found [D, 16] = values^T [D, keys] by weights [keys, 16].
 // What stands on the left is read as rows, keys where they lie, and values too where they are float32; what stands on
@@ -106,11 +106,9 @@ class TextVectors {
       const Value* query = head.query + first * head.stride;
       for (int64_t i = 0; i < size_; i += 16 * EACH)
         transpose(bytes(query + i), head.stride * BYTES, count, &queries_[i / EACH]);
-      if (on_tiles_) score_tiles(head, keys);
-      else multiply_rows({bytes(head.key), head.stride * BYTES, 4}, head.len, queries_.data(), size_ / EACH, scores_.data());
+      score(head, keys);
       const __m512 inverse = weigh(head.len, keys);
-      if (on_tiles_) add_up_tiles(steps);
-      else multiply_rows(values_of(head), size_, weights_.data(), (head.len + EACH - 1) / EACH, found_.data());
+      add_up(head, steps);
       for (int64_t i = 0; i < size_; i += 16)
         write(&found_[i], inverse, count, out + first * out_stride + i, out_stride);
     }
@@ -123,6 +121,20 @@ class TextVectors {
 
   static const uint8_t* bytes(const Value* values) { return reinterpret_cast<const uint8_t*>(values); }
 
+  // All keys' scores.
+  AVX512 void score(const Head<Value>& head, int64_t keys) {
+    if constexpr (NARROW)
+      if (on_tiles_) return score_tiles(head, keys);
+    multiply_rows({bytes(head.key), head.stride * BYTES, 4}, head.len, queries_.data(), size_ / EACH, scores_.data());
+  }
+
+  // All values by their keys' weights.
+  AVX512 void add_up(const Head<Value>& head, int64_t steps) {
+    if constexpr (NARROW)
+      if (on_tiles_) return add_up_tiles(steps);
+    multiply_rows(values_of(head), size_, weights_.data(), (head.len + EACH - 1) / EACH, found_.data());
+  }
+
   // --- on vectors
 
   // Rows `stride` bytes apart, of 32 bits every `step` bytes.
@@ -132,11 +144,11 @@ class TextVectors {
   };
 
   template <int ROWS>
-  AVX512 INLINE static void multiply_some(Grid rows, const Line* columns, int64_t count, Line* sums) {
+  AVX512 INLINE static void multiply_some(Grid rows, const Line* columns, int64_t groups, Line* sums) {
     __m512 own[ROWS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) own[i] = avx512::zeros();
-    for (int64_t g = 0; g < count; ++g) {
+    for (int64_t g = 0; g < groups; ++g) {
       const __m512i column = _mm512_load_si512(columns[g].bytes);
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
@@ -228,7 +240,7 @@ class TextVectors {
 
   // --- on either
 
-  // The scores' powers as weights, which are yet to be multiplied by what is returned; zeros beyond the last key.
+  // The scores' powers as weights, which are yet to be multiplied by what is returned; for tiles zeros beyond the keys.
   AVX512 __m512 weigh(int64_t len, int64_t keys) {
     __m512 top = floats_of(scores_[0]);
     for (int64_t j = 1; j < len; ++j) top = avx512::greater(top, floats_of(scores_[j]));
@@ -256,8 +268,9 @@ class TextVectors {
         if (j + 1 < len) odd = odd + power(j + 1);
       }
     }
-    for (int64_t line = (len + EACH - 1) / EACH; line < keys / EACH; ++line)
-      _mm512_store_si512(weights_[line].bytes, _mm512_setzero_si512());
+    if (on_tiles_)
+      for (int64_t line = padded(len, EACH) / EACH; line < keys / EACH; ++line)
+        _mm512_store_si512(weights_[line].bytes, _mm512_setzero_si512());
     return avx512::all(1.0f) / (even + odd);
   }
 

@@ -100,6 +100,19 @@ def test_heads_and_lengths_about_what_tiles_hold_agree(head_size: int, numbers: 
         assert relative_error([states], model, [ids]) < WIDE_ERRORS[numbers]
 
 
+@pytest.mark.parametrize("inner", [384, 2208])
+def test_wide_layers_agree_in_any_company(inner: int, numbers: str, make_model: MakeModel) -> None:
+    """Rows of such a width don't fit the first cache, and in halves the inner ones are multiplied in parts."""
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": inner}
+    folder, model = make_model("bert", **sizes, max_position_embeddings=256)
+    runner = compiled_runner(folder, numbers)
+    texts = [[5 + i * 7 % 80 for i in range(length)] for length in (150, 33, 1, 8, 9, 24, 25)]
+    found = encode(runner, texts)
+    assert relative_error(found, model, texts) < 3 * WIDE_ERRORS[numbers]  # the wider, the more
+    for states, ids in zip(found, texts, strict=True):
+        assert_array_equal(states, encode(runner, [ids])[0])
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """torch.set_num_threads, for the length of the test."""
@@ -162,6 +175,18 @@ def test_a_compiled_encoder_is_what_a_checkpoint_is_loaded_as(make_model: MakeMo
     for dtype in (torch.float32, torch.bfloat16):
         assert isinstance(load_encode_network(folder, dtype=dtype).network, CompiledEncoder)
     assert isinstance(load_encode_network(folder, dtype=torch.float16).network, Encoder)
+
+
+def test_float32_is_halved_only_where_that_is_faster_and_may_be(
+    make_model: MakeModel, texts: list[list[int]], instructions: str
+) -> None:
+    folder, _ = make_model("bert", **SIZES)
+    exact, free = (
+        encode(EncoderRunner(load_encode_network(folder, exact=exact), CpuAttention()), texts)
+        for exact in (True, False)
+    )
+    same = all(np.array_equal(one, other) for one, other in zip(exact, free, strict=True))
+    assert same == (instructions != "amx")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,9 +36,11 @@ def reference() -> dict[str, Any]:
 class Embedder:
     """The checkpoint's tokenizer and runner."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None = None, quantization: Quantization = "none") -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype | None = None, quantization: Quantization = "none", *, exact: bool = True
+    ) -> None:
         self.tokenizer = Tokenizer.load(folder)
-        network = load_encode_network(folder, dtype=dtype, quantization=quantization)
+        network = load_encode_network(folder, dtype=dtype, quantization=quantization, exact=exact)
         self.runner = EncoderRunner(network, CpuAttention())
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
@@ -54,9 +56,9 @@ def folder() -> Path:
     return Path(PACKAGE.origin).parent / "model"
 
 
-@pytest.fixture(scope="module")
-def embed(folder: Path) -> Embedder:
-    return Embedder(folder)
+@pytest.fixture(scope="module", params=[True, False], ids=["exact", "as fast as it goes"])
+def embed(request: pytest.FixtureRequest, folder: Path) -> Embedder:
+    return Embedder(folder, exact=request.param)
 
 
 def test_published_similarities_to_four_decimals(embed: Embedder, reference: dict[str, Any]) -> None:
