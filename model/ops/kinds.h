@@ -136,9 +136,4 @@ struct Int8 : Whole {
 #endif
 };
 
-// What a block has fetched of the panels after its own, a line's part with every group, while it multiplies.
-struct Fetching {
-  int64_t begin, step;  // bytes
-};
-
 }  // namespace slimpajama

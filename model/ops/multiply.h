@@ -76,13 +76,10 @@ AVX512 void rows_avx512(const Rows& x, const Weights& w, const Output& out, int6
   int64_t row = 0;
   // A low block waits for its own sums: two of medium height are better than a high one and a low one.
   const int64_t high = x.m % TALL == 0 || x.m % TALL > 2 || x.m < 2 * HALF ? x.m : x.m - 2 * HALF;
-  // The first blocks share the fetching of the next panels; to one block alone the processor's own comes early enough.
   int64_t block = 0;
-  const int64_t sharing = std::clamp<int64_t>((x.m + TALL - 1) / TALL, 1, 4);
-  const auto ahead = [&] {
-    const Fetching own{block * x.groups * LINE / sharing, LINE / sharing};
-    return sharing > 1 && block++ < sharing ? own : Fetching{};
-  };
+  const int64_t blocks = (x.m + TALL - 1) / TALL;
+  // To one block alone what the processor fetches by itself comes early enough.
+  const auto ahead = [&] { return blocks > 1 ? Fetching::share_of(block++, blocks, x.groups) : Fetching{}; };
   for (; row + TALL <= high; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, ahead(), row, pair);
   for (; row + HALF <= x.m; row += HALF) block_avx512<Kind, HALF, PAIRS>(x, w, out, ahead(), row, pair);
   last_rows_avx512<Kind, HALF - 1, PAIRS>(x, w, out, ahead(), row, pair);

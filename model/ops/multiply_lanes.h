@@ -85,11 +85,10 @@ LANES void multiply_opened(const Rows& x, OpenedRows rows, const Weights& w, con
   constexpr int64_t HIGH = std::size(OF_HEIGHT);
   const int64_t blocks = (count + HIGH - 1) / HIGH;
   const int64_t together = blocks == 1 ? end - begin : 1;  // a panel stays in the cache until all rows have met it
-  const int64_t sharing = std::min<int64_t>(blocks, 4);
   for (int64_t panel = begin; panel < end; panel += together)
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = count * block / blocks, height = count * (block + 1) / blocks - row;
-      const Fetching ahead = block < sharing ? Fetching{block * x.groups * LINE / sharing, LINE / sharing} : Fetching{};
+      const auto ahead = Fetching::share_of(block, blocks, x.groups);
       OF_HEIGHT[height - 1](x, {rows.values + row * rows.stride, rows.stride}, ahead, w, out, first + row, panel,
                             panel + together);
     }

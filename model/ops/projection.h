@@ -26,6 +26,17 @@ struct Weights {
   const uint8_t* panel(int64_t index) const { return values + index * groups * LINE; }
 };
 
+// What a block of rows has fetched of the panels after its own, a line's part with every group, while it multiplies.
+struct Fetching {
+  int64_t begin, step;  // bytes
+
+  // The share of one of several blocks that go through `groups`: the first few do it all.
+  static Fetching share_of(int64_t block, int64_t blocks, int64_t groups) {
+    const int64_t sharing = std::min<int64_t>(blocks, 4);
+    return block < sharing ? Fetching{block * groups * LINE / sharing, LINE / sharing} : Fetching{};
+  }
+};
+
 struct Rows {
   const uint8_t* values;
   int64_t m, groups;

@@ -244,28 +244,22 @@ class TextVectors {
   AVX512 __m512 weigh(int64_t len, int64_t keys) {
     __m512 top = floats_of(scores_[0]);
     for (int64_t j = 1; j < len; ++j) top = avx512::greater(top, floats_of(scores_[j]));
+    const __m512 factor = avx512::all(NARROW ? scale_ * LOG2_E : scale_), base = -top * factor;
+    const auto power = [&](int64_t j) AVX512 {
+      if (j >= len) return avx512::zeros();
+      if constexpr (NARROW) return avx512::exp2_of(avx512::fma(floats_of(scores_[j]), factor, base));
+      else return avx512::exp_of((floats_of(scores_[j]) - top) * factor);
+    };
     __m512 even = avx512::zeros(), odd = avx512::zeros();
-    if constexpr (NARROW) {
-      const __m512 factor = avx512::all(scale_ * LOG2_E), base = -top * factor;
-      const auto power = [&](int64_t j) AVX512 {
-        return j < len ? avx512::exp2_of(avx512::fma(floats_of(scores_[j]), factor, base)) : avx512::zeros();
-      };
-      for (int64_t j = 0; j < len; j += 2) {
-        const __m512 a = power(j), b = power(j + 1);
-        even = even + a;
-        odd = odd + b;
+    for (int64_t j = 0; j < len; j += 2) {
+      const __m512 a = power(j), b = power(j + 1);
+      even = even + a;
+      odd = odd + b;
+      if constexpr (NARROW) {
         _mm512_store_si512(weights_[j / 2].bytes, rounded_pairs(a, b));
-      }
-    } else {
-      const __m512 factor = avx512::all(scale_);
-      const auto power = [&](int64_t j) AVX512 {
-        const __m512 found = avx512::exp_of((floats_of(scores_[j]) - top) * factor);
-        _mm512_store_ps(weights_[j].bytes, found);
-        return found;
-      };
-      for (int64_t j = 0; j < len; j += 2) {
-        even = even + power(j);
-        if (j + 1 < len) odd = odd + power(j + 1);
+      } else {
+        _mm512_store_ps(weights_[j].bytes, a);
+        _mm512_store_ps(weights_[j + 1].bytes, b);
       }
     }
     if (on_tiles_)
