@@ -11,6 +11,8 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <deque>
+
 #include "crew.h"
 #include "text_attention.h"
 
@@ -193,16 +195,15 @@ std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threa
   return chunks;
 }
 
-// Whether threads that take chunks in this order are all busy most of the time.
-bool are_even(const std::vector<Chunk>& chunks, int64_t threads) {
-  std::vector<int64_t> busy(threads);
-  int64_t total = 0;
-  for (const Chunk& chunk : chunks) {
-    *std::min_element(busy.begin(), busy.end()) += chunk.num_tokens;
-    total += chunk.num_tokens;
-  }
-  return *std::max_element(busy.begin(), busy.end()) * threads * 5 <= total * 6;
-}
+// A chunk in the hands of whoever took it, and of those who join because no chunk is left for them.
+struct Turn {
+  Turn(Chunk chunk, int64_t steps, int64_t threads) : chunk(chunk), steps(steps, threads) {}
+
+  Chunk chunk;
+  Steps steps;
+  std::atomic<int64_t> space{-1};  // where it is worked on, once it is taken
+  std::atomic<bool> over{false};
+};
 
 class EncoderLayers : public torch::CustomClassHolder {
  public:
@@ -280,35 +281,39 @@ class EncoderLayers : public torch::CustomClassHolder {
     const auto* starts = starts_tensor.const_data_ptr<int32_t>();
     const int64_t texts = starts_tensor.size(0) - 1;
     const int64_t threads = at::get_num_threads();
-    auto chunks = chunks_of(starts, texts, threads);
-    const bool together = !are_even(chunks, threads);
-    if (together) chunks = {{0, texts, starts[texts] - starts[0]}};
-    make_space(kept, chunks, starts, together ? 1 : threads, threads);
-    if (together) {
-      Steps steps(static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS, threads);
-      Crew::get().run(threads, [&](int64_t rank) {
-        const Member member(steps, rank);
-        Pass(sizes_, member, kept.spaces[0], kept.attentions[rank], starts, chunks[0], hidden).run(layers_);
-      });
-      return;
-    }
-    std::atomic<int64_t> next{0};
+    const int64_t steps = static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
+    std::deque<Turn> turns;
+    for (const Chunk& chunk : chunks_of(starts, texts, threads)) turns.emplace_back(chunk, steps, threads);
+    make_space(kept, turns, starts, threads);
+    std::atomic<size_t> next{0};
     Crew::get().run(threads, [&](int64_t rank) {
-      const auto count = static_cast<int64_t>(chunks.size());
-      for (int64_t index = next++; index < count; index = next++)
-        Pass(sizes_, {}, kept.spaces[rank], kept.attentions[rank], starts, chunks[index], hidden).run(layers_);
+      const auto work_on = [&](Turn& turn) {
+        const Member member(turn.steps, rank);
+        Pass(sizes_, member, kept.spaces[turn.space], kept.attentions[rank], starts, turn.chunk, hidden).run(layers_);
+      };
+      for (size_t index = next++; index < turns.size(); index = next++) {
+        turns[index].space = static_cast<int64_t>(turns.size()) < threads ? static_cast<int64_t>(index) : rank;
+        work_on(turns[index]);
+        turns[index].over = true;
+      }
+      for (Turn& turn : turns) {
+        if (turn.over) continue;
+        for (Patience patience; turn.space < 0;) patience.wait();
+        work_on(turn);
+      }
     });
   }
 
   template <typename Value>
-  void make_space(Spaces<Value>& kept, const std::vector<Chunk>& chunks, const int32_t* starts, int64_t spaces,
-                  int64_t threads) {
+  void make_space(Spaces<Value>& kept, const std::deque<Turn>& turns, const int32_t* starts, int64_t threads) {
     int64_t rows = 0, longest = 0;
-    for (const Chunk& chunk : chunks) {
+    for (const Turn& turn : turns) {
+      const Chunk& chunk = turn.chunk;
       rows = std::max(rows, chunk.num_tokens);
       for (int64_t text = chunk.first_text; text < chunk.last_text; ++text)
         longest = std::max<int64_t>(longest, starts[text + 1] - starts[text]);
     }
+    const int64_t spaces = std::min(threads, static_cast<int64_t>(turns.size()));
     if (static_cast<int64_t>(kept.spaces.size()) < spaces) kept.spaces.resize(spaces);
     for (int64_t i = 0; i < spaces; ++i) kept.spaces[i].grow(rows, sizes_);
     const int64_t size = sizes_.hidden / sizes_.heads;
