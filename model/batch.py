@@ -68,6 +68,18 @@ class SamplingParams:
         """The index of the first prompt token with a log-probability: the very first token has none."""
         return max(1, self.prompt_logprobs_start)
 
+    @property
+    def reads_outputs(self) -> bool:
+        """Whether choosing a token takes the values of those before it, and not only their number."""
+        return (
+            self.grammar is not None
+            or self.no_repeat_ngram_size > 0
+            or any(len(ids) > 1 for ids in self.banned_sequences)
+            or self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -106,6 +118,8 @@ class Row:
     encode: bool = False
     fed: bool = False
     """Its one token is what the step before this one samples for the sequence; `token_ids` holds a place for it."""
+    num_drafted: int = 0
+    """How many of `token_ids`, the last ones, are guesses at what follows the known one; each has a token sampled."""
 
 
 @dataclass(slots=True)
@@ -134,6 +148,8 @@ class RowOutput:
     grammar_finished: bool = False
     """The grammar allows nothing further: the sequence is complete."""
     error: str | None = None
+    following: "list[RowOutput]" = field(default_factory=list)
+    """What was sampled behind drafted tokens that `token_id`, and those before each, have turned out to be."""
 
 
 @dataclass(slots=True)

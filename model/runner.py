@@ -10,6 +10,7 @@ the others. Knows neither requests nor blocks' owners nor text. Runs in the work
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
-from model.batch import Batch, Row, RowOutput, SamplingParams, StepOutput, TokenLogprobs
+from model.batch import Batch, Row, RowOutput, StepOutput, TokenLogprobs
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.cuda_graphs import DecodeGraphs
 from model.decoder import Decoder
@@ -97,13 +98,13 @@ class Runner:
         step = LaunchedStep(rows, errors, places, {}, started)
         if places:
             if logits is None:
-                ends = inputs.row_ends[places]
+                ends = _sampled_ends(inputs.row_ends, rows, places)
                 picked = hidden if len(ends) == len(hidden) else hidden.index_select(0, on_device(ends, self.device))
                 logits = self.network.logits(picked)
             elif len(places) < len(logits):
                 logits = logits.index_select(0, on_device(np.array(places, np.int64), self.device))
             step.logits = logits
-            if not any(row.fed and reads_outputs(row.sampling) for row in rows):
+            if not any(row.fed and row.sampling.reads_outputs for row in rows):
                 # The device computes while the grammars' masks are worked out here.
                 self._sample(step, unseen=1)
         step.prompt_logprobs = self._score_prompts(rows, inputs, hidden)
@@ -123,6 +124,8 @@ class Runner:
             rows = [rows[place] for place in step.sampled_places]
         num_outputs = np.fromiter((len(row.output_ids) + unseen * row.fed for row in rows), np.int64, len(rows))
         masks = self._masks(step.rows, step.sampled_places, step.errors)
+        if any(row.num_drafted for row in rows):
+            rows, num_outputs, masks = _behind_drafts(rows, num_outputs, masks)
         step.sampled = self._sampler.launch(step.logits, rows, masks, num_outputs)
         step.logits = None
         self._tokens = step.sampled.tokens
@@ -134,8 +137,13 @@ class Runner:
         outputs = [RowOutput(row.sequence_id) for row in step.rows]
         assert step.logits is None, "a step that is not sampled yet"
         if step.sampled is not None:
-            for place, output in zip(step.sampled_places, self._sampler.collect(step.sampled), strict=True):
-                outputs[place] = output
+            sampled = iter(self._sampler.collect(step.sampled))
+            for place in step.sampled_places:
+                row = step.rows[place]
+                outputs[place] = next(sampled)
+                if row.num_drafted:
+                    behind = list(islice(sampled, row.num_drafted))
+                    outputs[place].following = _confirmed(outputs[place], row.token_ids[-row.num_drafted :], behind)
         for place, scores in step.prompt_logprobs.items():
             outputs[place].prompt_logprobs = scores
         for place in step.sampled_places:
@@ -255,16 +263,37 @@ class Runner:
         output.grammar_finished = matcher.finished
 
 
-def reads_outputs(sampling: SamplingParams) -> bool:
-    """Whether choosing a token takes the values of those before it, and not only their number."""
-    return (
-        sampling.grammar is not None
-        or sampling.no_repeat_ngram_size > 0
-        or any(len(ids) > 1 for ids in sampling.banned_sequences)
-        or sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    )
+def _sampled_ends(row_ends: NDArray[np.int64], rows: Sequence[Row], places: list[int]) -> NDArray[np.int64]:
+    """Where in the step the tokens lie behind which one is sampled: the last known ones, each before its drafts."""
+    ends = row_ends[places]
+    counts = np.array([rows[place].num_drafted for place in places])
+    if not counts.any():
+        return ends
+    return np.concatenate([np.arange(end - count, end + 1) for end, count in zip(ends, counts, strict=True)])
+
+
+def _behind_drafts(
+    rows: Sequence[Row], num_outputs: NDArray[np.int64], masks: Masks | None
+) -> tuple[list[Row], NDArray[np.int64], Masks | None]:
+    """Each row once more for each of its drafts, with so many outputs more; the masks stay with their rows."""
+    counts = np.array([1 + row.num_drafted for row in rows])
+    firsts = counts.cumsum() - counts
+    repeated = np.repeat(np.arange(len(rows)), counts)
+    nth = np.arange(len(repeated)) - firsts[repeated]
+    if masks is not None:
+        masks = Masks(firsts[masks.rows].tolist(), masks.bits)
+    return [rows[place] for place in repeated.tolist()], num_outputs[repeated] + nth, masks
+
+
+def _confirmed(first: RowOutput, drafted: list[int], behind: list[RowOutput]) -> list[RowOutput]:
+    """Of what was sampled behind each drafted token: as much as follows from what was sampled before it."""
+    kept, previous = [], first
+    for guess, output in zip(drafted, behind, strict=True):
+        if previous.token_id != guess or output.error is not None:
+            break
+        kept.append(output)
+        previous = output
+    return kept
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -92,6 +92,8 @@ class ModelMetrics:
     weight_bytes: Gauge
     kv_cache_bytes: Gauge
     preemptions: Counter
+    draft_tokens: Counter
+    accepted_draft_tokens: Counter
     step_seconds: Histogram
     forward_seconds: Histogram
     step_tokens: Histogram
@@ -106,13 +108,26 @@ class ModelMetrics:
         self.weight_bytes.set(weight_bytes)
         self.kv_cache_bytes.set(kv_cache_bytes)
 
-    def step(self, *, seconds: float, forward_seconds: float, tokens: int, sequences: int, preempted: int = 0) -> None:
+    def step(
+        self,
+        *,
+        seconds: float,
+        forward_seconds: float,
+        tokens: int,
+        sequences: int,
+        preempted: int = 0,
+        drafted: int = 0,
+        accepted: int = 0,
+    ) -> None:
         self.step_seconds.observe(seconds)
         self.forward_seconds.observe(forward_seconds)
         self.step_tokens.observe(tokens)
         self.step_sequences.observe(sequences)
         if preempted:
             self.preemptions.inc(preempted)
+        if drafted:
+            self.draft_tokens.inc(drafted)
+            self.accepted_draft_tokens.inc(accepted)
 
 
 class Metrics:
@@ -240,6 +255,10 @@ class Metrics:
         self._weight_bytes = self._gauge("weight_bytes", "Memory of the weights.", _MODEL)
         self._kv_cache_bytes = self._gauge("kv_cache_bytes", "Memory of all KV blocks, in use or not.", _MODEL)
         self._preemptions = self._counter("preemptions", "Sequences put back to waiting to free KV blocks.", _MODEL)
+        self._draft_tokens = self._counter("draft_tokens", "Tokens guessed and checked in a step.", _MODEL)
+        self._accepted_draft_tokens = self._counter(
+            "accepted_draft_tokens", "Tokens guessed that turned out to be right.", _MODEL
+        )
         self._step_seconds = self._histogram("step_seconds", "Duration of one step of the worker.", _MODEL)
         self._forward_seconds = self._histogram(
             "forward_seconds", "The part of a step that the network and the sampler take.", _MODEL
@@ -281,6 +300,8 @@ class Metrics:
             weight_bytes=self._weight_bytes.labels(*key),
             kv_cache_bytes=self._kv_cache_bytes.labels(*key),
             preemptions=self._preemptions.labels(*key),
+            draft_tokens=self._draft_tokens.labels(*key),
+            accepted_draft_tokens=self._accepted_draft_tokens.labels(*key),
             step_seconds=self._step_seconds.labels(*key),
             forward_seconds=self._forward_seconds.labels(*key),
             step_tokens=self._step_tokens.labels(*key),

@@ -103,6 +103,13 @@ class Settings(BaseSettings):
     max_step_stretch: float = _setting(
         "Worker", 2.2, "on CPUs, how many times as long a decoding step may take for the prompts in it", ge=1
     )
+    speculative_tokens: int = _setting(
+        "Worker",
+        0,
+        "on CPUs, how many next tokens to guess from a request's own text and check in one step",
+        ge=0,
+        le=32,
+    )
     prefix_caching: bool = _setting("Worker", True, "share the KV blocks of equal beginnings")
     deterministic: bool = _setting("Worker", False, "bitwise the same answer alone and in a crowd (slower; on CPUs)")
     overlap: Literal["auto", "on", "off"] = _setting(
@@ -174,6 +181,8 @@ class Settings(BaseSettings):
             raise ValueError("no_auth and api_keys_file contradict each other: drop one")
         if self.overlap == "on" and self.tensor_parallel_size > 1:
             raise ValueError("overlap is not to be had with tensor_parallel_size above 1: leave it at auto")
+        if self.overlap == "on" and self.speculative_tokens:
+            raise ValueError("overlap is not to be had with speculative_tokens: leave it at auto")
         seen: set[tuple[str, str | None]] = set()
         for source in self.model:
             if (source.name, source.version) in seen:

@@ -1,7 +1,8 @@
 """`python -m service.bench.costs`: what the service itself costs, apart from the network's arithmetic.
 
 Seconds from process start to ready and memory, on the shipped checkpoints; throughput with `--deterministic`; a step's
-own time as contexts grow; 1, 2 and 4 loaded checkpoints. A tool for Linux; nothing of the service imports it.
+own time as contexts grow; what guessed tokens give and cost; 1, 2 and 4 loaded checkpoints. A tool for Linux; nothing
+of the service imports it.
 """
 
 import argparse
@@ -76,20 +77,47 @@ def children(pid: int) -> list[int]:
 
 
 def determinism(options: argparse.Namespace) -> list[str]:
-    """Both settings loaded at once, measured in turn."""
     folder = str(make_checkpoint(options.shape, options.folder))
+    ids = f"1:{SHAPES[options.shape]['vocab_size']}"
+    found = ratios(folder, ("--deterministic",), (1, 16), options.rounds, "--token-ids", ids)
+    return [
+        f"| `--deterministic`, {streams} streams | {ratio:.0%} of the throughput without |" for streams, ratio in found
+    ]
+
+
+def speculation(options: argparse.Namespace) -> list[str]:
+    """Where a text repeats itself, as the greedy ones of random weights do, and where it hardly does."""
+    setting = ("--speculative-tokens", "8")
+    folder = str(make_checkpoint(options.shape, options.folder))
+    ids = f"1:{SHAPES[options.shape]['vocab_size']}"
     lines = []
-    with serving("--model", folder) as (plain, _), serving("--model", folder, "--deterministic") as (fixed, _):
-        for streams in (1, 16):
-            rates: dict[str, list[float]] = {plain: [], fixed: []}
-            for _ in range(options.rounds):
-                for url, found in rates.items():
-                    count = str(max(4, 2 * streams))
-                    (figures,) = bench(url, options.shape, "--concurrency", str(streams), "--requests", count)
-                    found.append(figures.output_tokens_per_second)
-            ratio = statistics.median(rates[fixed]) / statistics.median(rates[plain])
-            lines.append(f"| `--deterministic`, {streams} streams | {ratio:.0%} of the throughput without |")
+    for text, model, work in (
+        ("a text that soon repeats itself", folder, ("--token-ids", ids, "--output-tokens", "256")),
+        ("prose of the shipped language model", SHIPPED[1], ("--prompts", str(ROOT / "README.md"))),
+    ):
+        for streams, ratio in ratios(model, setting, (1, 4, 16), options.rounds, *work):
+            lines.append(
+                f"| `{' '.join(setting)}`, {text}, {streams} streams | {ratio:.2f} times the throughput without |"
+            )
     return lines
+
+
+def ratios(
+    folder: str, setting: tuple[str, ...], streams: tuple[int, ...], rounds: int, *work: str
+) -> list[tuple[int, float]]:
+    """The throughput with a setting over that without, by the number of streams; both loaded at once, measured in
+    turn."""
+    found = []
+    with serving("--model", folder) as (plain, _), serving("--model", folder, *setting) as (changed, _):
+        for count in streams:
+            rates: dict[str, list[float]] = {plain: [], changed: []}
+            load = ("--concurrency", str(count), "--requests", str(max(4, 2 * count)))
+            for _ in range(rounds):
+                for url, rate in rates.items():
+                    (figures,) = uvloop.run(measure(make_parser().parse_args(["--url", url, *load, *work])))
+                    rate.append(figures.output_tokens_per_second)
+            found.append((count, statistics.median(rates[changed]) / statistics.median(rates[plain])))
+    return found
 
 
 def contexts(options: argparse.Namespace) -> list[str]:
@@ -150,6 +178,7 @@ async def _all(url: str, shape: str, count: int) -> list[float]:
 PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "start": start_and_memory,
     "deterministic": determinism,
+    "speculative": speculation,
     "contexts": contexts,
     "loaded": loaded,
 }

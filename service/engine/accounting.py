@@ -76,6 +76,8 @@ class Accounting:
                 tokens=stats.step_tokens,
                 sequences=stats.step_sequences,
                 preempted=stats.num_preempted,
+                drafted=stats.num_drafted,
+                accepted=stats.num_confirmed,
             )
 
     def model_loaded(self, model: LoadedModel) -> None:

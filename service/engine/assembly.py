@@ -117,6 +117,7 @@ def _worker_config(settings: Settings) -> WorkerConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         max_step_stretch=settings.max_step_stretch,
+        speculative_tokens=settings.speculative_tokens,
         kv_cache_fraction=settings.kv_cache_fraction,
         grammar_timeout_seconds=settings.grammar_timeout,
         prefix_caching=settings.prefix_caching,

@@ -219,4 +219,6 @@ class GenerationLane:
             step_seconds=seconds,
             forward_seconds=self._runner.forward_seconds if landed is not None else 0.0,
             num_preempted=self._scheduler.num_preempted,
+            num_drafted=sum([row.num_drafted for row in landed.rows]) if landed is not None else 0,
+            num_confirmed=self._scheduler.num_confirmed if landed is not None else 0,
         )

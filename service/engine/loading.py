@@ -78,6 +78,8 @@ def load_lane(
             network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
         if config.deterministic:
             _check_deterministic(network, dtype, device)
+        if config.speculative_tokens and device.type != "cpu":
+            raise CheckpointError("speculative_tokens needs a CPU: on GPUs it would keep steps out of captured graphs")
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,
@@ -224,6 +226,7 @@ def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: 
         max_sequences=config.max_sequences,
         max_model_len=description.context_length,
         max_step_stretch=config.max_step_stretch if by_time else None,
+        speculative_tokens=config.speculative_tokens,
     )
     return Scheduler(BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching), limits)
 

@@ -126,6 +126,15 @@ class Placement:
                 branch.block_ids += self.blocks.allocate(1)
         return copies
 
+    def num_tokens_with_room(self, branch: Branch, reserve: int) -> int:
+        """How many of its tokens, known or guessed, there is room for without taking one of `reserve` free blocks."""
+        return (len(branch.block_ids) + max(0, self.blocks.num_free - reserve)) * self.block_size
+
+    def make_room(self, branch: Branch, num_tokens: int) -> None:
+        missing = self.blocks.num_blocks_for(num_tokens) - len(branch.block_ids)
+        if missing > 0:
+            branch.block_ids += self.blocks.allocate(missing)
+
     def fill(self, branch: Branch, start: int, end: int) -> None:
         """Registers the blocks that computing positions start .. end - 1 makes full."""
         if not self.blocks.prefix_caching:

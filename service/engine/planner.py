@@ -13,9 +13,10 @@ from operator import attrgetter
 
 from model.batch import Batch
 from model.block_manager import BlockManager
+from service.engine.drafts import Drafts
 from service.engine.placement import Placement
 from service.engine.rows import RowMaker, Step
-from service.engine.sequence import Phase, Sequence
+from service.engine.sequence import Branch, Phase, Sequence
 from service.engine.step_costs import StepCosts
 from service.engine.trials import Trials
 from service.engine.waiting import WaitingQueue
@@ -25,13 +26,15 @@ from service.engine.waiting import WaitingQueue
 class SchedulerLimits:
     """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step;
     `max_step_stretch`: how many times as long as without prompts, and with all requests decoding, a step may take in
-    which requests decode."""
+    which requests decode; `speculative_tokens`: how many of a request's next tokens may be guessed and checked in one
+    step."""
 
     max_batch_tokens: int
     max_sequences: int
     max_model_len: int
     prefill_chunk: int | None = None
     max_step_stretch: float | None = None
+    speculative_tokens: int = 0
 
 
 MIN_BATCH_TOKENS = 32
@@ -51,6 +54,9 @@ class StepPlanner:
         self._rows = RowMaker(self.placement, limits.prefill_chunk or limits.max_batch_tokens)
         self._costs = StepCosts()
         self._max_step_stretch = limits.max_step_stretch
+        self._speculative_tokens = limits.speculative_tokens
+        self._least_odds: float | None = None
+        """How likely a guess must be right to be worth its computation in the step being made; None: none are made."""
         self._watermark = max(1, self.placement.capacity // 20)
         self._waiting = WaitingQueue()
         self._trials = Trials()
@@ -79,7 +85,7 @@ class StepPlanner:
     def can_look_ahead(self) -> bool:
         """Whether the next step can be made while the results of the last one are still unknown: nobody in it has to
         see them first, and nobody will have to give way, which would lose what is on its way."""
-        if self._trials.active is not None:
+        if self._trials.active is not None or self._speculative_tokens:
             return False
         head = self._waiting.head()
         if head is not None and self.running and head.priority > self.running[-1].priority:
@@ -116,13 +122,17 @@ class StepPlanner:
         return self.step
 
     def _budget(self) -> int:
-        """Tokens of the step at the most: beside requests that decode, no more of prompts than they can bear."""
-        if self._max_step_stretch is None:
+        """Tokens of the step at the most: beside requests that decode, no more of prompts than they can bear. Guesses
+        are made where all decode: beside prompts there is enough to compute."""
+        self._least_odds = None
+        if self._max_step_stretch is None and not self._speculative_tokens:
             return self.max_batch_tokens
         branches = [sequence.branches[0] for sequence in self.running]
         num_decoding = sum(branch.num_computed + 1 == branch.num_tokens for branch in branches)
         has_prompts = num_decoding < len(branches) or self._queue.head() is not None
-        if num_decoding == 0 or not has_prompts:
+        if self._speculative_tokens and not has_prompts and self._trials.active is None:
+            self._least_odds = self._costs.least_odds(num_decoding)
+        if num_decoding == 0 or not has_prompts or self._max_step_stretch is None:
             return self.max_batch_tokens
         num_here = min(len(branches) + len(self._queue), self.max_sequences)
         num_prompt_tokens = self._costs.num_prompt_tokens(num_decoding, num_here, self._max_step_stretch)
@@ -132,11 +142,10 @@ class StepPlanner:
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Learns from what a step took."""
-        if self._max_step_stretch is None:
+        if self._max_step_stretch is None and not self._speculative_tokens:
             return
-        lengths = [len(row.token_ids) for row in batch.rows]
-        num_decoding = lengths.count(1)
-        self._costs.record(num_decoding, sum(lengths) - num_decoding, seconds)
+        num_decoding = sum([1 + row.num_drafted for row in batch.rows if len(row.token_ids) == 1 + row.num_drafted])
+        self._costs.record(num_decoding, sum([len(row.token_ids) for row in batch.rows]) - num_decoding, seconds)
 
     def suspect_running(self, too_many_tokens: int = 0) -> None:
         """The step failed: its requests, and all others that run, are tried apart from each other from now on.
@@ -256,14 +265,32 @@ class StepPlanner:
             return True  # the last token that it may have is on its way
         start = branch.num_computed
         size = self._blocks.block_size
+        decodes = sequence.beam is None and start + 1 == branch.num_tokens
         # The usual case, cheaply: one token more, in a block that it has.
-        if sequence.beam is None and start + 1 == branch.num_tokens and start < len(branch.block_ids) * size:
-            self._rows.add_next(self.step, sequence, branch)
-            return True
-        if not self._make_room(sequence):
+        if not (decodes and start < len(branch.block_ids) * size) and not self._make_room(sequence):
             return False
-        self._rows.add(self.step, sequence, self.step.budget - self.step.reserved)
+        if decodes:
+            self._rows.add_next(self.step, sequence, branch, self._draft(sequence, branch))
+        else:
+            self._rows.add(self.step, sequence, self.step.budget - self.step.reserved)
         return True
+
+    def _draft(self, sequence: Sequence, branch: Branch) -> list[int]:
+        """Guesses at the tokens behind its next one, with the blocks for them; as many as are worth their computation,
+        take no budget from others and leave blocks free."""
+        if self._least_odds is None or sequence.sampling.reads_outputs:
+            return []
+        most = min(
+            self._speculative_tokens,
+            sequence.max_output - len(branch.output_ids) - 1,
+            self.step.budget - self.step.reserved - 1,
+            self.placement.num_tokens_with_room(branch, self._watermark) - branch.num_tokens,
+        )
+        if sequence.drafts is None:
+            sequence.drafts = Drafts([*sequence.encoder_ids, *branch.prompt_ids, *branch.output_ids])
+        drafted = sequence.drafts.draft(most, self._least_odds)
+        self.placement.make_room(branch, branch.num_tokens + len(drafted))
+        return drafted
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Sees to the blocks of its next step, if need be from the least urgent; False if that was itself."""

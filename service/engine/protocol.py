@@ -38,6 +38,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     max_step_stretch: float | None = None
+    speculative_tokens: int = 0
     kv_cache_fraction: float = 0.9
     grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True
@@ -179,6 +180,9 @@ class LaneStats(msgspec.Struct, kw_only=True):
     forward_seconds: float = 0.0
     num_preempted: int = 0
     """Preemptions in this step."""
+    num_drafted: int = 0
+    """Tokens that were guessed, and how many of them were right."""
+    num_confirmed: int = 0
 
 
 class Step(msgspec.Struct, kw_only=True, tag="step"):

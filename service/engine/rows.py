@@ -31,9 +31,14 @@ class RowMaker:
         self._placement = placement
         self._prefill_chunk = prefill_chunk
 
-    def add_next(self, step: Step, sequence: Sequence, branch: Branch) -> None:
-        """Adds one token more, in a block that the branch has."""
+    def add_next(self, step: Step, sequence: Sequence, branch: Branch, drafted: list[int]) -> None:
+        """Adds one token more, and those drafted behind it, in blocks that the branch has."""
         self._add_row(step, sequence, branch, 1)
+        if drafted:
+            row = step.batch.rows[-1]
+            row.token_ids += drafted
+            row.num_drafted = len(drafted)
+            step.budget -= len(drafted)
 
     def add(self, step: Step, sequence: Sequence, available: int) -> None:
         """Adds its rows to the batch, with at most `available` tokens, the source's included."""

@@ -8,7 +8,7 @@ process.
 from collections import deque
 from itertools import count
 
-from model.batch import Batch, FinishReason, RowOutput, StepOutput
+from model.batch import Batch, FinishReason, RowOutput, StepOutput, TokenLogprobs
 from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
 from service.engine.deadlines import Deadlines
@@ -41,6 +41,7 @@ class Scheduler:
         self._beam_rows = count(-1, -1)
         self._in_flight: deque[Step] = deque()
         """Steps made whose results are awaited, the oldest first: one, or two for a moment when looking ahead."""
+        self._num_confirmed = 0
 
     # --- gauges
 
@@ -65,6 +66,11 @@ class Scheduler:
     def num_preempted(self) -> int:
         """Preemptions for want of room in the last step made."""
         return self._planner.step.num_preempted
+
+    @property
+    def num_confirmed(self) -> int:
+        """Drafted tokens that turned out to be right, in the results last taken."""
+        return self._num_confirmed
 
     @property
     def kv_cache_usage(self) -> float:
@@ -182,6 +188,7 @@ class Scheduler:
         if not batch.rows:
             return self.expire(now)
         step = self._in_flight.popleft()
+        self._num_confirmed = 0
         assert batch is step.batch, "results of a step that is not the oldest in flight"
         outputs = {row.sequence_id: row for row in output.rows}
         delivered: list[TokenOutput] = []
@@ -203,7 +210,7 @@ class Scheduler:
             if sequence.beam is not None:
                 beams.setdefault(sequence.request_id, []).append(found)
             else:
-                delivered.append(self._take_token(sequence, found))
+                delivered.append(self._take_tokens(sequence, found, row.num_drafted))
         for request_id, rows in beams.items():
             delivered += self._take_candidates(request_id, rows)
         self._planner.clear_suspects(step)
@@ -251,19 +258,31 @@ class Scheduler:
         num_known = first + len(sequence.prompt_logprobs) - max(start + 1, first)
         sequence.prompt_logprobs += found.prompt_logprobs[num_known:]
 
-    def _take_token(self, sequence: Sequence, found: RowOutput) -> TokenOutput:
+    def _take_tokens(self, sequence: Sequence, found: RowOutput, num_drafted: int) -> TokenOutput:
+        """The token that a step has sampled, and those behind drafts that were right; up to one that ends it."""
         if sequence.max_output == 0:
             return self._finish(sequence, "length")
-        token_id = found.token_id
-        assert token_id is not None
-        sequence.output_ids.append(token_id)
-        reason: FinishReason | None = "stop" if found.grammar_finished else self._finish_reason(sequence)
-        if reason is None:
-            self._placement.fill_late(sequence.branches[0])
+        branch = sequence.branches[0]
+        branch.num_computed += len(found.following)
+        self._num_confirmed += len(found.following)
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        reason: FinishReason | None = None
+        for result in (found, *found.following):
+            assert result.token_id is not None
+            token_ids.append(result.token_id)
+            if result.logprobs is not None:
+                logprobs.append(result.logprobs)
+            sequence.output_ids.append(result.token_id)
+            reason = "stop" if result.grammar_finished else self._finish_reason(sequence)
+            if reason is not None:
+                break
+            self._placement.fill_late(branch)
+        if sequence.drafts is not None:
+            sequence.drafts.learn(token_ids, num_drafted)
         output = self._output(sequence) if reason is None else self._finish(sequence, reason)
-        output.token_ids.append(token_id)
-        if found.logprobs is not None:
-            output.logprobs.append(found.logprobs)
+        output.token_ids += token_ids
+        output.logprobs += logprobs
         return output
 
     def _take_candidates(self, request_id: int, rows: list[RowOutput]) -> list[TokenOutput]:

@@ -9,6 +9,7 @@ from enum import Enum
 
 from model.batch import SamplingParams, TokenLogprobs
 from service.engine.beam_search import BeamSearch
+from service.engine.drafts import Drafts
 from service.engine.protocol import Generate
 
 
@@ -87,6 +88,8 @@ class Sequence:
     num_cached_tokens: int = 0
     started: float | None = None
     delivered: bool = False
+    drafts: Drafts | None = None
+    """Guesses at its next tokens, where they may be made."""
     urgency: tuple[int, float, int] = field(init=False)
     """Sorts the most urgent first: by priority, then first come, first served."""
 

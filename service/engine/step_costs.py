@@ -40,6 +40,19 @@ class StepCosts:
         usual, own = (per_step + per_row * count for count in (num_here, num_decoding))
         return int((stretch * usual - own) / per_prompt_token)
 
+    def least_odds(self, num_decoding: int) -> float:
+        """From which probability of being right a guess at a token is worth its computation beside `num_decoding` rows;
+        0 if costs are not known.
+
+        A guess costs what a row costs; one that is right saves its request a turn, and that is its share of a step.
+
+        Worked example: with 10 ms for a step and 1 ms for each row a turn of one request alone takes 11 ms, and a guess
+        pays from 1 / 11 on; among 10 a turn takes 2 ms for each, and it must be right every second time.
+        """
+        self._fit()
+        _, per_step, per_row = self._costs.tolist()
+        return per_row / (per_step / num_decoding + per_row) if per_row else 0.0
+
     def _fit(self) -> None:
         """Least squares of the relative error, so that a step that was held up weighs little; no cost below zero.
 

@@ -27,6 +27,8 @@ CONTRACT = {
     "prefill_seconds": ("model", "version", "task"),
     "decode_seconds": ("model", "version", "task"),
     "request_seconds": ("model", "version", "task"),
+    "draft_tokens": ("model", "version"),
+    "accepted_draft_tokens": ("model", "version"),
     "step_seconds": ("model", "version"),
     "forward_seconds": ("model", "version"),
     "step_tokens": ("model", "version"),
@@ -68,7 +70,7 @@ def full(metrics):
     lane = metrics.model_metrics(model="tiny", version="1")
     lane.load(waiting=1, running=2, kv_cache_usage=0.5)
     lane.memory(weight_bytes=10, kv_cache_bytes=20)
-    lane.step(seconds=0.01, forward_seconds=0.01, tokens=64, sequences=4, preempted=1)
+    lane.step(seconds=0.01, forward_seconds=0.01, tokens=64, sequences=4, preempted=1, drafted=5, accepted=3)
     return metrics
 
 

@@ -43,8 +43,19 @@ def check_books(engine: EngineClient) -> None:
         {"kv_cache_bytes": 40 * 20480},
         {"overlap": "on"},
         {"overlap": "on", "kv_cache_bytes": 40 * 20480},
+        {"speculative_tokens": 6},
+        {"speculative_tokens": 6, "kv_cache_bytes": 40 * 20480},
     ],
-    ids=["defaults", "chunks-of-7", "no-prefix-cache", "must-preempt", "ahead", "ahead-must-preempt"],
+    ids=[
+        "defaults",
+        "chunks-of-7",
+        "no-prefix-cache",
+        "must-preempt",
+        "ahead",
+        "ahead-must-preempt",
+        "guessed",
+        "guessed-must-preempt",
+    ],
 )
 async def test_greedy_tokens_are_the_references_alone_and_64_at_once_cold_and_warm(
     make_engine: MakeEngine, reference_cases: list[dict[str, Any]], config: dict[str, Any]
@@ -88,6 +99,26 @@ async def test_a_seeded_request_gives_the_same_tokens_alone_in_a_crowd_after_pre
     assert [await read_ids(stream) for stream in crowd][:4] == alone
     assert sample(tight, "slimpajama_preemptions_total") > 0
     check_books(roomy)
+
+
+async def test_guessed_tokens_change_no_answer_alone_in_a_crowd_or_after_a_death(
+    make_engine: MakeEngine, reference_cases: list[dict[str, Any]]
+) -> None:
+    engine = await make_engine(speculative_tokens=8, limits={"restart_budget": 9})
+    repeated = [case["prompt_ids"] + case["new_ids"] + case["prompt_ids"] for case in reference_cases]
+    plain = await make_engine()
+    expected = [await read_ids(submit(plain, ids, max_tokens=60)) for ids in repeated]
+    assert [await read_ids(submit(engine, ids, max_tokens=60)) for ids in repeated] == expected
+    drafted, accepted = (sample(engine, f"slimpajama_{kind}_tokens_total") for kind in ("draft", "accepted_draft"))
+    assert drafted >= accepted > 20
+    streams = [submit(engine, ids, max_tokens=60) for ids in repeated * 4]
+    first = await streams[0].__anext__()
+    assert engine.supervisor.worker_pid is not None
+    os.kill(engine.supervisor.worker_pid, signal.SIGKILL)
+    results = [await read_ids(stream) for stream in streams]
+    assert [first.token_ids + results[0], *results[1:]] == expected * 4
+    assert sample(engine, "slimpajama_requests_replayed_total") > 0
+    check_books(engine)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])
@@ -284,7 +315,7 @@ async def test_deterministic_answers_are_the_same_to_the_bit_alone_in_a_crowd_an
     alone = [await answer(whole, case, seed) for seed, case in enumerate(reference_cases)]
     crowd = await asyncio.gather(*(answer(whole, reference_cases[n % 4], n % 4) for n in range(64)))
     assert crowd == alone * 16
-    for limits in ({"max_batch_tokens": 7}, {"max_step_stretch": 1.0}):
+    for limits in ({"max_batch_tokens": 7}, {"max_step_stretch": 1.0}, {"speculative_tokens": 8}):
         chunked = await make_engine(dtype="bfloat16", deterministic=True, **limits)
         crowd = await asyncio.gather(*(answer(chunked, reference_cases[n % 4], n % 4) for n in range(16)))
         assert crowd == alone * 4

@@ -31,6 +31,13 @@ def warmed(noise: float = 0.0) -> StepCosts:
 
 
 @pytest.mark.parametrize("num_decoding", [1, 4, 16, 64])
+def test_a_guess_pays_from_its_share_of_a_turn_on(num_decoding: int) -> None:
+    turn = PER_STEP / num_decoding + PER_ROW
+    assert warmed().least_odds(num_decoding) == pytest.approx(PER_ROW / turn, rel=0.05)
+    assert StepCosts().least_odds(num_decoding) == 0
+
+
+@pytest.mark.parametrize("num_decoding", [1, 4, 16, 64])
 @pytest.mark.parametrize("stretch", [1.5, 2.5])
 def test_prompts_take_what_they_may(num_decoding: int, stretch: float) -> None:
     assert warmed().num_prompt_tokens(num_decoding, num_decoding, stretch) == pytest.approx(

@@ -19,6 +19,8 @@ from service.engine.scheduler import Scheduler, SchedulerLimits
 from service.engine.sequence import Sequence
 
 VOCAB = 12
+REPEATING = 3
+"""The seed of requests whose answer repeats itself, three tokens long."""
 
 
 def noise(*key: object) -> int:
@@ -57,7 +59,8 @@ class Request:
         )
 
     def next_token(self, output_ids: list[int]) -> int:
-        token = noise(self.sampling.seed, self.encoder_ids, self.prompt_ids, output_ids) % VOCAB
+        reason = [len(output_ids) % 3] if self.sampling.seed == REPEATING else output_ids
+        token = noise(self.sampling.seed, self.encoder_ids, self.prompt_ids, reason) % VOCAB
         if token in self.sampling.stop_ids and len(output_ids) < self.sampling.min_tokens:
             return VOCAB
         return token
@@ -189,10 +192,11 @@ class FakeRunner:
             self._store(row.cross_block_ids, position, self._source(row, request, position), written)
 
     def _write(self, row: Row, request: Request, written: set[int]) -> None:
-        known = row.prompt_ids + row.output_ids
+        known = row.prompt_ids + row.output_ids + drafted(row)
         end = row.start + len(row.token_ids)
         assert row.token_ids, "a row without tokens"
         assert row.token_ids == known[row.start : end]
+        assert len(row.token_ids) > row.num_drafted, "guesses behind nothing"
         assert row.samples == (end == len(known))
         for position in range(row.start, end):
             self._store(row.block_ids, position, self._content(row, request, position), written)
@@ -212,7 +216,7 @@ class FakeRunner:
             assert held == self._source(row, request, position), f"source position {position} holds {held}"
 
     def _content(self, row: Row, request: Request, position: int) -> object:
-        prefix = (row.prompt_ids + row.output_ids)[: position + 1]
+        prefix = (row.prompt_ids + row.output_ids + drafted(row))[: position + 1]
         return ("tokens", request.cache_salt, tuple(row.encoder_ids), tuple(prefix))
 
     def _source(self, row: Row, request: Request, position: int) -> object:
@@ -234,7 +238,23 @@ class FakeRunner:
         elif row.samples:
             output.token_id = request.next_token(row.output_ids)
             output.grammar_finished = request.grammar_finished(row.output_ids)
+            self._follow(row, request, output)
         return output
+
+    @staticmethod
+    def _follow(row: Row, request: Request, output: RowOutput) -> None:
+        known, token = list(row.output_ids), output.token_id
+        for guess in drafted(row):
+            assert token is not None
+            known.append(token)
+            if guess != token or (request.fails_at is not None and len(known) >= request.fails_at):
+                return
+            token = request.next_token(known)
+            output.following.append(RowOutput(row.sequence_id, token))
+
+
+def drafted(row: Row) -> list[int]:
+    return row.token_ids[len(row.token_ids) - row.num_drafted :]
 
 
 class Service:
@@ -364,7 +384,7 @@ class Service:
             ends = self.flight is not None and len(branch.output_ids) + branch.num_pending >= sequence.max_output
             assert alone or ends or sequence.request_id in served
         chunk = self.limits.prefill_chunk or self.limits.max_batch_tokens
-        assert all(len(row.token_ids) <= chunk for row in batch.rows)
+        assert all(len(row.token_ids) - row.num_drafted <= chunk for row in batch.rows)
 
     def check(self) -> None:
         """No block leaks, none is shared wrongly, and the books of the scheduler are in order."""

@@ -29,7 +29,7 @@ sources = st.sampled_from([1, 3, 6, 6, 9, 20]).map(
 samplings = st.fixed_dictionaries(
     {
         "max_tokens": st.integers(1, 16),
-        "seed": st.integers(0, 2),
+        "seed": st.integers(0, 3),
         "stop_ids": st.sampled_from([(), (), (0,), (0, 3)]),
         "min_tokens": st.integers(0, 3),
     }
@@ -77,6 +77,7 @@ class History(RuleBasedStateMachine):
         max_sequences=st.sampled_from([1, 2, 3, 4, 6, 6]),
         prefill_chunk=st.sampled_from([None, 1, 3, 8]),
         max_step_stretch=st.sampled_from([None, 1.0, 2.5]),
+        speculative_tokens=st.sampled_from([0, 0, 2, 8]),
         look_ahead=st.booleans(),
     )
     def start(self, num_slots: int, block_size: int, **settings: Any) -> None:
@@ -264,6 +265,7 @@ def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_r
             max_sequences=chance.randint(3, 6),
             prefill_chunk=chance.choice([None, 1, 2, 5]),
             max_step_stretch=chance.choice([None, 1.0, 2.5]),
+            speculative_tokens=chance.choice([0, 0, 2, 8]),
             seconds_of=seconds_of,
             look_ahead=chance.random() < 0.7,
         )

@@ -1,12 +1,15 @@
-"""A lane that makes its steps ahead gives what one gives that waits for every step, to the token, whatever happens."""
+"""A lane that makes its steps ahead, or that guesses tokens, gives what one gives that does neither, to the token,
+whatever happens."""
 
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,9 +21,11 @@ from model.decoder import Decoder
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache
 from model.runner import LaunchedStep, Runner
+from service.engine import drafts
 from service.engine.generation_lane import GenerationLane
 from service.engine.protocol import Generate, Loaded, TokenOutput
 from service.engine.scheduler import Scheduler, SchedulerLimits
+from service.engine.step_costs import StepCosts
 
 VOCAB, BLOCK = 97, 4
 NUM_HISTORIES = 12
@@ -43,7 +48,7 @@ class FailingRunner(Runner):
 
     launches: frozenset[int] = frozenset()
     collections: frozenset[int] = frozenset()
-    num_launched = num_collected = num_ahead = 0
+    num_launched = num_collected = num_ahead = num_confirmed = 0
 
     def launch(self, batch: Batch) -> LaunchedStep:
         self.num_launched += 1
@@ -56,7 +61,9 @@ class FailingRunner(Runner):
         self.num_collected += 1
         if self.num_collected in self.collections:
             raise RuntimeError("a device's fault")
-        return super().collect(step)
+        output = super().collect(step)
+        self.num_confirmed += sum(len(row.following) for row in output.rows)
+        return output
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +98,7 @@ MakeLane = Callable[..., tuple[GenerationLane, FailingRunner]]
 
 @pytest.fixture
 def make_lane(network: Decoder, tokenizer: str) -> MakeLane:
-    def make(*, look_ahead: bool, num_blocks: int = 200, **limits: float) -> tuple[GenerationLane, FailingRunner]:
+    def make(*, look_ahead: bool = False, num_blocks: int = 200, **limits: int) -> tuple[GenerationLane, FailingRunner]:
         config = network.config
         cache = KVCache(
             config.num_layers, num_blocks, block_size=BLOCK, num_kv_heads=config.num_kv_heads,
@@ -138,11 +145,11 @@ def play(lane: GenerationLane, requests: list[tuple[int, Generate]], cancels: di
     raise AssertionError("somebody starves")
 
 
-def make_requests(chance: random.Random, kinds: list[str]) -> list[tuple[int, Generate]]:
+def make_requests(chance: random.Random, kinds: list[str], most_tokens: int = 14) -> list[tuple[int, Generate]]:
     requests = []
     for number, kind in enumerate(kinds):
         prompt = [chance.randint(2, 20) for _ in range(chance.choice([1, 3, 4, 8, 13]))]
-        sampling = SamplingParams(max_tokens=chance.randint(1, 14), seed=number, **SAMPLINGS[kind])
+        sampling = SamplingParams(max_tokens=chance.randint(1, most_tokens), seed=number, **SAMPLINGS[kind])
         priority = chance.choice([0, 0, 0, 1])
         message = Generate(request_id=number, model="m@1", prompt_ids=prompt, sampling=sampling, priority=priority)
         requests.append((chance.randint(0, 25), message))
@@ -170,6 +177,34 @@ def test_any_history_gives_the_same_tokens_ahead_and_step_by_step(
             assert told.logprobs == pytest.approx(expected[number].logprobs, abs=1e-4)
     assert runner.num_ahead > 0
     for lane in (plain, ahead):
+        lane._scheduler._blocks.check([])
+
+
+@pytest.mark.parametrize("num_blocks", [200, 22], ids=["roomy", "tight"])
+@pytest.mark.parametrize("history", range(5))
+def test_any_history_gives_the_same_tokens_guessed_and_one_by_one(
+    make_lane: MakeLane, history: int, num_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is guessed: here what will come, but for one token in five."""
+    chance = random.Random(history)
+    requests = make_requests(chance, chance.choices(list(SAMPLINGS), k=14), most_tokens=30)
+    plain, _ = make_lane(num_blocks=num_blocks)
+    guessing, runner = make_lane(num_blocks=num_blocks, speculative_tokens=6)
+    expected = play(plain, requests, {})
+    texts = [request.prompt_ids + expected[number].ids for number, (_, request) in enumerate(requests)]
+
+    def continuation(ids: NDArray[np.int64], count: int) -> list[int]:
+        text = next((text for text in texts if text[: len(ids)] == ids.tolist()), [])
+        return [chance.choice([token] * 4 + [7]) for token in text[len(ids) : len(ids) + count]]
+
+    monkeypatch.setattr(drafts, "continuation", continuation)
+    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    found = play(guessing, requests, {})
+    for number, told in found.items():
+        assert (told.ids, told.end) == (expected[number].ids, expected[number].end)
+        assert told.logprobs == pytest.approx(expected[number].logprobs, abs=1e-4)
+    assert runner.num_confirmed > 0
+    for lane in (plain, guessing):
         lane._scheduler._blocks.check([])
 
 
