@@ -1,8 +1,9 @@
 """Puts the HTTP application together: state, layers, routes, fault handlers. There is no module-level application.
 
-From the outside in: `Entry` (id, access line), CORS where asked for, `Gate` (draining, keys, rates), `BodyReader`
-(limits, JSON), `InHand` (what a drain waits for), `Shortcut` (to the handlers of plain paths), then the routes. Knows
-the engine only by what `service.api.state.Engine` says. Runs in the API process.
+From the outside in: `AnthropicEnvelope` (how some paths word errors), `Entry` (id, access line), CORS where asked for,
+`Gate` (draining, keys, rates), `BodyReader` (limits, JSON), `InHand` (what a drain waits for), `Shortcut` (to the
+handlers of plain paths), then the routes. Knows the engine only by what `service.api.state.Engine` says. Runs in the
+API process.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from service.api import (
     embeddings,
     health,
     hugging_face,
+    messages,
     metrics,
     models,
     responses,
@@ -39,6 +41,7 @@ from service.api import (
 from service.api.openapi import describe_with_envelope
 from service.api.state import AppState, Engine, app_state, attach
 from service.auth import Authenticator
+from service.http.anthropic_envelope import AnthropicEnvelope
 from service.http.body import BodyLimits, BodyReader
 from service.http.entry import Entry
 from service.http.faults import install_fault_handlers
@@ -59,6 +62,7 @@ ROUTERS = (
     completions.router,
     chat.router,
     responses.router,
+    messages.router,
     embeddings.router,
     health.router,
     models.router,
@@ -159,3 +163,4 @@ def _add_layers(app: FastAPI, state: AppState) -> None:
         )
     known_paths = frozenset(str(getattr(route, "path", "")) for route in routes)
     app.add_middleware(Entry, state=state, known_paths=known_paths)
+    app.add_middleware(AnthropicEnvelope)

@@ -24,7 +24,7 @@ from service.api.schemas_chat import ChatBody, NamedToolChoice
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
 from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
-from service.tasks.generation import Prompt, start_generation
+from service.tasks.generation import Generation, Prompt, start_generation
 from service.tasks.prompts import truncated
 from service.tasks.reasoning import marker_ids
 from service.tasks.sampling import sampling_params
@@ -34,14 +34,18 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 
 @router.post("/chat/completions", response_model=ChatAnswer, summary="Answer a conversation")
 async def create_chat_completion(request: Request, body: ChatBody) -> Response:
-    engine = engine_of(request)
-    model = engine.resolve(body.model, "chat")
+    model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
+    generation, tools = await start_chat(request, body, model)
+    return await respond(request, generation, ChatWriter(body, generation, tools), body)
+
+
+async def start_chat(request: Request, body: ChatBody, model: LoadedModel) -> tuple[Generation, ToolUse | None]:
+    """The reply under way, for whoever tells it, and how it may call tools."""
     options = request_options(request, body, "chat")
     tools = tool_use_of(body, model)
-    prompt = await make_prompt(request, body, model, tools, options.deadline)
-    generation = start_generation(engine, model, [prompt], options, n=body.n)
-    return await respond(request, generation, ChatWriter(body, generation, tools), body)
+    prompt = await _prompt(request, body, model, tools, options.deadline)
+    return start_generation(engine_of(request), model, [prompt], options, n=body.n), tools
 
 
 def conversation_of(body: ChatBody) -> Conversation:
@@ -63,7 +67,7 @@ def tool_use_of(body: ChatBody, model: LoadedModel) -> ToolUse | None:
     return tool_use(model, tools, choice=choice, name=name, parallel=body.parallel_tool_calls)
 
 
-async def make_prompt(
+async def _prompt(
     request: Request, body: ChatBody, model: LoadedModel, tools: ToolUse | None, deadline: float | None
 ) -> Prompt:
     """Checks what must fit together, then makes the ids and the sampling parameters."""

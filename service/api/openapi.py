@@ -1,4 +1,4 @@
-"""The OpenAPI description as it really is: one error envelope for every fault, keys as a bearer scheme.
+"""The OpenAPI description as it really is: an error envelope for every fault, keys in either header.
 
 FastAPI describes its own 422 answers, which this service never gives. Runs in the API process.
 """
@@ -45,7 +45,10 @@ def describe_with_envelope(app: FastAPI) -> dict[str, Any]:
         for name in _REPLACED_SCHEMAS:
             schemas.pop(name, None)
         schemas["ErrorEnvelope"] = _ENVELOPE
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}, {}]
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        schema["security"] = [{"key": []}, {"x-api-key": []}, {}]
         app.openapi_schema = schema
     return app.openapi_schema

@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.chat import make_prompt, tool_use_of
-from service.api.generating import engine_of, note_task, request_options, respond
+from service.api.chat import start_chat
+from service.api.generating import engine_of, note_task, respond
 from service.api.response_writer import ResponseWriter
 from service.api.responses_answers import ResponseAnswer
 from service.api.schemas_chat import ChatBody
@@ -27,7 +27,6 @@ from service.api.schemas_responses import (
     ResponsesBody,
 )
 from service.errors import ServiceError
-from service.tasks.generation import start_generation
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -42,15 +41,11 @@ PARAMS = {
 
 @router.post("/responses", response_model=ResponseAnswer, summary="Answer a conversation, told in items")
 async def create_response(request: Request, body: ResponsesBody) -> Response:
-    engine = engine_of(request)
-    model = engine.resolve(body.model, "chat")
+    model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
     chat = chat_body(body)
     try:
-        options = request_options(request, chat, "chat")
-        tools = tool_use_of(chat, model)
-        prompt = await make_prompt(request, chat, model, tools, options.deadline)
-        generation = start_generation(engine, model, [prompt], options)
+        generation, tools = await start_chat(request, chat, model)
     except ServiceError as error:
         error.param = _renamed(error.param)
         raise

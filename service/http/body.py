@@ -95,7 +95,12 @@ def _note_user(scope: Scope, body: object) -> None:
     """A caller who says for whom it asks gets the same version of a model for the same user."""
     user = body.get("user") if isinstance(body, dict) else None
     if isinstance(user, str) and user:
-        sticky_key_context.set(f"{scope_record(scope).client}/{user}")
+        stick_to_user(scope, user)
+
+
+def stick_to_user(scope: Scope, user: str) -> None:
+    """For the rest of the request; users of different keys are different users."""
+    sticky_key_context.set(f"{scope_record(scope).client}/{user}")
 
 
 def _check_url(scope: Scope) -> None:

@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request its id and its record, and writes what became of it.
+"""The outermost layer that answers: gives each request its id and its record, and writes what became of it.
 
 One access line and one count per request, whatever happened inside; a fault that nobody handled becomes a 500 here.
 Pure ASGI, so that streams pass as they are. Runs in the API process, on the event loop.

@@ -1,11 +1,13 @@
 """Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`, with their headers.
 
-Knows how faults of the framework and of pydantic read as advice; what is a fault is decided elsewhere.
+Knows how faults of the framework and of pydantic read as advice; what is a fault is decided elsewhere, and so is which
+paths have another envelope.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from starlette.types import Send
@@ -44,6 +46,10 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     }
 
 
+envelope_context: ContextVar[Callable[[ServiceError], dict[str, Any]]] = ContextVar("envelope", default=error_body)
+"""Set for the length of a request whose clients expect other errors than OpenAI's."""
+
+
 def error_headers(error: ServiceError) -> Headers:
     headers: Headers = []
     if error.status in (429, 503):
@@ -56,7 +62,7 @@ def error_headers(error: ServiceError) -> Headers:
 
 def encode_error(error: ServiceError) -> bytes:
     """Escapes what is not ASCII: a message may quote a caller's half surrogates."""
-    return json.dumps(error_body(error)).encode("ascii")
+    return json.dumps(envelope_context.get()(error)).encode("ascii")
 
 
 async def send_error(send: Send, error: ServiceError, *, headers: Headers | None = None, close: bool = False) -> None:

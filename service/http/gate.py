@@ -55,14 +55,14 @@ class Gate:
     def _authenticate(self, scope: Scope, now: float) -> str:
         """The name of the key that the request carries; "" where none is needed."""
         authenticator = self._state.authenticator
-        key = _bearer(scope)
+        key = _key(scope)
         if is_admin(scope):
             return self._authenticate_manager(key, now)
         if not authenticator.needs_key:
             return ""
         if key is None:
             self._state.metrics.rejected("unauthorized")
-            raise Unauthorized("no API key: send it as `Authorization: Bearer KEY`")
+            raise Unauthorized("no API key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
         name = authenticator.client(key, now)
         if name is None:
             self._state.metrics.rejected("unauthorized")
@@ -119,12 +119,13 @@ def is_admin(scope: Scope) -> bool:
     return path == ADMIN or path.startswith(f"{ADMIN}/")
 
 
-def _bearer(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if scheme.lower() == "bearer" else None
-    return None
+def _key(scope: Scope) -> str | None:
+    """The bearer token; where there is none, what Anthropic's clients send in a header of its own."""
+    headers = dict(reversed(scope["headers"]))  # of several of one name, the first counts
+    scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get(b"x-api-key", b"").decode("latin-1")
+    return key.strip() or None
 
 
 def _content_length(scope: Scope) -> int:

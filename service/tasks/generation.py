@@ -132,6 +132,11 @@ class Choice:
                 return
             yield delta
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text; None while nothing has, or where something else did."""
+        return self._stops.found
+
     def close(self) -> None:
         self.stream.cancel()
 

@@ -24,6 +24,12 @@ def thinks(model: LoadedModel) -> bool:
     return template is not None and any(END in source for source in template.sources.values())
 
 
+def reads_effort(model: LoadedModel) -> bool:
+    """Whether a checkpoint's chat template can be told how much, or whether, to think."""
+    template = model.chat_template
+    return template is not None and not template.variables.isdisjoint(("reasoning_effort", "enable_thinking"))
+
+
 def marker_ids(model: LoadedModel) -> frozenset[int]:
     """The markers that the tokenizer holds for special: they are needed to read the reply."""
     if not thinks(model):

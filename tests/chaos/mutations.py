@@ -44,6 +44,18 @@ SOUND: tuple[tuple[str, str, dict[str, Any] | list[Any] | None], ...] = (
         },
     ),
     ("POST", "/v1/responses", {"input": "Hi", "max_output_tokens": 16, "instructions": "Be kind."}),
+    (
+        "POST",
+        "/v1/messages",
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+            "max_tokens": MAX_TOKENS,
+            "system": "Be kind.",
+            "stop_sequences": ["."],
+            "stream": True,
+        },
+    ),
+    ("POST", "/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "Hi"}]}),
     ("POST", "/v1/tokenize", {"text": _SENTENCE}),
     ("POST", "/v1/detokenize", {"tokens": [5, 9, 20]}),
     ("POST", "/v1/embeddings", {"input": [_SENTENCE, "dog"], "encoding_format": "base64", "dimensions": 64}),

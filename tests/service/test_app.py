@@ -215,7 +215,35 @@ async def test_a_known_key_opens(make_client, key_files):
     assert (await client.get("/v1/models", headers={"authorization": "bearer sk-bob-012345"})).status_code == 200
 
 
-@pytest.mark.parametrize(("headers", "status"), [({}, 401), (KEY, 403), (ADMIN_KEY, 404)])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-api-key": "sk-alice-0123"}, 200),
+        ({"X-Api-Key": " sk-bob-012345 "}, 200),
+        ({"x-api-key": "wrong-key-1"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({"x-api-key": "sk-alice-0123", "Authorization": "Basic eA=="}, 200),
+        (KEY | {"x-api-key": "wrong-key-1"}, 200),
+        ({"x-api-key": "sk-alice-0123", "Authorization": "Bearer wrong-key-1"}, 401),
+    ],
+)
+async def test_a_key_may_come_in_a_header_of_its_own_but_a_bearer_token_decides(
+    make_client, key_files, headers, status
+):
+    client = await make_client(**key_files)
+    assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        (KEY, 403),
+        (ADMIN_KEY, 404),
+        ({"x-api-key": "sk-alice-0123"}, 403),
+        ({"x-api-key": "root-key-0123"}, 404),
+    ],
+)
 async def test_management_needs_its_own_key(make_client, key_files, headers, status):
     client = await make_client(**key_files)
     assert (await client.get("/admin/nothing", headers=headers)).status_code == status
@@ -418,7 +446,8 @@ async def test_description_names_the_envelope_and_never_422(client):
         for operation in operations.values():
             assert "422" not in operation["responses"], path
             reference = operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"]
-            assert reference == "#/components/schemas/ErrorEnvelope"
+            name = "MessageFaultAnswer" if path.startswith("/v1/messages") else "ErrorEnvelope"
+            assert reference == f"#/components/schemas/{name}"
     assert "HTTPValidationError" not in str(schema)
 
 

@@ -56,6 +56,18 @@ def test_nothing_goes_out_that_may_begin_a_stop_and_nothing_else_is_held(text: s
             assert not any(stop.startswith(text[end - longer : end]) for stop in stops)
 
 
+@given(text=letters, stops=stop_lists, inclusive=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_the_stop_that_ended_the_text_is_told(text: str, stops: list[str], inclusive: bool) -> None:
+    finder = StopStrings(stops, inclusive=inclusive)
+    out, stopped = finder.feed(text)
+    assert (finder.found is not None) == stopped
+    if finder.found is not None:
+        assert finder.found in stops
+        before = out.removesuffix(finder.found) if inclusive else out
+        assert text.startswith(before + finder.found)
+
+
 def test_text_that_turns_out_to_be_no_stop_is_given_out_later() -> None:
     finder = StopStrings(["</s>"])
     assert finder.feed("a <") == ("a ", False)
