@@ -51,6 +51,12 @@ class Strict(BaseModel):
         return schema
 
 
+class Lenient(Strict):
+    """What a client sends back as it got it, from us or from another server: keys that nobody here knows are let be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False

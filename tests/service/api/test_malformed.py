@@ -92,7 +92,6 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
     ("messages.0.content.0.text", [
         [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": [{"type": "text", "text": 5}]}],
     ]),
-    ("messages.0.other", [[{"role": "user", "content": "x", "other": 1}]]),
     ("messages.0.tool_calls", [[{"role": "user", "content": "x", "tool_calls": [CALL]}]]),
     ("messages.1.tool_call_id", [[USER, {"role": "tool", "content": "x"}]]),
     ("messages.1.tool_calls.0.function.arguments", [
