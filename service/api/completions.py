@@ -103,7 +103,8 @@ def _parted(model: LoadedModel, ids: list[int], param: str) -> tuple[list[int], 
         return [], ids
     context = model.description.context_length
     if len(ids) > context:
-        raise ContextLengthExceeded(f"{param} has {len(ids):,} tokens; {model.name} reads {context:,}", param=param)
+        message = f"{param} has {len(ids):,} tokens; {model.name} reads {context:,}"
+        raise ContextLengthExceeded.of_context(context, message, param=param)
     return ids, defaults.decoder_prompt
 
 

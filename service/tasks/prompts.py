@@ -25,8 +25,8 @@ async def encode_text(
     tokenizer = model.tokenizer
     if len(text) > INLINE_CHARS and len(text) > limit * tokenizer.max_token_bytes:
         least = len(text) // tokenizer.max_token_bytes
-        message = f"{param} has at least {least:,} tokens; the limit is {limit:,}"
-        raise ContextLengthExceeded(message, param=param)
+        message = f"{param} has at least {least:,} tokens"
+        raise ContextLengthExceeded.of_context(limit, message, param=param)
     try:
         if len(text) <= INLINE_CHARS:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -140,17 +140,19 @@ def _max_tokens(
     context = context_limit(model)
     room = context - num_prompt_tokens
     if room < 0 or (room == 0 and asked != 0):
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens:,} tokens; the context of {model.name} is {context:,} tokens, "
-            "prompt and completion together",
+        raise ContextLengthExceeded.of_context(
+            context,
+            f"The prompt has {num_prompt_tokens:,} tokens; {model.name} holds {context:,}, prompt and completion "
+            "together",
             param=prompt_param,
         )
     if asked is None:
         return room if default is None else min(default, room)
     if asked > room:
-        raise ContextLengthExceeded(
-            f"the context of {model.name} is {context:,} tokens; the request needs "
-            f"{num_prompt_tokens + asked:,} ({num_prompt_tokens:,} in the prompt, {asked:,} to generate)",
+        raise ContextLengthExceeded.of_context(
+            context,
+            f"The request needs {num_prompt_tokens + asked:,} "
+            f"({num_prompt_tokens:,} in the prompt, {asked:,} to generate)",
             param=max_tokens_param,
         )
     return asked

@@ -278,6 +278,7 @@ async def test_too_long_is_refused_with_the_numbers(client: httpx.AsyncClient, e
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
         assert words in error["message"]
+        assert error["message"].startswith("This model's maximum context length is 2048 tokens. ")
     assert engine.streams == []
 
 
