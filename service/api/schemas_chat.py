@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from service.api.schemas_openai import INT32, MAX_LOGPROBS, GenerationBody, Lenient, Name, Strict, TokenId
+from service.api.schemas_openai import INT32, MAX_LOGPROBS, AsManyAsFit, GenerationBody, Lenient, Name, Strict, TokenId
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -16,6 +16,7 @@ MAX_TOOLS = 128
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
+MaxTokens = AsManyAsFit | Annotated[int, Field(ge=1, le=INT32)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
@@ -73,8 +74,9 @@ class NamedToolChoice(Strict):
 
 class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    max_tokens: MaxTokens | None = Field(None, description="-1: as many as fit")
+    max_completion_tokens: MaxTokens | None = Field(None, description="-1: as many as fit")
+    echo: Literal[False] = False
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
@@ -96,6 +98,7 @@ class ChatBody(GenerationBody):
     reasoning_effort: ReasoningEffort | None = None
     """For templates that read it, or that let thinking be turned off ("none")."""
     separate_reasoning: bool = Field(True, description="what a model thinks goes to reasoning_content")
+    include_reasoning: bool = Field(True, description="false: what a model thinks is not told")
     verbosity: Literal["medium"] | None = None
 
 

@@ -44,6 +44,17 @@ def checked_ids(model: LoadedModel, ids: list[int], *, param: str) -> list[int]:
     return ids
 
 
+def room_for_prompt(model: LoadedModel, max_tokens: int | None) -> int:
+    """How many tokens of a prompt leave room for the answer: for `max_tokens`, or where those are open for a quarter.
+
+    At least one; whether even that fits is found out with the rest. What an encoder reads takes no room from an answer.
+    """
+    limit = context_limit(model)
+    if model.description.sequence_to_sequence is not None:
+        return limit
+    return max(1, limit - (limit // 4 if max_tokens is None else max_tokens))
+
+
 def truncated(ids: list[int], max_tokens: int | None) -> tuple[list[int], int]:
     """The last `max_tokens` ids where that was asked for, and how many were cut."""
     if max_tokens is None or len(ids) <= max_tokens:

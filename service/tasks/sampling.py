@@ -16,6 +16,8 @@ from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest
 
 SEED_MASK = 2**64 - 1
+ANY_SEED = -1
+"""vLLM's and llama.cpp's way to ask for none in particular."""
 SMALLEST_TOP_P = 1e-9
 """A nucleus of no mass at all is the most likely token alone."""
 
@@ -105,7 +107,7 @@ def sampling_params(
 
 def seed_of(asked: int | None) -> int:
     """The caller's, or one that nobody has."""
-    return (secrets.randbits(63) if asked is None else asked) & SEED_MASK
+    return (secrets.randbits(63) if asked in (None, ANY_SEED) else asked) & SEED_MASK
 
 
 def of_choice(params: SamplingParams, index: int) -> SamplingParams:

@@ -15,6 +15,8 @@ class StopStrings:
         self._stops = tuple(stops)
         self._inclusive = inclusive
         self._held = ""
+        self.found: str | None = None
+        """The stop that ended the text."""
 
     def __bool__(self) -> bool:
         return bool(self._stops)
@@ -26,8 +28,9 @@ class StopStrings:
         text = self._held + text
         found = self._first(text)
         if found is not None:
-            self._held = ""
-            return text[:found], True
+            start, end = found
+            self._held, self.found = "", text[start:end]
+            return text[: end if self._inclusive else start], True
         start = self._undecided(text)
         self._held = text[start:]
         return text[:start], False
@@ -41,14 +44,14 @@ class StopStrings:
         text, self._held = self._held, ""
         return text
 
-    def _first(self, text: str) -> int | None:
-        """Where the text ends by the stop that is complete first."""
+    def _first(self, text: str) -> tuple[int, int] | None:
+        """Where the stop that is complete first begins and ends."""
         best: tuple[int, int] | None = None
         for stop in self._stops:
             start = text.find(stop)
             if start >= 0 and (best is None or (start + len(stop), start) < best):
                 best = (start + len(stop), start)
-        return None if best is None else best[0 if self._inclusive else 1]
+        return None if best is None else (best[1], best[0])
 
     def _undecided(self, text: str) -> int:
         """Where the longest ending of `text` begins that begins a stop string; `len(text)` if none does."""

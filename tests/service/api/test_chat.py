@@ -41,7 +41,8 @@ async def test_a_reply_has_its_message_the_reason_and_the_numbers(client: httpx.
     answer = await post(client)
     assert answer["object"] == "chat.completion"
     message = {"role": "assistant", "content": "Hello, wörld 🦙!", "refusal": None}
-    assert answer["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    assert answer["choices"] == [choice]
     assert answer["usage"]["completion_tokens"] == 20
     assert answer["usage"]["prompt_tokens"] == len(engine.requests[0].prompt_ids)
     assert prompt_text(engine).endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")

@@ -42,7 +42,7 @@ async def test_an_answer_has_the_text_the_reason_and_the_numbers(client: httpx.A
     answer = await post(client)
     assert answer["object"] == "text_completion"
     assert answer["model"] == "tiny"
-    choice = {"index": 0, "text": "Hello, wörld 🦙!", "logprobs": None, "finish_reason": "stop"}
+    choice = {"index": 0, "text": "Hello, wörld 🦙!", "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     assert answer["choices"] == [choice]
     num_tokens = len("Hello, wörld 🦙!".encode()) + 1
     assert answer["usage"] == {
