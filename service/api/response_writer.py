@@ -187,7 +187,7 @@ def _head(body: ResponsesBody, generation: Generation) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning": body.reasoning.model_dump() if body.reasoning is not None else None,
+        "reasoning": body.reasoning.model_dump(exclude_none=True) if body.reasoning is not None else None,
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
