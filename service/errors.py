@@ -35,7 +35,10 @@ class ContextLengthExceeded(InvalidRequest):
 
     @classmethod
     def of_context(cls, context_tokens: int, message: str, *, param: str) -> Self:
-        """Begins with OpenAI's sentence: clients know the fault by these words, and read the number in them."""
+        """Begins with OpenAI's sentence: clients know the fault by these words, and read the number in them.
+
+        Others (LangChain) know it by Anthropic's, "prompt is too long": the message has them where that is the fault.
+        """
         return cls(f"This model's maximum context length is {context_tokens} tokens. {message}", param=param)
 
 

@@ -13,6 +13,7 @@ from service.api.constraints import checked_grammar, grammar_of
 from service.api.generating import (
     engine_of,
     kept_prompt_tokens,
+    name_request,
     note_task,
     request_options,
     respond,
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 
 @router.post("/chat/completions", response_model=ChatAnswer, summary="Answer a conversation")
 async def create_chat_completion(request: Request, body: ChatBody) -> Response:
+    name_request(request, body)
     engine = engine_of(request)
     model = engine.resolve(body.model, "chat")
     note_task(request, "chat", model, None)

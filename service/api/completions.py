@@ -12,6 +12,7 @@ from service.api.constraints import grammar_of
 from service.api.generating import (
     engine_of,
     kept_prompt_tokens,
+    name_request,
     note_task,
     request_options,
     respond,
@@ -32,6 +33,7 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 
 @router.post("/completions", response_model=CompletionAnswer, summary="Continue a prompt")
 async def create_completion(request: Request, body: CompletionBody) -> Response:
+    name_request(request, body)
     _check(body)
     engine = engine_of(request)
     model = engine.resolve(body.model, "generate")
@@ -113,7 +115,7 @@ def _parted(model: LoadedModel, ids: list[int], param: str) -> tuple[list[int], 
         return [], ids
     context = model.description.context_length
     if len(ids) > context:
-        message = f"{param} has {len(ids):,} tokens; {model.name} reads {context:,}"
+        message = f"The prompt is too long: {param} has {len(ids):,} tokens; {model.name} reads {context:,}"
         raise ContextLengthExceeded.of_context(context, message, param=param)
     return ids, defaults.decoder_prompt
 

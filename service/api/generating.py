@@ -50,7 +50,6 @@ def new_id(prefix: str) -> str:
 
 
 def request_options(request: Request, body: GenerationBody, task: str) -> RequestOptions:
-    name_request(request, body)
     return RequestOptions(
         task=task,
         client=request_record(request).client,

@@ -128,8 +128,8 @@ class ResponsesBody(Strict):
     reasoning: ReasoningOptions | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    priority: int = Field(0, ge=-1000, le=1000)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="-1: a new one each time, as without one")
+    priority: int = Field(0, ge=-1000, le=1000, description="higher is sooner (vLLM: lower)")
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     chat_template_kwargs: dict[str, Any] = Field({})

@@ -25,7 +25,7 @@ async def encode_text(
     tokenizer = model.tokenizer
     if len(text) > INLINE_CHARS and len(text) > limit * tokenizer.max_token_bytes:
         least = len(text) // tokenizer.max_token_bytes
-        message = f"{param} has at least {least:,} tokens"
+        message = f"The prompt is too long: {param} has at least {least:,} tokens"
         raise ContextLengthExceeded.of_context(limit, message, param=param)
     try:
         if len(text) <= INLINE_CHARS:

@@ -144,8 +144,8 @@ def _max_tokens(
     if room < 0 or (room == 0 and asked != 0):
         raise ContextLengthExceeded.of_context(
             context,
-            f"The prompt has {num_prompt_tokens:,} tokens; {model.name} holds {context:,}, prompt and completion "
-            "together",
+            f"The prompt is too long: it has {num_prompt_tokens:,} tokens; {model.name} holds {context:,}, prompt and "
+            "completion together",
             param=prompt_param,
         )
     if asked is None:

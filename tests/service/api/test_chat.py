@@ -318,6 +318,7 @@ async def test_too_long_a_conversation_is_refused_with_the_numbers(client: httpx
     assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
     response = await client.post(URL, json={"messages": HELLO, "max_completion_tokens": 2040})
     assert response.json()["error"]["param"] == "max_completion_tokens"
+    assert "prompt is too long" in error["message"]
     for found in (error, response.json()["error"]):
         assert found["message"].startswith("This model's maximum context length is 2048 tokens. ")
 

@@ -6,6 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
+from model.batch import SamplingParams
+from service.tasks.generation import Delta, Prompt
+from service.tasks.replies import ReplyReader
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 THOUGHT = "<think>\nA greeting.\n</think>\n\nHello, wörld 🦙!"
@@ -358,6 +362,13 @@ async def test_thoughts_have_both_their_names_and_are_counted(client: httpx.Asyn
     assert all(delta.get("reasoning") == delta.get("reasoning_content") for delta in deltas)
     for body in ({"model": "tiny"}, {"model": "thinker", "separate_reasoning": False}):
         assert "completion_tokens_details" not in (await post(client, CHAT, **body))["usage"]
+
+
+def test_what_is_said_in_the_step_that_ends_the_thoughts_is_not_counted_with_them(engine: Any) -> None:
+    prompt = Prompt(ids=[97], sampling=SamplingParams(max_tokens=50))
+    reader = ReplyReader(engine.models["thinker"], prompt, None)
+    reader.read(Delta(0, text="<think>ab</think>Hello", num_tokens=len("<think>ab</think>Hello")))
+    assert reader.num_reasoning_tokens == len("<think>ab</think>")
 
 
 async def test_thoughts_are_not_told_on_request(client: httpx.AsyncClient, engine: Any) -> None:
