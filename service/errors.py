@@ -3,6 +3,8 @@
 Knows nothing of HTTP frameworks: `service.app` has the one handler that turns these into OpenAI's error envelope.
 """
 
+from typing import Self
+
 
 class ServiceError(Exception):
     """`message` is advice to the caller; `param` names the field at fault; `retry_after` is in seconds."""
@@ -30,6 +32,14 @@ class UnsupportedParameter(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+    @classmethod
+    def of_context(cls, context_tokens: int, message: str, *, param: str) -> Self:
+        """Begins with OpenAI's sentence: clients know the fault by these words, and read the number in them.
+
+        Others (LangChain) know it by Anthropic's, "prompt is too long": the message has them where that is the fault.
+        """
+        return cls(f"This model's maximum context length is {context_tokens} tokens. {message}", param=param)
 
 
 class TaskNotSupported(InvalidRequest):

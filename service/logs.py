@@ -15,6 +15,8 @@ from typing import Literal, TextIO
 LogFormat = Literal["text", "json"]
 
 request_id_context: ContextVar[str] = ContextVar("request_id", default="")
+REQUEST_ID = r"[A-Za-z0-9._:/+=-]{1,128}"
+"""What a caller may name a request: harmless in a header and in a log line."""
 """Set for the length of a request, so that every line logged meanwhile carries its id."""
 
 access_logger = logging.getLogger("service.access")

@@ -19,11 +19,17 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int = 0
+
+
 class UsageAnswer(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(default=None, exclude_if=_is_none)
+    """There only where thoughts are told apart from the answer."""
     truncated_prompt_tokens: int | None = Field(default=None, exclude_if=_is_none)
     """Tokens that `truncate_prompt_tokens` cut off the prompts; there only where it was asked for."""
 
@@ -35,11 +41,27 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class PromptLogprob(BaseModel):
+    """vLLM's; `rank` is null where a token is not among those that were asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, for each of a prompt's tokens; null for the first, which nothing predicts."""
+StopReason = int | str | None
+"""vLLM's: the caller's stop string or stop id that ended a text, null if neither did."""
+
+
 class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str
+    stop_reason: StopReason = None
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=_is_none)
     prompt_token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
     token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
     """Both there only with `return_token_ids`."""
@@ -86,7 +108,8 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     reasoning_content: str | None = Field(default=None, exclude_if=_is_none)
-    """What the model thought before it answered."""
+    reasoning: str | None = Field(default=None, exclude_if=_is_none)
+    """What the model thought before it answered, by both of its names."""
     refusal: None = None
     tool_calls: list[AnswerToolCall] | None = Field(default=None, exclude_if=_is_none)
 
@@ -96,6 +119,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str
+    stop_reason: StopReason = None
     token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
 
 
@@ -109,9 +133,12 @@ class ChatAnswer(BaseModel):
     usage: UsageAnswer
     prompt_token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
     """Like the choices' `token_ids` there only with `return_token_ids`."""
+    prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=_is_none)
 
 
 Ids = list[int] | msgspec.UnsetType
+LastStopReason = int | str | None | msgspec.UnsetType
+"""In a choice's last chunk alone."""
 
 
 class CompletionChunk(msgspec.Struct):
@@ -119,6 +146,7 @@ class CompletionChunk(msgspec.Struct):
     text: str
     logprobs: dict[str, object] | None = None
     finish_reason: str | None = None
+    stop_reason: LastStopReason = msgspec.UNSET
     prompt_token_ids: Ids = msgspec.UNSET
     token_ids: Ids = msgspec.UNSET
 
@@ -139,6 +167,7 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[CallChunk] | None = None
 
 
@@ -147,6 +176,7 @@ class ChatChunk(msgspec.Struct):
     delta: ChatDelta
     logprobs: dict[str, object] | None = None
     finish_reason: str | None = None
+    stop_reason: LastStopReason = msgspec.UNSET
     token_ids: Ids = msgspec.UNSET
 
 

@@ -7,20 +7,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from model.batch import Grammar
-from service.api.answers_openai import (
-    ChatAnswer,
-)
+from service.api.answers_openai import ChatAnswer
 from service.api.chat_writer import ChatWriter
+from service.api.constraints import checked_grammar, grammar_of
 from service.api.generating import (
-    checked_grammar,
     engine_of,
-    grammar_of,
+    kept_prompt_tokens,
+    name_request,
     note_task,
     request_options,
     respond,
     sampling_options,
 )
 from service.api.schemas_chat import ChatBody, NamedToolChoice
+from service.api.schemas_openai import AS_MANY_AS_FIT
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
 from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
@@ -34,6 +34,7 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 
 @router.post("/chat/completions", response_model=ChatAnswer, summary="Answer a conversation")
 async def create_chat_completion(request: Request, body: ChatBody) -> Response:
+    name_request(request, body)
     model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
     generation, tools = await start_chat(request, body, model)
@@ -71,17 +72,15 @@ async def _prompt(
     request: Request, body: ChatBody, model: LoadedModel, tools: ToolUse | None, deadline: float | None
 ) -> Prompt:
     """Checks what must fit together, then makes the ids and the sampling parameters."""
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs goes with logprobs: true", param="top_logprobs")
-    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
-        message = "max_tokens and max_completion_tokens differ: give one of them"
-        raise InvalidRequest(message, param="max_completion_tokens")
+    _check(body)
     grammar, may_think = await _grammar(request, body, tools, deadline)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    max_tokens = None if asked == AS_MANY_AS_FIT else asked
     options = sampling_options(
-        body, max_tokens=asked, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
+        body, max_tokens=max_tokens, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
     )
-    ids, num_truncated = truncated(await chat_prompt(model, conversation_of(body)), body.truncate_prompt_tokens)
+    kept = kept_prompt_tokens(body, model, max_tokens)
+    ids, num_truncated = truncated(await chat_prompt(model, conversation_of(body)), kept)
     if not ids:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
     sampling = sampling_params(
@@ -96,6 +95,7 @@ async def _prompt(
         ids=ids,
         sampling=sampling,
         stop=options.stop,
+        stop_token_ids=options.stop_token_ids,
         includes_stop=body.include_stop_str_in_output,
         keeps_ids=body.return_token_ids,
         skip_special_tokens=body.skip_special_tokens,
@@ -104,6 +104,17 @@ async def _prompt(
         may_think=may_think,
         num_truncated=num_truncated,
     )
+
+
+def _check(body: ChatBody) -> None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs goes with logprobs: true", param="top_logprobs")
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        message = "max_tokens and max_completion_tokens differ: give one of them"
+        raise InvalidRequest(message, param="max_completion_tokens")
+    if not (body.include_reasoning or body.separate_reasoning):
+        message = "include_reasoning: false hides what is told apart; separate_reasoning: false leaves it in the text"
+        raise InvalidRequest(message, param="include_reasoning")
 
 
 async def _grammar(

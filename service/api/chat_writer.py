@@ -5,7 +5,7 @@ OpenAI's conventions, and vLLM's for token ids. API process only.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.batch import TokenLogprobs
 from service.api.answers_openai import (
@@ -21,14 +21,16 @@ from service.api.answers_openai import (
     ChatDelta,
     ChatLogprobs,
     ChunkEncoder,
+    CompletionTokensDetails,
+    PromptLogprobs,
     UsageAnswer,
 )
 from service.api.generating import new_id, usage_answer
 from service.api.schemas_chat import ChatBody
-from service.api.token_logprobs import chat_logprobs
+from service.api.token_logprobs import chat_logprobs, prompt_logprobs
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
-from service.tasks.replies import ReplyReader
+from service.tasks.replies import Piece, ReplyReader
 from service.tasks.tool_calls import CallPiece
 
 
@@ -44,6 +46,7 @@ class _Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
+    stop_reason: int | str | None = None
 
 
 class ChatWriter:
@@ -60,6 +63,7 @@ class ChatWriter:
         }
         self._encoder = ChunkEncoder(self._head, include_usage=body.include_usage)
         self._generation = generation
+        self._prompt_logprobs: PromptLogprobs | None = None
         self._choices = [
             _Choice(ReplyReader(model, generation.prompts[0], tools, separate_reasoning=body.separate_reasoning))
             for _ in generation.choices
@@ -72,16 +76,18 @@ class ChatWriter:
         begins, choice.begun = not choice.begun, True
         if begins:
             chunks.append(ChatChunk(index, ChatDelta(role="assistant", content="")))
-        piece = choice.reader.read(delta)
+        piece = self._read(choice, delta)
         if piece.reasoning:
-            chunks.append(ChatChunk(index, ChatDelta(reasoning_content=piece.reasoning)))
+            thought = ChatDelta(reasoning_content=piece.reasoning, reasoning=piece.reasoning)
+            chunks.append(ChatChunk(index, thought))
         logprobs = self._logprobs(delta.tokens)
         if piece.content or logprobs is not None:
             built = None if logprobs is None else logprobs.model_dump()
             chunks.append(ChatChunk(index, ChatDelta(content=piece.content), logprobs=built))
         chunks += [ChatChunk(index, ChatDelta(tool_calls=[_call_chunk(call)])) for call in piece.calls]
         if delta.finish_reason is not None:
-            chunks.append(ChatChunk(index, ChatDelta(), finish_reason=choice.reader.finish_reason(delta.finish_reason)))
+            reason = choice.reader.finish_reason(delta.finish_reason)
+            chunks.append(ChatChunk(index, ChatDelta(), finish_reason=reason, stop_reason=delta.stop_reason))
         if self._body.return_token_ids:
             self._add_ids(chunks, delta, index)
         more = self._usage_so_far()
@@ -94,7 +100,19 @@ class ChatWriter:
     def _usage_so_far(self) -> dict[str, object]:
         if not self._body.continuous_usage:
             return {}
-        return {"usage": usage_answer(self._generation, self._body).model_dump()}
+        return {"usage": self._detailed(usage_answer(self._generation, self._body)).model_dump()}
+
+    def _read(self, choice: _Choice, delta: Delta) -> Piece:
+        piece = choice.reader.read(delta)
+        return piece if self._body.include_reasoning else replace(piece, reasoning="")
+
+    def _detailed(self, usage: UsageAnswer) -> UsageAnswer:
+        """With what went into thoughts, told or not."""
+        readers = [choice.reader for choice in self._choices]
+        if readers[0].separates_reasoning:
+            num_reasoning = sum(reader.num_reasoning_tokens for reader in readers)
+            usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=num_reasoning)
+        return usage
 
     @staticmethod
     def _add_ids(chunks: list[ChatChunk], delta: Delta, index: int) -> None:
@@ -105,11 +123,13 @@ class ChatWriter:
             chunks[-1].token_ids = delta.ids
 
     def end(self, usage: UsageAnswer) -> bytes:
-        return (self._encoder.usage(usage) if self._body.include_usage else b"") + DONE
+        return (self._encoder.usage(self._detailed(usage)) if self._body.include_usage else b"") + DONE
 
     def add(self, delta: Delta) -> None:
         choice = self._choices[delta.index]
-        piece = choice.reader.read(delta)
+        if self._body.prompt_logprobs is not None and delta.index == 0 and self._prompt_logprobs is None:
+            self._prompt_logprobs = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._body.prompt_logprobs)
+        piece = self._read(choice, delta)
         choice.reasoning += piece.reasoning
         choice.content += piece.content
         choice.logprobs += delta.tokens
@@ -121,6 +141,7 @@ class ChatWriter:
             choice.calls[call.index].function.arguments += call.arguments
         if delta.finish_reason is not None:
             choice.finish_reason = choice.reader.finish_reason(delta.finish_reason)
+            choice.stop_reason = delta.stop_reason
 
     def answer(self, usage: UsageAnswer) -> ChatAnswer:
         choices = [
@@ -129,17 +150,22 @@ class ChatWriter:
                 message=AnswerMessage(
                     content=choice.content or (None if choice.calls or choice.reasoning else ""),
                     reasoning_content=choice.reasoning or None,
+                    reasoning=choice.reasoning or None,
                     tool_calls=choice.calls or None,
                 ),
                 logprobs=self._logprobs(choice.logprobs, always=True),
                 finish_reason=choice.finish_reason,
+                stop_reason=choice.stop_reason,
                 token_ids=choice.ids if self._body.return_token_ids else None,
             )
             for index, choice in enumerate(self._choices)
         ]
         head = {**self._head, "object": "chat.completion"}
-        prompt_ids = self._generation.prompts[0].read_ids if self._body.return_token_ids else None
-        return ChatAnswer.model_validate({**head, "choices": choices, "usage": usage, "prompt_token_ids": prompt_ids})
+        of_prompt = {
+            "prompt_token_ids": self._generation.prompts[0].read_ids if self._body.return_token_ids else None,
+            "prompt_logprobs": self._prompt_logprobs,
+        }
+        return ChatAnswer.model_validate({**head, "choices": choices, "usage": self._detailed(usage), **of_prompt})
 
     def _logprobs(self, tokens: Sequence[TokenLogprobs], *, always: bool = False) -> ChatLogprobs | None:
         if not self._body.logprobs or not (tokens or always):

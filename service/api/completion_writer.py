@@ -17,7 +17,7 @@ from service.api.answers_openai import (
 )
 from service.api.generating import new_id, usage_answer
 from service.api.schemas_openai import CompletionBody, as_list
-from service.api.token_logprobs import completion_logprobs
+from service.api.token_logprobs import completion_logprobs, prompt_logprobs, with_top
 from service.tasks.generation import Delta, Generation, Prompt
 
 
@@ -46,6 +46,8 @@ class CompletionWriter:
         text, logprobs = self._read(delta)
         built = None if logprobs is None else logprobs.model_dump()
         chunk = CompletionChunk(delta.index, text, built, delta.finish_reason)
+        if delta.finish_reason is not None:
+            chunk.stop_reason = delta.stop_reason
         if self._body.return_token_ids:
             chunk.token_ids = delta.ids
             if first:
@@ -58,10 +60,13 @@ class CompletionWriter:
         return (self._encoder.usage(usage) if self._body.include_usage else b"") + DONE
 
     def add(self, delta: Delta) -> None:
-        text, logprobs = self._read(delta)
         choice = self._whole[delta.index]
+        if self._body.prompt_logprobs is not None and not self._begun[delta.index]:
+            choice.prompt_logprobs = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._body.prompt_logprobs)
+        text, logprobs = self._read(delta)
         choice.text += text
         choice.finish_reason = delta.finish_reason or choice.finish_reason
+        choice.stop_reason = delta.stop_reason
         if self._body.return_token_ids:
             choice.prompt_token_ids = self._prompt_of(delta.index).read_ids
             choice.token_ids = (choice.token_ids or []) + delta.ids
@@ -110,5 +115,6 @@ class CompletionWriter:
         text += detokenizer.flush()
         if isinstance(given, str) and not prompt.num_truncated:
             text = given
-        tokens: list[TokenLogprobs | int] = [ids[0], *delta.prompt_logprobs]
-        return text, tokens if self._body.logprobs is not None else [], offsets
+        if self._body.logprobs is None:
+            return text, [], offsets
+        return text, [ids[0], *(with_top(token, self._body.logprobs) for token in delta.prompt_logprobs)], offsets

@@ -16,15 +16,17 @@ from starlette.responses import Response
 from model.batch import Grammar
 from service.api.answers_openai import PromptTokensDetails, UsageAnswer
 from service.api.event_stream import EventStream, until_gone
-from service.api.schemas_openai import GenerationBody, JsonObjectFormat, JsonSchemaFormat, StructuredOutputs
+from service.api.schemas_openai import AS_MANY_AS_FIT, GenerationBody
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
-from service.errors import DeadlineExceeded, InvalidGrammar, InvalidRequest, ServiceError
-from service.tasks import grammars
+from service.errors import InvalidRequest, ServiceError, UnsupportedParameter
+from service.logs import request_id_context
 from service.tasks.generation import Delta, Generation, GenerationEngine, RequestOptions
+from service.tasks.prompts import room_for_prompt
 from service.tasks.sampling import SamplingOptions
 
 TIMEOUT_HEADER = "X-Request-Timeout"
+REQUEST_ID_HEADER = "X-Request-ID"
 
 
 class AnswerWriter(Protocol):
@@ -85,56 +87,12 @@ def priority_of(request: Request, asked: int) -> int:
     return asked
 
 
-async def grammar_of(request: Request, body: GenerationBody, deadline: float | None) -> Grammar | None:
-    """The one constraint that the body sets on the text, checked."""
-    found: list[tuple[str, Grammar]] = []
-    match body.response_format:
-        case JsonObjectFormat():
-            found.append(("response_format", Grammar("json_object")))
-        case JsonSchemaFormat(json_schema=wanted):
-            found.append(("response_format.json_schema.schema", grammars.json_schema(wanted.schema_)))
-    if body.regex is not None:
-        found.append(("regex", Grammar("regex", body.regex)))
-    if body.grammar is not None:
-        found.append(("grammar", Grammar("lark", body.grammar)))
-    if body.structured_outputs is not None:
-        found.append(_structured(body.structured_outputs))
-    if len(found) > 1:
-        names = [param.split(".")[0] for param, _ in found]
-        raise InvalidRequest(f"{' and '.join(names)} exclude each other", param=names[-1])
-    if not found:
-        return None
-    param, grammar = found[0]
-    return await checked_grammar(request, grammar, param=param, deadline=deadline)
-
-
-def _structured(wanted: StructuredOutputs) -> tuple[str, Grammar]:
-    match wanted:
-        case StructuredOutputs(json_=str() as text):
-            found = "json", Grammar("json_schema", text)
-        case StructuredOutputs(json_=dict() as schema):
-            found = "json", grammars.json_schema(schema)
-        case StructuredOutputs(regex=str() as regex):
-            found = "regex", Grammar("regex", regex)
-        case StructuredOutputs(choice=list() as texts):
-            found = "choice", grammars.one_of(texts)
-        case StructuredOutputs(grammar=str() as text):
-            found = "grammar", Grammar("lark", text)
-        case _:
-            found = "json_object", Grammar("json_object")
-    return f"structured_outputs.{found[0]}", found[1]
-
-
-async def checked_grammar(request: Request, grammar: Grammar, *, param: str, deadline: float | None) -> Grammar:
-    """Within the time that grammars have, and within the request's own. Raises InvalidGrammar, DeadlineExceeded."""
-    limit = request_state(request).settings.grammar_timeout
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    try:
-        return await grammars.checked(grammar, param=param, timeout_seconds=min(limit, left))
-    except InvalidGrammar:
-        if left < limit and deadline is not None and time.monotonic() >= deadline:
-            raise DeadlineExceeded("the request's deadline passed while its grammar was checked") from None
-        raise
+def name_request(request: Request, body: GenerationBody) -> None:
+    """By the body's id, where the header X-Request-ID gives none (or none that can be used)."""
+    record, asked = request_record(request), body.request_id or body.rid
+    if asked is not None and request.headers.get(REQUEST_ID_HEADER) != record.request_id:
+        record.request_id = asked
+        request_id_context.set(asked)
 
 
 def sampling_options(
@@ -145,8 +103,9 @@ def sampling_options(
     prompt_logprobs: int | None = None,
     grammar: Grammar | None,
 ) -> SamplingOptions:
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options goes with stream: true", param="stream_options")
+    """`prompt_logprobs` are those of an echo; the body may ask for its own."""
+    _check_options(body)
+    of_prompt = [count for count in (prompt_logprobs, body.prompt_logprobs) if count is not None]
     return SamplingOptions(
         max_tokens=max_tokens,
         temperature=body.temperature,
@@ -165,9 +124,26 @@ def sampling_options(
         allowed_token_ids=tuple(body.allowed_token_ids or ()),
         bad_words=tuple(body.bad_words),
         logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        prompt_logprobs=max(of_prompt, default=None),
         grammar=grammar,
     )
+
+
+def _check_options(body: GenerationBody) -> None:
+    """What every endpoint's options must have in common to fit each other."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options goes with stream: true", param="stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        message = "prompt_logprobs come with a whole answer: leave out stream"
+        raise UnsupportedParameter(message, param="prompt_logprobs")
+    if body.best_of not in (None, body.n):
+        raise UnsupportedParameter("best_of: all n choices are returned; ask for n of them", param="best_of")
+
+
+def kept_prompt_tokens(body: GenerationBody, model: LoadedModel, max_tokens: int | None) -> int | None:
+    """How many of a prompt's last tokens are kept, before an answer of `max_tokens`; None: all, or it is an error."""
+    asked = body.truncate_prompt_tokens
+    return room_for_prompt(model, max_tokens) if asked == AS_MANY_AS_FIT else asked
 
 
 async def respond(request: Request, generation: Generation, writer: AnswerWriter, body: GenerationBody) -> Response:

@@ -47,7 +47,6 @@ class ResponseWriter:
         self._items: list[OutputItem] = []
         self._events: list[bytes] = []
         self._num_events = 0
-        self._num_reasoning_tokens = 0
         self._finish_reason = ""
 
     def chunk(self, delta: Delta) -> bytes:
@@ -87,7 +86,7 @@ class ResponseWriter:
                 input_tokens=usage.prompt_tokens,
                 input_tokens_details=InputTokensDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
                 output_tokens=usage.completion_tokens,
-                output_tokens_details=OutputTokensDetails(reasoning_tokens=self._num_reasoning_tokens),
+                output_tokens_details=OutputTokensDetails(reasoning_tokens=self._reader.num_reasoning_tokens),
                 total_tokens=usage.total_tokens,
             ),
         )
@@ -105,7 +104,6 @@ class ResponseWriter:
             item.content.append(ReasoningText())
             self._emit("response.content_part.added", **self._part(item), part=item.content[0].model_dump())
         item.content[0].text += text
-        self._num_reasoning_tokens = self._generation.choices[0].num_tokens
         self._emit("response.reasoning_text.delta", **self._part(item), delta=text)
 
     def _add_text(self, text: str, delta: Delta) -> None:
@@ -189,7 +187,7 @@ def _head(body: ResponsesBody, generation: Generation) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls,
-        "reasoning": body.reasoning.model_dump() if body.reasoning is not None else None,
+        "reasoning": body.reasoning.model_dump(exclude_none=True) if body.reasoning is not None else None,
         "temperature": body.temperature,
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),

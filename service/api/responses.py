@@ -100,7 +100,7 @@ def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
     if isinstance(format, JsonSchemaText):
         schema = format.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
         return {"type": "json_schema", "json_schema": schema}
-    return format.model_dump()
+    return format.model_dump(exclude_none=True, by_alias=True)
 
 
 def _messages(body: ResponsesBody) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """Conversations and tools in OpenAI's shape, and what asks for tokens: types, ranges, harmless extras.
 
-As in `schemas_openai`, what would change the answer and is not supported is refused by name. API process only.
+As in `schemas_openai`, what would change the answer and is not supported is refused by name. Messages are another
+matter: clients send back what they were given, with whatever other servers have put into it. API process only.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from service.api.schemas_openai import INT32, MAX_LOGPROBS, GenerationBody, Name, Strict, TokenId
+from service.api.schemas_openai import INT32, MAX_LOGPROBS, AsManyAsFit, GenerationBody, Lenient, Name, Strict, TokenId
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -15,28 +16,29 @@ MAX_TOOLS = 128
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
+MaxTokens = AsManyAsFit | Annotated[int, Field(ge=1, le=INT32)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
-class TextPart(Strict):
+class TextPart(Lenient):
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(Strict):
+class CalledFunction(Lenient):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str
 
 
-class MessageToolCall(Strict):
+class MessageToolCall(Lenient):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = None
-    """Left over by clients that put a stream together."""
 
 
-class ChatMessage(Strict):
+class ChatMessage(Lenient):
+    """`audio`, `images` and `function_call` are what would be missed if it were let be: they must be null."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: str | None = None
@@ -44,8 +46,9 @@ class ChatMessage(Strict):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    annotations: list[Any] | None = None
-    """In assistant messages that a client sends back as it got them; of no effect."""
+    audio: None = None
+    images: None = None
+    function_call: None = None
 
 
 class FunctionDefinition(Strict):
@@ -71,8 +74,9 @@ class NamedToolChoice(Strict):
 
 class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    max_tokens: MaxTokens | None = Field(None, description="-1: as many as fit")
+    max_completion_tokens: MaxTokens | None = Field(None, description="-1: as many as fit")
+    echo: Literal[False] = False
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
@@ -94,6 +98,7 @@ class ChatBody(GenerationBody):
     reasoning_effort: ReasoningEffort | None = None
     """For templates that read it, or that let thinking be turned off ("none")."""
     separate_reasoning: bool = Field(True, description="what a model thinks goes to reasoning_content")
+    include_reasoning: bool = Field(True, description="false: what a model thinks is not told")
     verbosity: Literal["medium"] | None = None
 
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from service.logs import REQUEST_ID
+
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_STOPS = 16
@@ -24,6 +26,13 @@ Count = Annotated[int, Field(ge=0, le=INT32)]
 TokenId = Annotated[int, Field(ge=0, le=INT32)]
 ChoiceText = Annotated[str, Field(min_length=1, max_length=4096)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+ConstraintText = Annotated[str, Field(min_length=1)]
+ConstraintChoices = Annotated[list[ChoiceText], Field(min_length=1, max_length=1024)]
+ConstraintSchema = dict[str, Any] | ConstraintText
+"""A JSON schema, or the text of one."""
+RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
+AS_MANY_AS_FIT = -1
+AsManyAsFit = Literal[-1]
 
 
 class Strict(BaseModel):
@@ -51,6 +60,12 @@ class Strict(BaseModel):
         return schema
 
 
+class Lenient(Strict):
+    """What a client sends back as it got it, from us or from another server: keys that nobody here knows are let be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -65,6 +80,7 @@ class TextFormat(Strict):
 
 class JsonObjectFormat(Strict):
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="llama.cpp's: what the object must fit")
 
 
 class JsonSchema(Strict):
@@ -82,10 +98,10 @@ class JsonSchemaFormat(Strict):
 class StructuredOutputs(Strict):
     """vLLM's name for constraints on the text: exactly one of them."""
 
-    json_: dict[str, Any] | Annotated[str, Field(min_length=1)] | None = Field(None, alias="json")
-    regex: Annotated[str, Field(min_length=1)] | None = None
-    choice: Annotated[list[ChoiceText], Field(min_length=1, max_length=1024)] | None = None
-    grammar: Annotated[str, Field(min_length=1)] | None = None
+    json_: ConstraintSchema | None = Field(None, alias="json")
+    regex: ConstraintText | None = None
+    choice: ConstraintChoices | None = None
+    grammar: ConstraintText | None = None
     json_object: Literal[True] | None = None
 
     @model_validator(mode="after")
@@ -98,12 +114,27 @@ class StructuredOutputs(Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class GenerationBody(Strict):
+class ConstrainedBody(Strict):
+    """What the text may be held to, by the names that OpenAI, vLLM, SGLang and llama.cpp have for it; one at a time."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    json_schema: ConstraintSchema | None = None
+    regex: ConstraintText | None = None
+    grammar: ConstraintText | None = Field(None, description="Lark, or llama.cpp's GBNF")
+    ebnf: ConstraintText | None = Field(None, description="SGLang's, which writes as GBNF does")
+    guided_json: ConstraintSchema | None = None
+    guided_regex: ConstraintText | None = None
+    guided_choice: ConstraintChoices | None = None
+    guided_grammar: ConstraintText | None = None
+
+
+class GenerationBody(ConstrainedBody):
     """What completions and chat have in common."""
 
     model: Name | None = None
     """None: the first loaded checkpoint that can do it."""
-    max_tokens: Count | None = None
+    max_tokens: AsManyAsFit | Count | None = Field(None, description="-1: as many as fit")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=INT32, description="0 or -1: off")
@@ -113,7 +144,8 @@ class GenerationBody(Strict):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default={}, max_length=1024)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="n: all choices are returned")
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="-1: a new one each time, as without one")
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = []
     stop_token_ids: list[TokenId] = Field(default=[], max_length=MAX_CHOICES)
     include_stop_str_in_output: bool = False
@@ -122,16 +154,21 @@ class GenerationBody(Strict):
     min_tokens: Count = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: Literal[True] = True
+    use_beam_search: Literal[False] = False
+    length_penalty: float = Field(1, ge=1, le=1, description="of beams, of which there are none")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    regex: Annotated[str, Field(min_length=1)] | None = None
-    grammar: Annotated[str, Field(min_length=1)] | None = Field(None, description="Lark, or llama.cpp's GBNF")
-    structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool = Field(False, description="the prompt's and the answer's token ids beside the text")
-    priority: int = Field(0, ge=-1000, le=1000)
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="vLLM's; of whole answers only")
+    priority: int = Field(0, ge=-1000, le=1000, description="higher is sooner (vLLM: lower)")
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
-    truncate_prompt_tokens: int | None = Field(None, ge=1, le=INT32, description="keep the prompt's last tokens")
+    truncate_prompt_tokens: AsManyAsFit | Annotated[int, Field(ge=1, le=INT32)] | None = Field(
+        None, description="keep the prompt's last tokens; -1: as many as leave room for the answer"
+    )
+    request_id: RequestId | None = None
+    rid: RequestId | None = None
+    """vLLM's and SGLang's names for what the header X-Request-ID says; the header wins."""
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     user: str | None = None
     """Who the caller acts for: of no effect here."""
@@ -178,6 +215,5 @@ class CompletionBody(GenerationBody):
     prompt: PromptText
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: str | None = None
     add_special_tokens: bool = True

@@ -1,64 +1,55 @@
 """OpenAI's Responses as this service takes them: input items, tools, text formats; nothing is kept between requests.
 
-A field that would change the answer and that is not supported is refused by name. API process only.
+A field that would change the answer and that is not supported is refused by name; items are what clients send back as
+they got them, and keys in them that nobody here knows are let be. API process only.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, ValidatorFunctionWrapHandler, WrapValidator
 
 from service.api.schemas_chat import MAX_MESSAGES, MAX_TOOLS, ReasoningEffort, ToolName
-from service.api.schemas_openai import INT32, INT64, MAX_LOGPROBS, JsonObjectFormat, Name, Strict, TextFormat
+from service.api.schemas_openai import INT32, INT64, MAX_LOGPROBS, JsonObjectFormat, Lenient, Name, Strict, TextFormat
 
 Role = Literal["system", "developer", "user", "assistant"]
-Status = Literal["in_progress", "completed", "incomplete"]
+SummaryKind = Literal["auto", "concise", "detailed"]
 
 
-class InputText(Strict):
+class InputText(Lenient):
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-    """In messages that a client sends back as it got them; of no effect."""
 
 
-class MessageItem(Strict):
+class MessageItem(Lenient):
     type: Literal["message"] = "message"
     role: Role
     content: str | Annotated[list[InputText], Field(min_length=1)]
-    id: str | None = None
-    status: Status | None = None
-    phase: str | None = None
 
 
-class FunctionCallItem(Strict):
+class FunctionCallItem(Lenient):
     type: Literal["function_call"]
     call_id: str
     name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str
-    id: str | None = None
-    status: Status | None = None
 
 
-class FunctionOutputItem(Strict):
+class FunctionOutputItem(Lenient):
     type: Literal["function_call_output"]
     call_id: str
     output: str | Annotated[list[InputText], Field(min_length=1)]
-    id: str | None = None
-    status: Status | None = None
 
 
-class ReasoningText(Strict):
+class ReasoningText(Lenient):
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class ReasoningItem(Strict):
+class ReasoningItem(Lenient):
     type: Literal["reasoning"]
     summary: list[ReasoningText] = Field([])
     content: list[ReasoningText] = Field([])
-    id: str | None = None
-    status: Status | None = None
+    encrypted_content: None = None
+    """Another server's, which cannot be read here and would be missed."""
 
 
 def _kind_of_item(item: object) -> str:
@@ -104,10 +95,20 @@ class TextOptions(Strict):
 
 class ReasoningOptions(Strict):
     effort: ReasoningEffort | None = None
+    summary: SummaryKind | None = None
+    generate_summary: SummaryKind | None = None
+    """Where a summary of what was thought is wanted it comes whole, as the reasoning item's text, as it does anyway."""
 
 
 class ResponseStreamOptions(Strict):
     include_obfuscation: bool = False
+
+
+def _no_truncation(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """OpenAI's `auto` drops items from the middle of a conversation without saying which."""
+    if value == "auto":
+        raise ValueError("items are never left out unasked: what is too long is refused with the numbers, send fewer")
+    return check(value)
 
 
 class ResponsesBody(Strict):
@@ -127,15 +128,14 @@ class ResponsesBody(Strict):
     reasoning: ReasoningOptions | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    priority: int = Field(0, ge=-1000, le=1000)
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="-1: a new one each time, as without one")
+    priority: int = Field(0, ge=-1000, le=1000, description="higher is sooner (vLLM: lower)")
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     chat_template_kwargs: dict[str, Any] = Field({})
-    store: Literal[False] = False
-    """Nothing is kept here, whatever OpenAI's default is: send the conversation with each request."""
+    store: bool = Field(False, description="nothing is kept, and the answer says so: send the conversation each time")
     background: Literal[False] = False
-    truncation: Literal["disabled"] | None = None
+    truncation: Annotated[Literal["disabled"], WrapValidator(_no_truncation)] | None = None
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = None

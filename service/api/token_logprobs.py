@@ -5,10 +5,17 @@ API process only.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from model.batch import TokenLogprobs
 from model.tokenizer import Tokenizer
-from service.api.answers_openai import ChatTokenLogprob, CompletionLogprobs, TopLogprob
+from service.api.answers_openai import (
+    ChatTokenLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprob,
+)
 
 LEAST = -9999.0
 """JSON has no infinity; OpenAI's own stand-in."""
@@ -42,6 +49,25 @@ def completion_logprobs(
         found.token_logprobs.append(_finite(token.logprob))
         found.top_logprobs.append(top | {text: _finite(token.logprob)})
     return found
+
+
+def prompt_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs], count: int) -> PromptLogprobs:
+    """All of a prompt's, in vLLM's shape, each with its `count` likeliest; `tokens` are those behind the first."""
+    return [None, *(_prompt_logprob(tokenizer, with_top(token, count)) for token in tokens)]
+
+
+def _prompt_logprob(tokenizer: Tokenizer, token: TokenLogprobs) -> dict[str, PromptLogprob]:
+    ranks = {id: rank for rank, id in enumerate(token.top_ids, start=1)}
+    logprobs = {token.token_id: token.logprob, **dict(zip(token.top_ids, token.top_logprobs, strict=True))}
+    return {
+        str(id): PromptLogprob(logprob=_finite(value), rank=ranks.get(id), decoded_token=token_text(tokenizer, id))
+        for id, value in logprobs.items()
+    }
+
+
+def with_top(token: TokenLogprobs, count: int) -> TokenLogprobs:
+    """With the `count` likeliest alone: a prompt's are found once, for whoever asks for most of them."""
+    return replace(token, top_ids=token.top_ids[:count], top_logprobs=token.top_logprobs[:count])
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list[ChatTokenLogprob]:

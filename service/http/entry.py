@@ -17,12 +17,12 @@ from service.api.state import RECORD_KEY, AppState
 from service.engine.flight import trace_context
 from service.errors import ServiceError
 from service.http.envelope import send_error
-from service.logs import RequestRecord, request_id_context, write_access_line
+from service.logs import REQUEST_ID, RequestRecord, request_id_context, write_access_line
 from service.tracing import RequestSpan
 
 log = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_REQUEST_ID = re.compile(REQUEST_ID.encode())
 CLIENT_GONE_STATUS = 499
 
 

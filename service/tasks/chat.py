@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.batch import Grammar
-from model.chat_template import RESERVED_VARIABLES, ChatTemplate, ChatTemplateError
+from model.chat_template import REASONING_FIELDS, RESERVED_VARIABLES, ChatTemplate, ChatTemplateError
 from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, TaskNotSupported, UnsupportedParameter
@@ -163,16 +163,18 @@ def _for_template(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     """OpenAI's message as templates expect it: one text, arguments as objects, `system` for `developer`."""
     role, content = message["role"], message.get("content")
     calls = message.get("tool_calls") or []
+    if content is None and role == "assistant" and any(message.get(name) for name in REASONING_FIELDS):
+        content = ""  # interrupted while it thought
     if content is None and not (role == "assistant" and calls):
         raise InvalidRequest(f"{place}: a message of role '{role}' needs content", param=f"{place}.content")
     if role == "tool" and message.get("tool_call_id") is None:
         raise InvalidRequest(f"{place}: which call is this the result of?", param=f"{place}.tool_call_id")
     if calls and role != "assistant":
         raise InvalidRequest(f"{place}: only an assistant calls tools", param=f"{place}.tool_calls")
-    found = {key: value for key, value in message.items() if key not in ("annotations", "tool_calls")}
+    found = {key: value for key, value in message.items() if key != "tool_calls"}
     found["role"] = "system" if role == "developer" else role
-    if isinstance(content, list):
-        found["content"] = "\n".join(part["text"] for part in content)
+    if content is not None:
+        found["content"] = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
     if calls:
         found["tool_calls"] = [_call(call, f"{place}.tool_calls.{n}") for n, call in enumerate(calls)]
     return found

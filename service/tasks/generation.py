@@ -44,6 +44,8 @@ class Prompt:
     ids: list[int]
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """The ids that the caller, not the checkpoint, ends the text by."""
     skip_special_tokens: bool = True
     keep_special: frozenset[int] = frozenset()
     includes_stop: bool = False
@@ -89,6 +91,10 @@ class Delta:
     offsets: list[int] = field(default_factory=list)
     """Where each token's text begins in the choice's text."""
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    """The caller's stop string or id that ended the text, if one did."""
+    num_tokens: int = 0
+    """The choice's so far, this delta's included."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     """What has been generated since the last delta, where that is asked for."""
@@ -112,6 +118,7 @@ class Choice:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self._sampling = prompt.sampling
+        self._stop_token_ids = frozenset(prompt.stop_token_ids)
         self._stops = StopStrings(prompt.stop, inclusive=prompt.includes_stop)
         self._ids: list[int] | None = [] if prompt.keeps_ids else None
         self._detokenizer: IncrementalDetokenizer = tokenizer.detokenizer(
@@ -151,20 +158,23 @@ class Choice:
         if self._stops or output.logprobs:
             before = self.num_tokens
             if self._add_one_by_one(delta, shown, output.logprobs):
-                delta.finish_reason = "stop"
-                return self._with_ids(delta, ids[: self.num_tokens - before])
+                delta.finish_reason, delta.stop_reason = "stop", self._stops.found
+                return self._completed(delta, ids[: self.num_tokens - before])
         else:
             delta.text = self._detokenizer.push(shown)
         self.num_tokens += len(ids)
         if reason is not None:
             self._finish(delta, reason)
+            by_id = ended_by_id and ids[-1] in self._stop_token_ids
+            delta.stop_reason = ids[-1] if by_id else self._stops.found
         if not (delta.text or delta.tokens or delta.prompt_logprobs or reason is not None):
             if self._ids is not None:
                 self._ids += ids
             return None
-        return self._with_ids(delta, ids)
+        return self._completed(delta, ids)
 
-    def _with_ids(self, delta: Delta, ids: Sequence[int]) -> Delta:
+    def _completed(self, delta: Delta, ids: Sequence[int]) -> Delta:
+        delta.num_tokens = self.num_tokens
         if self._ids is not None:
             delta.ids, self._ids = [*self._ids, *ids], []
         return delta

@@ -118,8 +118,8 @@ class Commission:
             return self._sequence_to_sequence_sampling().max_tokens
         asked = self.choices.max_tokens
         if asked is not None and asked >= self._context:
-            message = f"max_tokens is {asked:,}; the context of {self.model.name}, prompt included: {self._context:,}"
-            raise ContextLengthExceeded(message, param="max_tokens")
+            message = f"max_tokens is {asked:,}, and the prompt is of the context, too"
+            raise ContextLengthExceeded.of_context(self._context, message, param="max_tokens")
         if asked is not None:
             return asked
         return max(1, min(self.assignment.max_tokens, self.model.description.context_length // 4))
@@ -128,8 +128,8 @@ class Commission:
         """About how many tokens of the caller's text fit."""
         room = self._limit - len(await self._ids("", "input"))
         if room < MIN_ROOM:
-            message = f"{self.model.name} has no room for a text: its context is {self._context:,} tokens"
-            raise ContextLengthExceeded(message, param="max_tokens")
+            message = f"{self.model.name} has no room for a text beside {self.max_tokens:,} to be written"
+            raise ContextLengthExceeded.of_context(self._context, message, param="max_tokens")
         return room
 
     async def prompt(self, text: str, *, truncate: bool = False, param: str = "input") -> Prompt:
@@ -141,7 +141,7 @@ class Commission:
         num_tokens = len(ids)
         if num_tokens > self._limit:
             if not truncate:
-                raise ContextLengthExceeded(self._too_long(num_tokens), param=param)
+                raise self._too_long(num_tokens, param)
             ids = await self._cut(text, num_tokens - self._limit, param)
         num_truncated = num_tokens - len(ids)
         if self.is_sequence_to_sequence:
@@ -169,12 +169,13 @@ class Commission:
         """How many ids the prompt may have: all that an encoder reads, or what a decoder's answer leaves."""
         return self._context if self.is_sequence_to_sequence else self._context - self.max_tokens
 
-    def _too_long(self, num_tokens: int) -> str:
+    def _too_long(self, num_tokens: int, param: str) -> ContextLengthExceeded:
         rest = "" if self.is_sequence_to_sequence else f" with {self.max_tokens:,} to be written"
-        return (
-            f"the text makes a prompt of {num_tokens:,} tokens; {self.model.name} takes {self._limit:,}{rest} "
+        message = (
+            f"The text makes a prompt of {num_tokens:,} tokens; {self.model.name} takes {self._limit:,}{rest} "
             "(ask for truncation to cut it)"
         )
+        return ContextLengthExceeded.of_context(self._context, message, param=param)
 
     async def _ids(self, text: str, param: str) -> list[int]:
         if self.is_sequence_to_sequence:
@@ -211,7 +212,7 @@ class Commission:
                 return ids
             if not text:
                 break
-        raise ContextLengthExceeded(self._too_long(len(ids)), param=param)
+        raise self._too_long(len(ids), param)
 
     def _sequence_to_sequence_sampling(self) -> SamplingParams:
         defaults, direction = self.model.description.sequence_to_sequence, self.assignment.direction

@@ -22,12 +22,13 @@ async def fitting_pieces(commission: Commission, text: str, room: int) -> list[S
     Raises: ContextLengthExceeded where there would be too many, or none that fits.
     """
     # A piece has at times some tokens more than the text has in its place.
-    limit, name = room, commission.model.name
+    limit, model = room, commission.model
+    context = model.description.context_length
     while limit > 0:
-        spans = await asyncio.to_thread(cut_spans, commission.model.tokenizer, text, limit)
+        spans = await asyncio.to_thread(cut_spans, model.tokenizer, text, limit)
         if len(spans) > MAX_PIECES:
-            message = f"the text is more than {MAX_PIECES:,} times as long as what {name} reads"
-            raise ContextLengthExceeded(message, param="input")
+            message = f"The text is more than {MAX_PIECES:,} times as long as what {model.name} reads"
+            raise ContextLengthExceeded.of_context(context, message, param="input")
         try:
             for span in spans:
                 await commission.prompt(text[span.start : span.end])
@@ -35,7 +36,7 @@ async def fitting_pieces(commission: Commission, text: str, room: int) -> list[S
             limit = limit * 3 // 4
             continue
         return spans
-    raise ContextLengthExceeded(f"the text cannot be cut for {name}", param="input")
+    raise ContextLengthExceeded.of_context(context, f"The text cannot be cut for {model.name}", param="input")
 
 
 def cut_text(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[str]:

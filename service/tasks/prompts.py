@@ -25,8 +25,8 @@ async def encode_text(
     tokenizer = model.tokenizer
     if len(text) > INLINE_CHARS and len(text) > limit * tokenizer.max_token_bytes:
         least = len(text) // tokenizer.max_token_bytes
-        message = f"{param} has at least {least:,} tokens; the limit is {limit:,}"
-        raise ContextLengthExceeded(message, param=param)
+        message = f"The prompt is too long: {param} has at least {least:,} tokens"
+        raise ContextLengthExceeded.of_context(limit, message, param=param)
     try:
         if len(text) <= INLINE_CHARS:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -42,6 +42,17 @@ def checked_ids(model: LoadedModel, ids: list[int], *, param: str) -> list[int]:
     except TokenizerError as error:
         raise InvalidRequest(f"{param}: {error}", param=param) from error
     return ids
+
+
+def room_for_prompt(model: LoadedModel, max_tokens: int | None) -> int:
+    """How many tokens of a prompt leave room for the answer: for `max_tokens`, or where those are open for a quarter.
+
+    At least one; whether even that fits is found out with the rest. What an encoder reads takes no room from an answer.
+    """
+    limit = context_limit(model)
+    if model.description.sequence_to_sequence is not None:
+        return limit
+    return max(1, limit - (limit // 4 if max_tokens is None else max_tokens))
 
 
 def truncated(ids: list[int], max_tokens: int | None) -> tuple[list[int], int]:

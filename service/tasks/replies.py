@@ -31,6 +31,9 @@ class ReplyReader:
         if separate_reasoning and prompt.may_think and thinks(model):
             end = model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
             self._thinking = ReasoningParser(end)
+        self.num_reasoning_tokens = 0
+        """Up to the last of what was thought, opening marker included."""
+        self._tokenizer = model.tokenizer
         self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
 
     def read(self, delta: Delta) -> Piece:
@@ -41,12 +44,23 @@ class ReplyReader:
             if ended:
                 rest = self._thinking.finish()
                 parts = Parts(parts.reasoning + rest.reasoning, parts.content + rest.content)
+            self._count_reasoning(parts, delta.num_tokens)
         if self._calling is None:
             return Piece(parts.reasoning, parts.content)
         reading = self._calling.feed(parts.content)
         if ended:
             reading.add(self._calling.finish())
         return Piece(parts.reasoning, reading.content, reading.calls)
+
+    @property
+    def separates_reasoning(self) -> bool:
+        return self._thinking is not None
+
+    def _count_reasoning(self, parts: Parts, num_tokens: int) -> None:
+        """What is already said in the delta that ends the thoughts (a step may bring many tokens) is none of them."""
+        if parts.reasoning:
+            said = self._tokenizer.encode(parts.content, add_special_tokens=False) if parts.content else ()
+            self.num_reasoning_tokens = num_tokens - len(said)
 
     def finish_reason(self, reason: str) -> str:
         """OpenAI's: a reply that stopped after calling tools waits for their results."""

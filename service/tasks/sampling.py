@@ -16,6 +16,8 @@ from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest
 
 SEED_MASK = 2**64 - 1
+ANY_SEED = -1
+"""vLLM's and llama.cpp's way to ask for none in particular."""
 SMALLEST_TOP_P = 1e-9
 """A nucleus of no mass at all is the most likely token alone."""
 
@@ -105,7 +107,7 @@ def sampling_params(
 
 def seed_of(asked: int | None) -> int:
     """The caller's, or one that nobody has."""
-    return (secrets.randbits(63) if asked is None else asked) & SEED_MASK
+    return (secrets.randbits(63) if asked in (None, ANY_SEED) else asked) & SEED_MASK
 
 
 def of_choice(params: SamplingParams, index: int) -> SamplingParams:
@@ -140,17 +142,19 @@ def _max_tokens(
     context = context_limit(model)
     room = context - num_prompt_tokens
     if room < 0 or (room == 0 and asked != 0):
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens:,} tokens; the context of {model.name} is {context:,} tokens, "
-            "prompt and completion together",
+        raise ContextLengthExceeded.of_context(
+            context,
+            f"The prompt is too long: it has {num_prompt_tokens:,} tokens; {model.name} holds {context:,}, prompt and "
+            "completion together",
             param=prompt_param,
         )
     if asked is None:
         return room if default is None else min(default, room)
     if asked > room:
-        raise ContextLengthExceeded(
-            f"the context of {model.name} is {context:,} tokens; the request needs "
-            f"{num_prompt_tokens + asked:,} ({num_prompt_tokens:,} in the prompt, {asked:,} to generate)",
+        raise ContextLengthExceeded.of_context(
+            context,
+            f"The request needs {num_prompt_tokens + asked:,} "
+            f"({num_prompt_tokens:,} in the prompt, {asked:,} to generate)",
             param=max_tokens_param,
         )
     return asked

@@ -41,7 +41,8 @@ async def test_a_reply_has_its_message_the_reason_and_the_numbers(client: httpx.
     answer = await post(client)
     assert answer["object"] == "chat.completion"
     message = {"role": "assistant", "content": "Hello, wörld 🦙!", "refusal": None}
-    assert answer["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    assert answer["choices"] == [choice]
     assert answer["usage"]["completion_tokens"] == 20
     assert answer["usage"]["prompt_tokens"] == len(engine.requests[0].prompt_ids)
     assert prompt_text(engine).endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
@@ -317,6 +318,9 @@ async def test_too_long_a_conversation_is_refused_with_the_numbers(client: httpx
     assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
     response = await client.post(URL, json={"messages": HELLO, "max_completion_tokens": 2040})
     assert response.json()["error"]["param"] == "max_completion_tokens"
+    assert "prompt is too long" in error["message"]
+    for found in (error, response.json()["error"]):
+        assert found["message"].startswith("This model's maximum context length is 2048 tokens. ")
 
 
 async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) -> None:

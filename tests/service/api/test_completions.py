@@ -42,7 +42,7 @@ async def test_an_answer_has_the_text_the_reason_and_the_numbers(client: httpx.A
     answer = await post(client)
     assert answer["object"] == "text_completion"
     assert answer["model"] == "tiny"
-    choice = {"index": 0, "text": "Hello, wörld 🦙!", "logprobs": None, "finish_reason": "stop"}
+    choice = {"index": 0, "text": "Hello, wörld 🦙!", "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     assert answer["choices"] == [choice]
     num_tokens = len("Hello, wörld 🦙!".encode()) + 1
     assert answer["usage"] == {
@@ -278,6 +278,7 @@ async def test_too_long_is_refused_with_the_numbers(client: httpx.AsyncClient, e
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
         assert words in error["message"]
+        assert error["message"].startswith("This model's maximum context length is 2048 tokens. ")
     assert engine.streams == []
 
 

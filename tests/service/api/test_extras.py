@@ -6,6 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
+from model.batch import SamplingParams
+from service.tasks.generation import Delta, Prompt
+from service.tasks.replies import ReplyReader
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 THOUGHT = "<think>\nA greeting.\n</think>\n\nHello, wörld 🦙!"
@@ -232,3 +236,156 @@ async def test_what_a_template_reads_is_given_to_it(client: httpx.AsyncClient, e
     assert (await client.post(CHAT, json=body)).status_code == 200
     ids = engine.requests[-1].prompt_ids
     assert "3 May 2031" in engine.models["llama"].tokenizer.decode(ids, skip_special_tokens=False)
+
+
+SCHEMA = {"type": "integer"}
+JSON = ("json_schema", '{"type": "integer"}')
+GBNF = ("lark", 'start: "a"')
+
+
+@pytest.mark.parametrize(
+    ("body", "grammar"),
+    [
+        ({"guided_json": SCHEMA}, JSON),
+        ({"guided_json": JSON[1]}, JSON),
+        ({"guided_regex": "[ab]"}, ("regex", "[ab]")),
+        ({"guided_choice": ["a"]}, GBNF),
+        ({"guided_grammar": GBNF[1]}, GBNF),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, JSON),
+        ({"json_schema": SCHEMA}, JSON),
+        ({"json_schema": JSON[1]}, JSON),
+        ({"ebnf": 'root ::= "a"'}, ("lark", 'start: "a"')),
+    ],
+)
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_a_constraint_has_the_name_that_any_server_gives_it(
+    client: httpx.AsyncClient, engine: Any, path: str, body: dict[str, Any], grammar: tuple[str, str]
+) -> None:
+    await post(client, path, **body)
+    found = engine.requests[0].sampling.grammar
+    assert (found.kind, found.text.split("\n\n")[-1].strip()) == grammar
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_what_other_servers_have_at_its_default_is_let_pass(client: httpx.AsyncClient, path: str) -> None:
+    for penalty in (1, 1.0):
+        await post(
+            client, path, n=2, best_of=2, use_beam_search=False, length_penalty=penalty, echo=False,
+            spaces_between_special_tokens=True,
+        )  # fmt: skip
+    await post(client, CHAT, include_reasoning=True)
+
+
+async def test_the_seed_minus_one_is_a_new_one_each_time(client: httpx.AsyncClient, engine: Any) -> None:
+    """It was a seed like any other: every request of a client that meant "none in particular" drew the same."""
+    for seed in (-1, -1, -2, -2):
+        await post(client, COMPLETIONS, seed=seed)
+    seeds = [request.sampling.seed for request in engine.requests]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == seeds[3] == 2**64 - 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(COMPLETIONS, {"max_tokens": -1}), (CHAT, {"max_tokens": -1}), (CHAT, {"max_completion_tokens": -1})],
+)
+async def test_minus_one_tokens_are_as_many_as_fit(
+    client: httpx.AsyncClient, engine: Any, path: str, body: dict[str, Any]
+) -> None:
+    start = {"prompt": "Say"} if path == COMPLETIONS else {"messages": HELLO}
+    assert (await client.post(path, json={**start, **body})).status_code == 200
+    request = engine.requests[0]
+    assert len(request.prompt_ids) + request.sampling.max_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    ("path", "max_tokens", "room"),
+    [(COMPLETIONS, 100, 100), (COMPLETIONS, None, 16), (COMPLETIONS, -1, 512), (CHAT, 100, 100), (CHAT, None, 512)],
+)
+async def test_a_prompt_is_cut_to_leave_room_for_the_answer(
+    client: httpx.AsyncClient, engine: Any, path: str, max_tokens: int | None, room: int
+) -> None:
+    long = "a" * 5000
+    start = {"prompt": long} if path == COMPLETIONS else {"messages": [{"role": "user", "content": long}]}
+    body = {**start, "max_tokens": max_tokens, "truncate_prompt_tokens": -1}
+    answer = (await client.post(path, json=body)).json()
+    assert answer["usage"]["prompt_tokens"] == len(engine.requests[0].prompt_ids) == 2048 - room
+    assert answer["usage"]["truncated_prompt_tokens"] > 2900
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [({}, None), ({"stop": ["wör", "x"]}, "wör"), ({"stop_token_ids": [108]}, None), ({"max_tokens": 3}, None)],
+)
+async def test_a_choice_says_which_of_the_caller_s_stops_ended_it(
+    client: httpx.AsyncClient, engine: Any, path: str, body: dict[str, Any], reason: str | None
+) -> None:
+    if "stop_token_ids" in body:
+        body = {"stop_token_ids": engine.models["tiny"].tokenizer.encode("o")}
+    expected = body.get("stop_token_ids", [reason])[0]
+    assert (await post(client, path, **body))["choices"][0]["stop_reason"] == expected
+    *others, last = [chunk["choices"][0] for chunk in await stream(client, path, **body)]
+    assert last["stop_reason"] == expected
+    assert not any("stop_reason" in choice for choice in others)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_a_prompt_s_logprobs_come_in_vllm_s_shape(client: httpx.AsyncClient, engine: Any, path: str) -> None:
+    answer = await post(client, path, prompt_logprobs=1)
+    found = answer["choices"][0]["prompt_logprobs"] if path == COMPLETIONS else answer["prompt_logprobs"]
+    ids = engine.requests[0].prompt_ids
+    assert (len(found), found[0]) == (len(ids), None)
+    text = engine.models["tiny"].tokenizer.decode([ids[1]], skip_special_tokens=False)
+    assert found[1] == {str(ids[1]): {"logprob": -0.5, "rank": 1, "decoded_token": text}}
+    assert "prompt_logprobs" not in json.dumps(await post(client, path))
+
+
+async def test_an_echo_has_its_own_number_of_alternatives(client: httpx.AsyncClient, engine: Any) -> None:
+    answer = await post(client, COMPLETIONS, prompt_logprobs=3, logprobs=1, echo=True)
+    choice = answer["choices"][0]
+    assert engine.requests[0].sampling.prompt_logprobs == 3
+    assert [len(entry) for entry in choice["prompt_logprobs"][1:]] == [3, 3]
+    assert [len(entry) for entry in choice["logprobs"]["top_logprobs"][1:]] == [1] * (2 + 20 - 1)
+
+
+async def test_thoughts_have_both_their_names_and_are_counted(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = THOUGHT
+    num_thought = len("<think>\nA greeting.")
+    answer = await post(client, CHAT, model="thinker", n=2)
+    message = answer["choices"][1]["message"]
+    assert message["reasoning"] == message["reasoning_content"] == "A greeting."
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2 * num_thought}
+    chunks = await stream(client, CHAT, model="thinker", stream_options={"include_usage": True})
+    assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": num_thought}
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
+    assert all(delta.get("reasoning") == delta.get("reasoning_content") for delta in deltas)
+    for body in ({"model": "tiny"}, {"model": "thinker", "separate_reasoning": False}):
+        assert "completion_tokens_details" not in (await post(client, CHAT, **body))["usage"]
+
+
+def test_what_is_said_in_the_step_that_ends_the_thoughts_is_not_counted_with_them(engine: Any) -> None:
+    prompt = Prompt(ids=[97], sampling=SamplingParams(max_tokens=50))
+    reader = ReplyReader(engine.models["thinker"], prompt, None)
+    reader.read(Delta(0, text="<think>ab</think>Hello", num_tokens=len("<think>ab</think>Hello")))
+    assert reader.num_reasoning_tokens == len("<think>ab</think>")
+
+
+async def test_thoughts_are_not_told_on_request(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.reply = THOUGHT
+    answer = await post(client, CHAT, model="thinker", include_reasoning=False)
+    assert "greeting" not in json.dumps(answer)
+    assert answer["choices"][0]["message"]["content"] == "Hello, wörld 🦙!"
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+    chunks = await stream(client, CHAT, model="thinker", include_reasoning=False)
+    assert not any("reasoning" in chunk["choices"][0]["delta"] for chunk in chunks)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_a_request_is_named_by_its_header_or_else_by_its_body(client: httpx.AsyncClient, path: str) -> None:
+    start = {"prompt": "Say"} if path == COMPLETIONS else {"messages": HELLO}
+    for field in ("request_id", "rid"):
+        body = {**start, field: "mine-1"}
+        assert (await client.post(path, json=body)).headers["x-request-id"] == "mine-1"
+        named = await client.post(path, json=body, headers={"X-Request-ID": "theirs"})
+        assert named.headers["x-request-id"] == "theirs"

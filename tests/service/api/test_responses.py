@@ -172,7 +172,10 @@ async def test_thinking_is_turned_off_by_the_effort(openai: AsyncOpenAI, engine:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.call_id"),
         ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"input": "x", "store": True}, "store"),
+        ({"input": "x", "store": "yes"}, "store"),
+        ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}]}, "input.0.encrypted_content"),
+        ({"input": "x", "reasoning": {"summary": "long"}}, "reasoning.summary"),
+        ({"input": "x", "text": {"verbosity": "low"}}, "text.verbosity"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "truncation": "auto"}, "truncation"),
         ({"input": "x", "max_output_tokens": 100_000}, "max_output_tokens"),
@@ -212,3 +215,45 @@ async def test_faults_are_the_client_s_own_types(openai: AsyncOpenAI, engine: An
     with pytest.raises(APIError):
         await read()
     assert received[-1] == "response.output_text.delta"
+
+
+async def test_what_clients_send_by_default_is_taken_and_the_answer_tells_the_truth(openai: AsyncOpenAI) -> None:
+    """Each of these was a 400, `store` in clients that only say what OpenAI's default is."""
+    answer = await openai.responses.create(
+        model="thinker", input="x", store=True, include=[], truncation="disabled", service_tier="auto", user="u",
+        safety_identifier="s", prompt_cache_key="k", parallel_tool_calls=True, metadata={"a": "b"},
+        reasoning={"effort": "high", "summary": "auto"}, text={"verbosity": "medium"},
+    )  # fmt: skip
+    assert answer.model_extra is not None
+    assert answer.model_dump()["store"] is False
+    assert answer.reasoning is not None
+    assert (answer.reasoning.effort, answer.reasoning.summary) == ("high", "auto")
+
+
+async def test_a_summary_of_thoughts_is_the_thoughts_themselves(openai: AsyncOpenAI, engine: Any) -> None:
+    engine.reply = THOUGHT
+    answer = await openai.responses.create(model="thinker", input="x", reasoning={"summary": "detailed"})
+    reasoning: Any = answer.output[0]
+    assert (reasoning.content[0].text, reasoning.summary) == ("A greeting.", [])
+
+
+async def test_items_of_other_servers_are_taken_back(client: httpx.AsyncClient, engine: Any) -> None:
+    plain: list[Any] = [
+        {"role": "user", "content": "Hello"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes?"}]},
+        {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "noon"},
+    ]
+    part = {**plain[1]["content"][0], "annotations": [], "logprobs": [], "parsed": None, "extra": 1}
+    more = {"id": "x_1", "status": "completed", "namespace": "n", "created_by": "me", "parsed_arguments": {}}
+    decorated = [item | more for item in plain]
+    decorated[1] = decorated[1] | {"content": [part], "phase": "final_answer"}
+    for items in (plain, decorated):
+        assert (await client.post(URL, json={"input": items})).status_code == 200
+    assert prompt_text(engine, 0) == prompt_text(engine, 1)
+
+
+async def test_truncation_is_refused_with_the_reason(client: httpx.AsyncClient) -> None:
+    error = (await client.post(URL, json={"input": "x", "truncation": "auto"})).json()["error"]
+    assert error["param"] == "truncation"
+    assert "never left out" in error["message"]

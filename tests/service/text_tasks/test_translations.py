@@ -83,7 +83,9 @@ async def test_a_list_has_an_item_for_each_text_and_their_tokens_together(
     body = {"source": "en", "target": "fr", "max_tokens": 4, "min_tokens": 1, "num_beams": 1}
     answer = await post("/v1/translate", input=texts, **body)
     assert [("translation" in item, item["index"]) for item in answer["data"]] == [(True, 0), (False, 1), (True, 2)]
-    assert answer["data"][1]["error"]["code"] == "context_length_exceeded"
+    error = answer["data"][1]["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith("This model's maximum context length is ")
     assert answer["usage"]["prompt_tokens"] == sum(len(request.encoder_ids) + 1 for request in engine.generated)
     assert answer["usage"]["completion_tokens"] == 8
 
