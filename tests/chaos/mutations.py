@@ -49,6 +49,7 @@ SOUND: tuple[tuple[str, str, dict[str, Any] | list[Any] | None], ...] = (
     ("POST", "/v1/embeddings", {"input": [_SENTENCE, "dog"], "encoding_format": "base64", "dimensions": 64}),
     ("POST", "/v1/similarity", {"source": "a dog", "targets": ["a puppy", "rain"]}),
     ("POST", "/v1/rerank", {"query": "dog", "documents": [_SENTENCE, "cats sleep"], "top_n": 1}),
+    ("POST", "/v2/rerank", {"query": "dog", "documents": [_SENTENCE, {"text": "cats sleep"}], "max_tokens_per_doc": 4}),
     ("POST", "/embed", {"inputs": ["dog", "cat"], "normalize": True, "truncate": False}),
     ("POST", "/embed_all", {"inputs": "dog"}),
     ("POST", "/predict", {"inputs": "a fine film", "raw_scores": False}),

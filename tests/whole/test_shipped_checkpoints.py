@@ -149,6 +149,12 @@ def rerank(client: Client) -> None:
     assert [row["index"] for row in found["results"]] == [1, 0]
 
 
+def relevance(client: Client) -> None:
+    rows = post(client, "/v2/rerank", query="Who is glad?", documents=[FAR, CLOSE])["results"]
+    assert [row["index"] for row in rows] == [1, 0]
+    assert 0 < rows[1]["relevance_score"] < rows[0]["relevance_score"] < 1
+
+
 def tei_embed(client: Client) -> None:
     assert [unit(row) for row in post(client, "/embed", inputs=[CLOSE, FAR])] == [True, True]
 
@@ -295,6 +301,7 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/embeddings": embeddings,
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
+    "POST /v2/rerank": relevance,
     "POST /embed": tei_embed,
     "POST /embed_all": tei_embed_all,
     "POST /predict": tei_predict,

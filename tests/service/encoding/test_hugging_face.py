@@ -41,6 +41,23 @@ async def test_text_classification(make_classifier: Any, tokenizer: Any, make_hu
         assert [entry.score for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [("text-classification", {}), ("zero-shot-classification", {"parameters": {"candidate_labels": ["cat", "dog"]}}),
+     ("feature-extraction", {})],
+)  # fmt: skip
+async def test_the_address_may_ask_for_texts_to_be_cut(
+    make_classifier: Any, make_embedder: Any, client: httpx.AsyncClient, task: str, more: dict[str, Any]
+) -> None:
+    make_classifier(["contradiction", "neutral", "entailment"])
+    make_embedder()
+    body = {"inputs": "the cat sat on the mat " * 20, **more}
+    assert (await client.post(f"/hf/{task}", json=body)).status_code == 400
+    response = await client.post(f"/hf/{task}?truncate=true", json=body)
+    assert response.status_code == 200
+    assert int(response.headers["x-truncated-tokens"]) > 0
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 async def test_zero_shot_classification(
     make_classifier: Any, tokenizer: Any, make_hub_client: Any, multi_label: bool
