@@ -155,6 +155,12 @@ def relevance(client: Client) -> None:
     assert 0 < rows[1]["relevance_score"] < rows[0]["relevance_score"] < 1
 
 
+def score(client: Client) -> None:
+    for path in ("/v1/score", "/score"):
+        far, close = (row["score"] for row in post(client, path, text_1="A happy person.", text_2=[FAR, CLOSE])["data"])
+        assert far < 0.2 < 0.5 < close
+
+
 def tei_embed(client: Client) -> None:
     assert [unit(row) for row in post(client, "/embed", inputs=[CLOSE, FAR])] == [True, True]
 
@@ -302,6 +308,8 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
     "POST /v2/rerank": relevance,
+    "POST /v1/score": score,
+    "POST /score": score,
     "POST /embed": tei_embed,
     "POST /embed_all": tei_embed_all,
     "POST /predict": tei_predict,
