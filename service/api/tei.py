@@ -149,8 +149,8 @@ class RerankBody(TeiBody):
     return_text: bool = False
 
 
-@router.post("/rerank", summary="Texts by relevance, in the shape of text-embeddings-inference")
 async def tei_rerank(request: Request, body: RerankBody) -> Response:
+    """At `/rerank`, where `roots` tells it from the body with `documents`."""
     engine, began = encode_engine(request), time.monotonic()
     model = engine.resolve(model_of_address(request), "rerank")
     options = _options(request, body, "rerank")

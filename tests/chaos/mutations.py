@@ -51,6 +51,7 @@ SOUND: tuple[tuple[str, str, dict[str, Any] | list[Any] | None], ...] = (
     ("POST", "/v1/rerank", {"query": "dog", "documents": [_SENTENCE, "cats sleep"], "top_n": 1}),
     ("POST", "/v2/rerank", {"query": "dog", "documents": [_SENTENCE, {"text": "cats sleep"}], "max_tokens_per_doc": 4}),
     ("POST", "/v1/score", {"queries": "dog", "documents": [_SENTENCE, "cats sleep"], "truncate_prompt_tokens": 8}),
+    ("POST", "/", {"inputs": ["dog", "cat"]}),
     ("POST", "/embed", {"inputs": ["dog", "cat"], "normalize": True, "truncate": False}),
     ("POST", "/embed_all", {"inputs": "dog"}),
     ("POST", "/predict", {"inputs": "a fine film", "raw_scores": False}),

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import torch
 from huggingface_hub import AsyncInferenceClient
+from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 from transformers import pipeline
 
@@ -71,6 +72,15 @@ async def test_zero_shot_classification(
     )
     assert [entry.label for entry in found] == expected["labels"]
     assert [entry.score for entry in found] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+async def test_the_bare_address_of_the_service_gives_features(make_embedder: Any, base_url: str) -> None:
+    """As text-embeddings-inference has it; what LangChain's HuggingFaceEndpointEmbeddings asks goes the same way."""
+    reference = make_embedder()
+    async with AsyncInferenceClient(model=base_url) as client:
+        assert_allclose(await client.feature_extraction(TEXTS[0]), reference.encode(TEXTS[:1]), atol=1e-5)
+        found = await client.feature_extraction(TEXTS, normalize=True, truncate=True)  # type: ignore[arg-type]
+        assert_allclose(found, reference.encode(TEXTS), atol=1e-5)
 
 
 async def test_feature_extraction_and_sentence_similarity(make_embedder: Any, make_hub_client: Any) -> None:

@@ -72,7 +72,7 @@ async def test_documents_are_cut_under_v2_and_say_so(make_reranker: Any, post: A
     assert error["error"]["code"] == "context_length_exceeded"
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 async def test_max_tokens_per_doc_counts_the_documents_own_tokens(make_reranker: Any, post: Any, path: str) -> None:
     make_reranker()
     whole = await post(path, query="the cat", documents=["the cat sat on", "good"])
@@ -132,6 +132,16 @@ async def test_rank_fields_say_what_is_read_of_objects(make_reranker: Any, post:
     assert scores(answer) == scores(plain)
     error = await refused("/v1/rerank", query="the cat", documents=objects, rank_fields=["title", "none"])
     assert error["param"] == "documents.0.none"
+
+
+async def test_the_body_tells_whose_shape_rerank_at_the_root_has(make_reranker: Any, post: Any) -> None:
+    """vLLM, infinity and Jina have `documents` there, text-embeddings-inference has `texts`."""
+    make_reranker()
+    expected = await post("/v1/rerank", query="the cat", documents=DOCUMENTS, top_n=2)
+    answer = await post("/rerank", model="reranker", query="the cat", documents=DOCUMENTS, top_n=2)
+    assert answer["results"] == expected["results"]
+    rows = await post("/rerank", query="the cat", texts=DOCUMENTS)
+    assert rows[:2] == [{"index": e["index"], "score": e["relevance_score"]} for e in expected["results"]]
 
 
 async def test_priority_under_v2_is_the_other_way_round(make_reranker: Any, engine: Any, post: Any) -> None:
