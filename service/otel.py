@@ -20,15 +20,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from service.engine.flight import EncodeFlight, Flight
-from service.http.gate import METRICS, PROBES
+from service.http.gate import METRICS, is_probe
 from service.logs import RequestRecord
 from service.tracing import Headers, RequestSpan
 
 TRACES_PATH = "/v1/traces"
 EXPORT_TIMEOUT_SECONDS = 5.0
 CONTEXT_HEADERS = {b"traceparent": "traceparent", b"tracestate": "tracestate"}
-UNTRACED_PATHS = PROBES | {METRICS}
-"""Asked every second, by machines."""
 OPERATIONS = {"generate": "text_completion", "chat": "chat", "embed": "embeddings"}
 """Our tasks by the names of OpenTelemetry's conventions for generative AI; the others keep their own."""
 
@@ -56,7 +54,7 @@ class OtelTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, record: RequestRecord, headers: Headers) -> RequestSpan | None:
-        if record.path in UNTRACED_PATHS:
+        if is_probe(record.method, record.path) or record.path == METRICS:  # asked every second, by machines
             return None
         carrier = {CONTEXT_HEADERS[name]: value.decode("latin-1") for name, value in headers if name in CONTEXT_HEADERS}
         span = self._tracer.start_span(record.method, context=self._propagator.extract(carrier), kind=SpanKind.SERVER)

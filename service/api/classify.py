@@ -27,6 +27,7 @@ from service.errors import InvalidRequest, UnsupportedParameter
 from service.tasks.classification import (
     Classification,
     ClassifyEngine,
+    Way,
     choose_for_labels,
     choose_head,
     choose_own,
@@ -88,7 +89,7 @@ async def create_classification(request: Request, body: ClassifyBody) -> Respons
         work = classify_by_labels(engine, way, _texts_alone(body), labels, options)
     else:
         _refuse(body, ("multi_label", "hypothesis_template"), "goes with labels: the checkpoint's own are as trained")
-        way = choose_own(engine, body.model) if body.head is None else choose_head(engine, body.model, body.head)
+        way = own_way(engine, body.model, body.head)
         work = classify_own(engine, way, _texts(body), options)
     found = await until_gone(request, work)
     check_abstention(found, body.abstain_below)
@@ -120,6 +121,11 @@ async def _create_by_vote(request: Request, body: ClassifyBody, n: int) -> Respo
     num_output = sum(entry.num_output_tokens for entry in voted)
     usage = {"prompt_tokens": num_prompt, "completion_tokens": num_output, "total_tokens": num_prompt + num_output}
     return envelope(request, model, data, usage, method="self_consistency", samples=n)
+
+
+def own_way(engine: ClassifyEngine, name: str | None, head: str | None) -> Way:
+    """By the checkpoint's own labels: those of the head that is named, or of the only one that it was made with."""
+    return choose_own(engine, name) if head is None else choose_head(engine, name, head)
 
 
 def classify_engine(request: Request) -> ClassifyEngine:

@@ -32,10 +32,14 @@ async def startupz(request: Request) -> JSONResponse:
     return _answer(state, healthy=state.engine_state in STARTED_STATES)
 
 
+@router.get("/", summary="The same as /readyz, as text-embeddings-inference has it")
+@router.get("/ping", summary="The same as /readyz, as SageMaker asks for it")
 @router.get("/readyz", summary="Whether a request would be taken now")
 @router.get("/health", summary="The same as /readyz")
 @router.head("/readyz", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
+@router.head("/", include_in_schema=False)
 async def readyz(request: Request) -> JSONResponse:
     state = request_state(request)
     return _answer(state, healthy=state.engine_state == "ready")

@@ -7,30 +7,27 @@ is told in a header. HTTP only; runs in the API process, on the event loop.
 """
 
 from collections.abc import Awaitable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from service.api.answer import AnswerBody, create_answer
 from service.api.classify import ClassifyBody, create_classification
-from service.api.native import MAX_ITEMS, InputText, NativeBody, json_response, tell_truncation
+from service.api.native import MAX_ITEMS, Body, InputText, checked, json_response, tell_truncation, truncates_by_address
 from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
 from service.api.tag import TagBody, create_tags
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
 from service.api.translate import TranslateBody, create_translation
 from service.errors import GenerationFailed, InvalidRequest, ServiceError
-from service.http.envelope import validation_error
 from service.tasks.confidence import activated, best_first
 from service.tasks.tagging import Aggregation
 
 router = APIRouter(prefix="/hf", tags=["huggingface_hub"])
-
-B = TypeVar("B", bound=NativeBody)
 
 Texts = Annotated[
     Annotated[InputText, Tag("text")]
@@ -61,13 +58,16 @@ async def text_classification(request: Request, body: TextClassificationBody) ->
     """Rows of labels, also for one text: the client takes the first."""
     wanted = body.parameters.function_to_apply
     places = {"input": "inputs", "labels": "model"}
-    fields = {"input": body.inputs, "raw_scores": wanted is not None, **_of_address(request, "model", "head")}
+    fields = {
+        "input": body.inputs, "raw_scores": wanted is not None, "truncate": truncates_by_address(request),
+        **_of_address(request, "model", "head"),
+    }  # fmt: skip
     asked = _made(ClassifyBody, fields, places)
-    found, _ = await _answered(create_classification(request, asked), places)
+    found, usage = await _answered(create_classification(request, asked), places)
     rows = [entry["labels"] for entry in found["data"]]
     if wanted is not None:
         rows = [_reactivated(row, wanted) for row in rows]
-    return json_response([row[: body.parameters.top_k] for row in rows])
+    return tell_truncation(json_response([row[: body.parameters.top_k] for row in rows]), usage)
 
 
 def _reactivated(row: list[dict[str, Any]], wanted: Literal["sigmoid", "softmax", "none"]) -> list[dict[str, Any]]:
@@ -92,15 +92,15 @@ async def token_classification(request: Request, body: TokenClassificationBody) 
     parameters = body.parameters
     fields = {
         "input": body.inputs, "aggregation": parameters.aggregation_strategy,
-        "ignore_labels": parameters.ignore_labels, **_of_address(request, "model"),
+        "ignore_labels": parameters.ignore_labels, "truncate": truncates_by_address(request),
+        **_of_address(request, "model"),
     }  # fmt: skip
     places = {"input": "inputs"}
-    found, _ = await _answered(create_tags(request, _made(TagBody, fields, places)), places)
+    found, usage = await _answered(create_tags(request, _made(TagBody, fields, places)), places)
     name = "entity" if parameters.aggregation_strategy == "none" else "entity_group"
     parts = found["data"][0]["parts"]
-    return json_response(
-        [{name: part["label"], **{key: part[key] for key in ("score", "word", "start", "end")}} for part in parts]
-    )
+    answer = [{name: part["label"], **{key: part[key] for key in ("score", "word", "start", "end")}} for part in parts]
+    return tell_truncation(json_response(answer), usage)
 
 
 class ZeroShotParameters(Strict):
@@ -120,14 +120,15 @@ async def zero_shot_classification(request: Request, body: ZeroShotBody) -> Resp
     parameters = body.parameters
     fields = {
         "input": body.inputs, "labels": parameters.candidate_labels, "multi_label": parameters.multi_label,
-        "hypothesis_template": parameters.hypothesis_template, **_of_address(request, "model"),
+        "hypothesis_template": parameters.hypothesis_template, "truncate": truncates_by_address(request),
+        **_of_address(request, "model"),
     }  # fmt: skip
     places = {
         "input": "inputs", "labels": "parameters.candidate_labels",
         "hypothesis_template": "parameters.hypothesis_template",
     }  # fmt: skip
-    found, _ = await _answered(create_classification(request, _made(ClassifyBody, fields, places)), places)
-    return json_response(found["data"][0]["labels"])
+    found, usage = await _answered(create_classification(request, _made(ClassifyBody, fields, places)), places)
+    return tell_truncation(json_response(found["data"][0]["labels"]), usage)
 
 
 class FeatureExtractionBody(EmbedBody):
@@ -244,13 +245,12 @@ def _of_address(request: Request, *names: str) -> dict[str, str]:
     return {name: request.query_params[name] for name in names if name in request.query_params}
 
 
-def _made(kind: type[B], fields: Mapping[str, Any], places: Mapping[str, str]) -> B:
+def _made(kind: type[Body], fields: Mapping[str, Any], places: Mapping[str, str]) -> Body:
     """The request of /v1 that is meant. Raises: InvalidRequest as its own endpoint would."""
     try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        raise _renamed(validation_error(faults, dict(fields)), places) from error
+        return checked(kind, fields)
+    except ServiceError as error:
+        raise _renamed(error, places) from error
 
 
 async def _answered(work: Awaitable[Response], places: Mapping[str, str]) -> tuple[Any, dict[str, int]]:

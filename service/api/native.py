@@ -4,18 +4,19 @@ HTTP only. Runs in the API process.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
 from fastapi import Request
-from pydantic import Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from starlette.responses import Response
 
 from service.api.generating import deadline_of, priority_of
-from service.api.schemas_openai import Name, Strict, TokenId
+from service.api.schemas_openai import INT32, Name, Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
+from service.http.envelope import validation_error
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions
 
 MAX_ITEMS = 2048
@@ -23,7 +24,9 @@ MAX_LABELS = 512
 
 InputText = Annotated[str, Field(max_length=2_000_000)]
 FilledText = Annotated[str, Field(min_length=1, max_length=2_000_000)]
+PromptName = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def _kind_of_input(value: object) -> str:
@@ -56,9 +59,35 @@ class NativeBody(Strict):
     """Who the caller acts for: of no effect here."""
 
 
+class EncodeBody(NativeBody):
+    """Of endpoints that only read: texts may be cut by vLLM's names, too."""
+
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=INT32)] | Literal[-1] | None = Field(
+        None, description="cut texts to so many tokens; -1: to the checkpoint's limit"
+    )
+    truncation_side: Literal["left", "right"] = Field("right", description="at which end texts are cut")
+
+
 def model_of_address(request: Request) -> str | None:
     """Which checkpoint an address asks for whose body has no place for a name: `/embed?model=minilm`."""
     return request.query_params.get("model")
+
+
+def truncates_by_address(request: Request) -> bool:
+    """Whether an address asks for cutting, for clients that can put no field into the body: `/embed?truncate=true`."""
+    asked = request.query_params.get("truncate", "false").lower()
+    if asked not in ("true", "false"):
+        raise InvalidRequest(f"truncate in the address is true or false, not '{asked[:64]}'", param="truncate")
+    return asked == "true"
+
+
+def checked(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+    """Another endpoint's body. Raises: InvalidRequest as that endpoint would."""
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+        raise validation_error(faults, dict(fields)) from error
 
 
 def encode_engine(request: Request) -> EncodeEngine:
@@ -66,9 +95,13 @@ def encode_engine(request: Request) -> EncodeEngine:
 
 
 def encode_options(request: Request, body: NativeBody, task: str) -> EncodeOptions:
+    limit, at_start = None, False
+    if isinstance(body, EncodeBody):
+        limit, at_start = body.truncate_prompt_tokens, body.truncation_side == "left"
     return EncodeOptions(
         task=task,
-        truncate=body.truncate,
+        truncate=(body.truncate or limit is not None) and ("start" if at_start else True),
+        max_tokens=None if limit == -1 else limit,
         client=request_record(request).client,
         priority=priority_of(request, body.priority),
         deadline=deadline_of(request, body.timeout),

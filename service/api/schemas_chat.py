@@ -6,7 +6,7 @@ matter: clients send back what they were given, with whatever other servers have
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from service.api.schemas_openai import INT32, MAX_LOGPROBS, AsManyAsFit, GenerationBody, Lenient, Name, Strict, TokenId
 
@@ -103,8 +103,10 @@ class ChatBody(GenerationBody):
 
 
 class TokenizeBody(Strict):
+    """`prompt` is vLLM's name of `text`, and `return_token_strs` its way to ask for the pieces once more."""
+
     model: Name | None = None
-    text: str | None = None
+    text: str | None = Field(None, validation_alias=AliasChoices("text", "prompt"), description="or `prompt`")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     add_special_tokens: bool | None = None
@@ -114,6 +116,7 @@ class TokenizeBody(Strict):
     chat_template_kwargs: dict[str, Any] = Field({})
     return_tokens: bool = True
     return_offsets: bool = True
+    return_token_strs: bool = False
 
 
 class DetokenizeBody(Strict):

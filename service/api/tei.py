@@ -3,7 +3,8 @@
 Thin: the same tasks answer as under /v1. Where that server guesses, this one does not: token ids of an unknown
 tokenizer are refused, multi-label checkpoints get sigmoids, truncation is an error unless asked for, and then told in
 a header. Bodies name no checkpoint: the first that can do it answers, or the address says which
-(`/embed?model=minilm`). HTTP only; API process.
+(`/embed?model=minilm`). Clients that send no `truncate` may ask for it there, too (`/embed?truncate=true`). HTTP only;
+API process.
 """
 
 import time
@@ -14,27 +15,29 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from service.api.classify import classify_engine
+from service.api.classify import classify_engine, own_way
 from service.api.event_stream import until_gone
 from service.api.generating import deadline_of
 from service.api.native import (
     MAX_ITEMS,
     InputText,
+    PromptName,
     TextsOrIds,
     encode_engine,
     json_response,
     model_of_address,
     note,
     tell_truncation,
+    truncates_by_address,
     usage_of,
 )
 from service.api.schemas_openai import Strict
 from service.api.state import request_record
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
-from service.tasks.classification import choose_head, choose_own, classify_own
+from service.tasks.classification import classify_own
 from service.tasks.confidence import Scored, best_first
-from service.tasks.embeddings import embed, prompt_of, rerank, similarities
+from service.tasks.embeddings import VectorForm, embed, prompt_of, rerank, similarities
 from service.tasks.encoding import EncodedText, EncodeOptions, Text, run_texts, tokenize
 
 router = APIRouter(tags=["text-embeddings-inference"])
@@ -55,7 +58,8 @@ class TeiBody(Strict):
 class EmbedBody(TeiBody):
     inputs: TextsOrIds
     normalize: bool = True
-    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """False: as the checkpoint's modules say."""
+    prompt_name: PromptName | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)
 
 
@@ -65,18 +69,16 @@ async def tei_embed(request: Request, body: EmbedBody) -> Response:
     engine, began = encode_engine(request), time.monotonic()
     model = engine.resolve(model_of_address(request), "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
-    work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, dimensions=body.dimensions)
+    form = VectorForm(dimensions=body.dimensions, normalize=body.normalize or None)
+    work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, form=form)
     encoded = await until_gone(request, work)
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
-    vectors = [_values(text) for text in encoded]
-    if body.normalize:
-        vectors = [vector / max(float((vector**2).sum()) ** 0.5, 1e-12) for vector in vectors]
-    return _answer(request, model, [vector.tolist() for vector in vectors], encoded, texts, began)
+    return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
 
 
 class EmbedAllBody(TeiBody):
     inputs: Texts
-    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    prompt_name: PromptName | None = None
 
 
 @router.post("/embed_all", summary="A vector per token")
@@ -86,7 +88,7 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
     model = engine.resolve(model_of_address(request), "embed")
     options = _options(request, body, "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
-    encoded = await tokenize(model, texts, truncate=options.truncate, prompt=prompt)
+    encoded = await tokenize(model, texts, room=options.room(), prompt=prompt)
     await until_gone(request, run_texts(engine, model, encoded, "token_embeddings", options))
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
     return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
@@ -121,8 +123,7 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     rows = [[given] if isinstance(given, str) else given] if single else given
     texts: list[Text] = [_text_or_pair([part for part in row if isinstance(part, str)]) for row in rows]
     engine, began = classify_engine(request), time.monotonic()
-    name, head = model_of_address(request), request.query_params.get("head")
-    way = choose_own(engine, name) if head is None else choose_head(engine, name, head)
+    way = own_way(engine, model_of_address(request), request.query_params.get("head"))
     work = classify_own(engine, way, texts, _options(request, body, "classify"))
     found = await until_gone(request, work)
     answers = []
@@ -148,19 +149,20 @@ class RerankBody(TeiBody):
     return_text: bool = False
 
 
-@router.post("/rerank", summary="Texts by relevance, in the shape of text-embeddings-inference")
 async def tei_rerank(request: Request, body: RerankBody) -> Response:
+    """At `/rerank`, where `roots` tells it from the body with `documents`."""
     engine, began = encode_engine(request), time.monotonic()
     model = engine.resolve(model_of_address(request), "rerank")
-    work = rerank(engine, model, body.query, body.texts, _options(request, body, "rerank"), raw_scores=body.raw_scores)
-    ranked = await until_gone(request, work)
+    options = _options(request, body, "rerank")
+    work = rerank(engine, model, body.query, body.texts, options, scale="logit" if body.raw_scores else "own")
+    ranked, read = await until_gone(request, work)
     _raise_first([entry.encoded for entry in ranked], "texts.{}")
     rows = sorted(ranked, key=lambda entry: (-(entry.score or 0.0), entry.index))
     answer = [
         {"index": entry.index, **({"text": body.texts[entry.index]} if body.return_text else {}), "score": entry.score}
         for entry in rows
     ]
-    return _answer(request, model, answer, [entry.encoded for entry in ranked], body.texts, began)
+    return _answer(request, model, answer, read, body.texts, began)
 
 
 class SimilarityInputs(Strict):
@@ -169,7 +171,7 @@ class SimilarityInputs(Strict):
 
 
 class SimilarityParameters(TeiBody):
-    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    prompt_name: PromptName | None = None
 
 
 class SimilarityBody(Strict):
@@ -205,9 +207,10 @@ def _text_or_pair(parts: list[str]) -> Text:
 
 
 def _options(request: Request, body: TeiBody, task: str) -> EncodeOptions:
+    truncates = truncates_by_address(request) or body.truncate
     return EncodeOptions(
         task=task,
-        truncate=body.truncate and ("start" if body.truncation_direction in ("Left", "left") else True),
+        truncate=truncates and ("start" if body.truncation_direction in ("Left", "left") else True),
         client=request_record(request).client,
         deadline=deadline_of(request, None),
     )

@@ -13,7 +13,7 @@ from model.description import CheckpointDescription
 from model.embedding_config import Pooling
 from model.tokenizer import TokenizerError
 from service.api.classify import classify_engine
-from service.api.native import MAX_ITEMS, TokenIds, json_response, model_of_address
+from service.api.native import MAX_ITEMS, PromptName, TokenIds, json_response, model_of_address
 from service.api.schemas_openai import Strict
 from service.api.state import request_state
 from service.api.tei import Texts, one_or_several, texts_of
@@ -28,12 +28,12 @@ router = APIRouter(tags=["text-embeddings-inference"])
 class TokenizeBody(Strict):
     inputs: Texts
     add_special_tokens: bool = True
-    prompt_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    prompt_name: PromptName | None = None
 
 
-@router.post("/tokenize", summary="Tokens with offsets, in the shape of text-embeddings-inference")
 async def tei_tokenize(request: Request, body: TokenizeBody) -> Response:
-    model = _first(request)
+    """At `/tokenize`, where `roots` tells it from the bodies with `prompt` or `messages`."""
+    model = first_encoder(request)
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None) if body.prompt_name else ""
     answer = []
     for text in texts_of(body.inputs):
@@ -58,7 +58,7 @@ class DecodeBody(Strict):
 
 @router.post("/decode", summary="Texts of token ids, in the shape of text-embeddings-inference")
 async def tei_decode(request: Request, body: DecodeBody) -> Response:
-    model = _first(request)
+    model = first_encoder(request)
     rows = [row for row in body.ids if isinstance(row, list)] or [[id for id in body.ids if isinstance(id, int)]]
     vocab_size = max(model.description.vocab_size, model.tokenizer.vocab_size)
     try:
@@ -72,7 +72,7 @@ async def tei_decode(request: Request, body: DecodeBody) -> Response:
 
 @router.get("/info", summary="What is served, in the shape of text-embeddings-inference")
 async def tei_info(request: Request) -> Response:
-    state, model = request_state(request), _first(request)
+    state, model = request_state(request), first_encoder(request)
     description, settings = model.description, state.settings
     kinds: dict[str, Any] = {"embedding": {"pooling": _pooling(description)}, "cross_encoder": {}}
     names = {"embedding": "embedding", "cross_encoder": "reranker"}
@@ -106,7 +106,7 @@ def _pooling(description: CheckpointDescription) -> str:
     return "+".join("last_token" if mode == "lasttoken" else mode for mode in modes)
 
 
-def _first(request: Request) -> LoadedModel:
+def first_encoder(request: Request) -> LoadedModel:
     """The checkpoint of routes that name no task: the address's, or the first that is not a language model."""
     directory, name = classify_engine(request).models, model_of_address(request)
     if name is not None:

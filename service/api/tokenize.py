@@ -1,6 +1,7 @@
 """`POST /v1/tokenize` and `/v1/detokenize`: a checkpoint's own view of a text, with where each token lies in it.
 
-HTTP only. Runs in the API process; long texts are tokenized in a thread.
+The answers have vLLM's fields beside our own, so that its clients read them, too. HTTP only. Runs in the API process;
+long texts are tokenized in a thread.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from service.engine.models import LoadedModel, ModelDirectory
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.chat import Conversation, chat_prompt
 from service.tasks.prompts import INLINE_CHARS
+from service.tasks.sampling import context_limit
 
 router = APIRouter(prefix="/v1", tags=["tokens"])
 
@@ -26,9 +28,13 @@ class TokenizeAnswer(BaseModel):
     model_version: str
     count: int
     context_length: int
+    max_model_len: int
+    """Tokens that a prompt and its completion may have together here, by vLLM's name."""
     tokens: list[int]
     pieces: list[str | None] | None
     """The vocabulary's own spelling of each token; null unless asked for."""
+    token_strs: list[str | None] | None
+    """The same by vLLM's name; null unless asked for by that."""
     offsets: list[tuple[int, int]] | None
     """Where each token's text begins and ends, in characters; null for messages."""
 
@@ -37,6 +43,8 @@ class DetokenizeAnswer(BaseModel):
     model: str
     model_version: str
     text: str
+    prompt: str
+    """The same by vLLM's name."""
 
 
 @router.post("/tokenize", summary="The tokens of a text or a conversation")
@@ -50,13 +58,16 @@ async def tokenize(request: Request, body: TokenizeBody) -> TokenizeAnswer:
         ids = await chat_prompt(model, _conversation(body))
     else:
         ids, offsets = await _encode(model, body.text or "", add_special_tokens=body.add_special_tokens is not False)
+    pieces = [model.tokenizer.token(id) for id in ids] if body.return_tokens or body.return_token_strs else None
     return TokenizeAnswer(
         model=model.name,
         model_version=model.version,
         count=len(ids),
         context_length=model.description.context_length,
+        max_model_len=context_limit(model),
         tokens=ids,
-        pieces=[model.tokenizer.token(id) for id in ids] if body.return_tokens else None,
+        pieces=pieces if body.return_tokens else None,
+        token_strs=pieces if body.return_token_strs else None,
         offsets=offsets if body.return_offsets else None,
     )
 
@@ -74,7 +85,7 @@ async def detokenize(request: Request, body: DetokenizeBody) -> DetokenizeAnswer
             text = decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
     except TokenizerError as error:
         raise InvalidRequest(f"tokens: {error}", param="tokens") from error
-    return DetokenizeAnswer(model=model.name, model_version=model.version, text=text)
+    return DetokenizeAnswer(model=model.name, model_version=model.version, text=text, prompt=text)
 
 
 async def _encode(

@@ -15,7 +15,8 @@ from service.errors import Forbidden, RateLimited, ServiceError, Unauthorized, U
 from service.http.envelope import Headers, send_error
 from service.logs import RequestRecord
 
-PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health"})
+PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/"})
+"""They are asked with GET or HEAD; `POST /` is a task."""
 METRICS = "/metrics"
 ADMIN = "/admin"
 DRAINING_RETRY_AFTER_SECONDS = 5.0
@@ -27,10 +28,10 @@ class Gate:
     def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
         self._state = state
-        self._open_paths = PROBES | {METRICS} if state.settings.metrics_public else PROBES
+        self._metrics_public = state.settings.metrics_public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths:
+        if scope["type"] != "http" or self._is_open(scope):
             await self._app(scope, receive, send)
             return
         record = scope_record(scope)
@@ -46,6 +47,9 @@ class Gate:
             await self._run_limited(record, scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return is_probe(scope["method"], scope["path"]) or (self._metrics_public and scope["path"] == METRICS)
 
     def _refuse_while_draining(self, scope: Scope) -> None:
         if self._state.draining and scope["method"] == "POST":
@@ -112,6 +116,10 @@ class Gate:
     ) -> None:
         record.error = error.code or ""
         await send_error(send, error, headers=headers, close=True)
+
+
+def is_probe(method: str, path: str) -> bool:
+    return path in PROBES and method in ("GET", "HEAD")
 
 
 def is_admin(scope: Scope) -> bool:

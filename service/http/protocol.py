@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, HeadersTooLarge, encode_error, error_headers
-from service.http.gate import PROBES
+from service.http.gate import is_probe
 
 PROBE_CONNECTIONS = 64
 """Kept free beyond the limit, for probes alone: a flood of clients must not look like a dead service."""
@@ -94,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             self._fail(InvalidRequest(f"more than {MAX_PIPELINED} requests wait on this connection for their turn"))
-        if self._for_probes and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+        if self._for_probes and not self._asks_a_probe():
             self._fail(_too_many_connections())
         self._in_headers = False
         self._stop_header_timer()
@@ -138,6 +138,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if framing:
             self._in_body_of_upgrade = True
             self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"\r\n"]))
+
+    def _asks_a_probe(self) -> bool:
+        return is_probe(self.parser.get_method().decode("latin-1"), self.url.partition(b"?")[0].decode("latin-1"))
 
     def _framing(self) -> list[bytes]:
         """The header lines that say that the request has a body."""

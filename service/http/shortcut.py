@@ -8,10 +8,11 @@ ever. Pure ASGI. Runs in the API process, on the event loop.
 import inspect
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,9 +32,9 @@ class Shortcut:
         if found is None or BODY_KEY not in scope["state"]:
             await self._app(scope, receive, send)
             return
-        route, model = found
+        route, kind = found
         try:
-            body = model.model_validate(scope["state"][BODY_KEY])
+            body = kind.validate_python(scope["state"][BODY_KEY])
         except ValidationError:
             await self._app(scope, receive, send)
             return
@@ -46,21 +47,20 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def plain_routes(routes: Sequence[BaseRoute]) -> dict[str, tuple[APIRoute, type[BaseModel]]]:
+def plain_routes(routes: Sequence[BaseRoute]) -> dict[str, tuple[APIRoute, TypeAdapter[Any]]]:
     """By their paths, those that the way is short to, and what a body must be."""
-    found: dict[str, tuple[APIRoute, type[BaseModel]]] = {}
+    found: dict[str, tuple[APIRoute, TypeAdapter[Any]]] = {}
     for route in routes:
-        if isinstance(route, APIRoute) and (model := _body_model(route)) is not None:
-            found.setdefault(route.path, (route, model))
+        if isinstance(route, APIRoute) and (kind := _kind_of_body(route)) is not None:
+            found.setdefault(route.path, (route, kind))
     return found
 
 
-def _body_model(route: APIRoute) -> type[BaseModel] | None:
-    """The model of the body, where a handler takes the request and a body alone, and makes its answer itself."""
+def _kind_of_body(route: APIRoute) -> TypeAdapter[Any] | None:
+    """A model or a union of them, where a handler takes the request and a body alone, and makes its answer itself."""
     if "POST" not in (route.methods or ()) or route.param_convertors or route.dependencies:
         return None
-    hints = typing.get_type_hints(route.endpoint)
+    hints = typing.get_type_hints(route.endpoint, include_extras=True)
     if list(inspect.signature(route.endpoint).parameters) != ["request", "body"] or hints["return"] is not Response:
         return None
-    model = hints["body"]
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+    return TypeAdapter(hints["body"])

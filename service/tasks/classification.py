@@ -176,7 +176,7 @@ async def classify_own(
     """By the checkpoint's own head, or one of its task heads; a pair is read as one input."""
     labels, activation = own_labels(way)
     trained_length = way.model.description.heads[way.head].max_length if way.head else None
-    encoded = await tokenize(way.model, texts, truncate=options.truncate, max_tokens=trained_length)
+    encoded = await tokenize(way.model, texts, room=options.room(max_tokens=trained_length))
     await run_texts(engine, way.model, encoded, "logits", options, head=way.head)
     scored = [_scored(text) for text in encoded]
     return Classification(way=way, labels=labels, activation=activation, scored=scored)

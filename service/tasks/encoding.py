@@ -41,9 +41,43 @@ class EncodeOptions:
 
     task: str
     truncate: Truncation = False
+    max_tokens: int | None = None
+    """The most that a text or pair may have, special tokens included, where the caller allows less than there is."""
+    max_part_tokens: int | None = None
+    """The most that the text which gives way may have by itself, without special tokens: of a pair, one side."""
     client: str = ""
     priority: int = 0
     deadline: float | None = None
+
+    def room(self, *, side: Side = "longest", max_tokens: int | None = None) -> "Room":
+        """`max_tokens` is a further limit, of the task."""
+        limits = [limit for limit in (self.max_tokens, max_tokens) if limit is not None]
+        return Room(
+            truncate=self.truncate,
+            side=side,
+            max_tokens=min(limits, default=None),
+            max_part_tokens=self.max_part_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How much of a text is read, and what of it gives way: the limits are those of `EncodeOptions`."""
+
+    truncate: Truncation = False
+    side: Side = "longest"
+    max_tokens: int | None = None
+    max_part_tokens: int | None = None
+
+    def excess(self, encoding: Encoding, limit: int) -> int:
+        """How many tokens are too many; not above nought where all fits."""
+        excess = len(encoding.ids) - limit
+        if self.max_part_tokens is None:
+            return excess
+        return max(excess, encoding.sequence_ids.count(1 if self.side == "second" else 0) - self.max_part_tokens)
+
+
+WHOLE = Room()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,30 +109,24 @@ async def tokenize(
     model: LoadedModel,
     texts: Sequence[Text],
     *,
-    truncate: Truncation,
-    side: Side = "longest",
+    room: Room = WHOLE,
     prompt: str = "",
-    max_tokens: int | None = None,
 ) -> list[EncodedText]:
     """Each text's ids; one that cannot be read whole and may not be truncated carries its error.
 
-    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does. `max_tokens` lowers
-    the limit.
+    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does.
     """
-    limit = max_input_tokens(model) if max_tokens is None else min(max_tokens, max_input_tokens(model))
     if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
-        encoded = await asyncio.to_thread(_tokenize, model, texts, truncate, side, prompt, limit)
+        encoded = await asyncio.to_thread(_tokenize, model, texts, room, prompt)
     else:
-        encoded = _tokenize(model, texts, truncate, side, prompt, limit)
+        encoded = _tokenize(model, texts, room, prompt)
     now = time.monotonic()
     for text in encoded:
         text.tokenized = now
     return encoded
 
 
-def _tokenize(
-    model: LoadedModel, texts: Sequence[Text], truncate: Truncation, side: Side, prompt: str, limit: int
-) -> list[EncodedText]:
+def _tokenize(model: LoadedModel, texts: Sequence[Text], room: Room, prompt: str) -> list[EncodedText]:
     embedding = model.description.embedding
     lower = embedding is not None and embedding.lowercase
     prepared = [_prepared(text, prompt, lower) for text in texts]
@@ -111,7 +139,8 @@ def _tokenize(
         encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared)]
     except TokenizerError:
         encodings = [_encode_one(model, text) for text in prepared]
-    return [_fit(encoding, limit, truncate, side, skip) for encoding in encodings]
+    limit = max_input_tokens(model) if room.max_tokens is None else min(room.max_tokens, max_input_tokens(model))
+    return [_fit(encoding, limit, room, skip) for encoding in encodings]
 
 
 def _prepared(text: Text, prompt: str, lower: bool) -> Text:
@@ -129,14 +158,14 @@ def _encode_one(model: LoadedModel, text: Text) -> Encoding | ServiceError:
         return InvalidRequest(str(error))
 
 
-def _fit(encoding: Encoding | ServiceError, limit: int, truncate: Truncation, side: Side, skip: int) -> EncodedText:
+def _fit(encoding: Encoding | ServiceError, limit: int, room: Room, skip: int) -> EncodedText:
     if isinstance(encoding, ServiceError):
         return EncodedText(input=EncodeInput(ids=[]), error=encoding)
-    excess = len(encoding.ids) - limit
-    if excess > 0 and not truncate:
+    excess = room.excess(encoding, limit)
+    if excess > 0 and not room.truncate:
         message = f"the text has {len(encoding.ids):,} tokens; the limit is {limit:,} (ask for truncation to cut it)"
         return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
-    dropped = _dropped(encoding, excess, side, at_start=truncate == "start") if excess > 0 else frozenset()
+    dropped = _dropped(encoding, excess, room) if excess > 0 else frozenset()
     if excess > len(dropped):
         message = f"the text cannot be cut to {limit:,} tokens: the part that must stay is longer"
         return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
@@ -149,7 +178,7 @@ def _fit(encoding: Encoding | ServiceError, limit: int, truncate: Truncation, si
     )
 
 
-def _dropped(encoding: Encoding, excess: int, side: Side, *, at_start: bool) -> frozenset[int]:
+def _dropped(encoding: Encoding, excess: int, room: Room) -> frozenset[int]:
     """Positions to leave out: last (first) tokens of one text, or (`longest`) of whichever text is longer at the time.
 
     Worked example: a pair of 5 and 3 tokens that is 3 too long loses, `longest`, two of the first (5, 4 > 3), then one
@@ -159,13 +188,13 @@ def _dropped(encoding: Encoding, excess: int, side: Side, *, at_start: bool) -> 
     tails = [deque(position for position, owner in owners if owner == number) for number in (0, 1)]
     dropped: set[int] = set()
     for _ in range(excess):
-        if side == "longest":
+        if room.side == "longest":
             tail = tails[0] if len(tails[0]) > len(tails[1]) else tails[1]
         else:
-            tail = tails[0 if side == "first" else 1]
+            tail = tails[0 if room.side == "first" else 1]
         if not tail:
             break
-        dropped.add(tail.popleft() if at_start else tail.pop())
+        dropped.add(tail.popleft() if room.truncate == "start" else tail.pop())
     return frozenset(dropped)
 
 

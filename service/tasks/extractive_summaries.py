@@ -63,13 +63,13 @@ async def _encode(model: LoadedModel, found: Sequence[_Text]) -> None:
     prompt = prompt_of(model, prompt_name=None, input_type="document")
     sentences = [entry.text[span.start : span.end] for entry in found for span in entry.spans]
     room = max_input_tokens(model) - model.tokenizer.num_special_tokens() - len(model.tokenizer.encode(prompt))
-    encoded = iter(zip(sentences, await tokenize(model, sentences, truncate=False, prompt=prompt), strict=True))
+    encoded = iter(zip(sentences, await tokenize(model, sentences, prompt=prompt), strict=True))
     for entry in found:
         for sentence, whole in (next(encoded) for _ in entry.spans):
             parts = [whole]
             if isinstance(whole.error, ContextLengthExceeded):
                 pieces = cut_text(model.tokenizer, sentence, max(room, 1))
-                parts = await tokenize(model, pieces, truncate=False, prompt=prompt)
+                parts = await tokenize(model, pieces, prompt=prompt)
             entry.parts.append(parts)
 
 

@@ -68,7 +68,7 @@ async def by_entailment(
     Only the text is cut where that is asked for, never the hypothesis.
     """
     pairs = [(text, hypothesis) for text in texts for hypothesis in labels.hypotheses]
-    encoded = await tokenize(model, pairs, truncate=options.truncate, side="first")
+    encoded = await tokenize(model, pairs, room=options.room(side="first"))
     await run_texts(engine, model, encoded, "logits", options)
     entails = entailment_id(model.description.labels)
     assert entails is not None
@@ -110,8 +110,8 @@ async def by_similarity(
     """
     neutral = [labels.template.replace(PLACE, CONTENT_FREE)] if labels.independent else []
     prompt = prompt_of(model, prompt_name=None, input_type=None)
-    hypotheses = await tokenize(model, [*labels.hypotheses, *neutral], truncate=False, prompt=prompt)
-    encoded = await tokenize(model, texts, truncate=options.truncate, prompt=prompt)
+    hypotheses = await tokenize(model, [*labels.hypotheses, *neutral], prompt=prompt)
+    encoded = await tokenize(model, texts, room=options.room(), prompt=prompt)
     _raise_of_labels(hypotheses)
     await run_texts(engine, model, [*hypotheses, *encoded], "embedding", options)
     _raise_of_labels(hypotheses)

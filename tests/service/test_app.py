@@ -183,7 +183,7 @@ async def test_request_ids_differ(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/version", "/docs", "/openapi.json", "/nowhere", "/v1/ask", "/livez/", "//livez"]
+    "path", ["/v1/models", "/version", "/docs", "/openapi.json", "/nowhere", "/v1/ask", "/livez/", "/%2Flivez"]
 )
 async def test_every_path_but_probes_needs_a_key(make_client, make_app_with_routes, key_files, path):
     client = await make_client(make_app_with_routes(**key_files))
@@ -194,10 +194,17 @@ async def test_every_path_but_probes_needs_a_key(make_client, make_app_with_rout
         assert error_of(response)["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/ping", "/"])
 async def test_probes_need_no_key(make_client, key_files, path):
     client = await make_client(**key_files)
-    assert (await client.get(path)).status_code == 200
+    assert (await client.get(path)).status_code == (await client.head(path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+async def test_what_is_sent_to_the_address_of_a_probe_needs_a_key(make_client, key_files, path):
+    """`GET /` is a probe of text-embeddings-inference, and `POST /` a task."""
+    client = await make_client(**key_files)
+    assert (await client.post(path, json={"inputs": "a cat"})).status_code == 401
 
 
 async def test_metrics_need_a_key_like_all_else_unless_they_are_public(make_client, key_files):
@@ -299,7 +306,7 @@ async def test_reading_is_not_rate_limited(make_client):
 )
 async def test_probes_tell_the_engines_state(client, engine, state, live, started, ready):
     engine.state = state
-    expected = {"/livez": live, "/startupz": started, "/readyz": ready, "/health": ready}
+    expected = {"/livez": live, "/startupz": started} | dict.fromkeys(("/readyz", "/health", "/ping", "/"), ready)
     for path, status in expected.items():
         response = await client.get(path)
         assert response.status_code == status

@@ -151,8 +151,9 @@ async def test_connections_beyond_the_limit_get_503_but_probes_are_answered(make
     assert [(await connection.ask(GOOD))[0] for connection in idle] == [200] * 3
     probe = await connect()
     assert (await probe.ask(GOOD))[0] == 200
-    status, headers, body = await (await connect()).ask(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (status, error_code(body), headers["retry-after"]) == (503, "unavailable", "1")
+    for line in (b"GET /version", b"POST /"):
+        status, headers, body = await (await connect()).ask(line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status, error_code(body), headers["retry-after"]) == (503, "unavailable", "1")
     assert (await idle[0].ask(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
 
 

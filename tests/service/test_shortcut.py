@@ -96,3 +96,4 @@ def test_the_tasks_handlers_are_all_of_the_plain_kind():
     """One that took more than a request and a body would be left out, and nobody would notice."""
     plain = plain_routes([route for one in ROUTERS for route in one.routes])
     assert {"/v1/embeddings", "/v1/completions", "/v1/chat/completions", "/v1/classify", "/embed"} <= set(plain)
+    assert {"/rerank", "/tokenize"} <= set(plain), "those whose body is of one shape or another"

@@ -127,7 +127,7 @@ async def test_the_caller_decides_what_is_traced_and_else_the_ratio(
 async def test_probes_and_scrapes_are_not_traced(make_client, make_traced):
     traced = make_traced()
     client = await make_client(traced.app)
-    for path in ("/livez", "/readyz", "/startupz", "/health", "/metrics"):
+    for path in ("/livez", "/readyz", "/startupz", "/health", "/ping", "/", "/metrics"):
         await client.get(path)
     assert traced.spans() == []
 

@@ -83,7 +83,7 @@ def labels(scored: list[dict[str, Any]]) -> list[str]:
     return [row["label"] for row in scored]
 
 
-PROBES = ("/livez", "/startupz", "/health", "/readyz", "/version")
+PROBES = ("/livez", "/startupz", "/health", "/readyz", "/ping", "/", "/version")
 
 
 def probes(client: Client) -> None:
@@ -149,6 +149,27 @@ def rerank(client: Client) -> None:
     assert [row["index"] for row in found["results"]] == [1, 0]
 
 
+def relevance(client: Client) -> None:
+    rows = post(client, "/v2/rerank", query="Who is glad?", documents=[FAR, CLOSE])["results"]
+    assert [row["index"] for row in rows] == [1, 0]
+    assert 0 < rows[1]["relevance_score"] < rows[0]["relevance_score"] < 1
+
+
+def score(client: Client) -> None:
+    for path in ("/v1/score", "/score"):
+        far, close = (row["score"] for row in post(client, path, text_1="A happy person.", text_2=[FAR, CLOSE])["data"])
+        assert far < 0.2 < 0.5 < close
+
+
+def roots(client: Client) -> None:
+    assert post(client, "/embeddings", input=CLOSE) == post(client, "/v1/embeddings", input=CLOSE)
+    assert get(client, "/models") == get(client, "/v1/models")
+    (row,) = post(client, "/classify?head=sentiment", input=GOOD)["data"]
+    assert (row["label"], row["num_classes"]) == ("positive", 2)
+    for path in ("/", "/invocations"):
+        assert [unit(row) for row in post(client, path, inputs=[CLOSE, FAR])] == [True, True]
+
+
 def tei_embed(client: Client) -> None:
     assert [unit(row) for row in post(client, "/embed", inputs=[CLOSE, FAR])] == [True, True]
 
@@ -172,6 +193,7 @@ def tei_similarity(client: Client) -> None:
 
 
 def tei_tokens(client: Client) -> None:
+    assert post(client, "/detokenize", tokens=post(client, "/tokenize", prompt="a")["tokens"])["prompt"]
     (rows,) = post(client, "/tokenize", inputs="red ball")
     assert [(row["text"], row["start"], row["stop"]) for row in rows[1:-1]] == [("red", 0, 3), ("ball", 4, 8)]
     assert post(client, "/decode", ids=[row["id"] for row in rows]) == ["red ball"]
@@ -295,6 +317,15 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/embeddings": embeddings,
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
+    "POST /v2/rerank": relevance,
+    "POST /v1/score": score,
+    "POST /score": score,
+    "POST /embeddings": roots,
+    "GET /models": roots,
+    "POST /classify": roots,
+    "POST /": roots,
+    "POST /invocations": roots,
+    "POST /detokenize": tei_tokens,
     "POST /embed": tei_embed,
     "POST /embed_all": tei_embed_all,
     "POST /predict": tei_predict,

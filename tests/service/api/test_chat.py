@@ -331,7 +331,7 @@ async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) ->
     assert answer["pieces"][0] == "w"
     assert answer["context_length"] == 2048
     back = (await client.post("/v1/detokenize", json={"tokens": answer["tokens"]})).json()
-    assert back == {"model": "tiny", "model_version": "v1", "text": text}
+    assert back == {"model": "tiny", "model_version": "v1", "text": text, "prompt": text}
 
 
 async def test_a_conversation_is_tokenized_as_it_would_be_answered(client: httpx.AsyncClient, engine: Any) -> None:
@@ -339,6 +339,19 @@ async def test_a_conversation_is_tokenized_as_it_would_be_answered(client: httpx
     answer = (await client.post("/v1/tokenize", json={"messages": HELLO, "tools": TOOLS})).json()
     assert answer["tokens"] == engine.requests[0].prompt_ids
     assert answer["offsets"] is None
+
+
+async def test_vllms_clients_read_tokens_as_from_vllm(client: httpx.AsyncClient) -> None:
+    """A text by the name of `prompt` or messages, at the root or under /v1; its fields are beside our own."""
+    for asked, ours in (({"prompt": "wörld"}, {"text": "wörld"}), ({"messages": HELLO}, {"messages": HELLO})):
+        expected = (await client.post("/v1/tokenize", json=ours)).json()
+        assert expected["token_strs"] is None
+        for path in ("/tokenize", "/v1/tokenize"):
+            answer = (await client.post(path, json={**asked, "model": "tiny", "return_token_strs": True})).json()
+            assert (answer["count"], answer["tokens"]) == (expected["count"], expected["tokens"])
+            assert (answer["max_model_len"], answer["token_strs"]) == (2048, expected["pieces"])
+    back = (await client.post("/detokenize", json={"tokens": expected["tokens"]})).json()
+    assert back == (await client.post("/v1/detokenize", json={"tokens": expected["tokens"]})).json()
 
 
 async def test_any_checkpoint_tokenizes(client: httpx.AsyncClient) -> None:

@@ -128,6 +128,58 @@ async def test_truncation_is_as_asked_for_and_is_reported(make_embedder: Any, po
     assert "truncated" not in whole
 
 
+@pytest.mark.parametrize("limit", [16, -1])
+async def test_truncate_prompt_tokens_cuts_to_so_many_or_to_the_limit_and_is_reported(
+    make_embedder: Any, post: Any, limit: int
+) -> None:
+    """vLLM's name of it."""
+    reference = make_embedder()
+    reference.max_seq_length = kept = 64 if limit == -1 else limit
+    answer = await post("/v1/embeddings", input=["a cat", LONG], truncate_prompt_tokens=limit)
+    assert answer["usage"]["truncated_tokens"] == 122 - kept
+    assert_allclose([entry["embedding"] for entry in answer["data"]], reference.encode(["a cat", LONG]), atol=1e-5)
+    whole, cut = answer["data"]
+    assert (cut["truncated"], cut["kept_tokens"]) == (True, kept)
+    assert "truncated" not in whole
+
+
+async def test_more_tokens_than_there_is_room_for_are_cut_to_the_room(make_embedder: Any, post: Any) -> None:
+    make_embedder()
+    answer = await post("/v1/embeddings", input=LONG, truncate_prompt_tokens=100)
+    assert answer["data"][0]["kept_tokens"] == 64
+
+
+async def test_truncation_side_says_at_which_end_texts_are_cut(make_embedder: Any, post: Any) -> None:
+    reference = make_embedder()
+    reference.tokenizer.truncation_side = "left"
+    text = f"good {LONG}film"
+    answer = await post("/v1/embeddings", input=text, truncate=True, truncation_side="left")
+    assert_allclose(answer["data"][0]["embedding"], reference.encode(text), atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+async def test_normalize_decides_where_the_checkpoints_modules_do_not(
+    make_embedder: Any, post: Any, normalize: bool
+) -> None:
+    reference = make_embedder(normalize=False)
+    expected = reference.encode(TEXTS, normalize_embeddings=normalize)
+    answer = await post("/v1/embeddings", input=TEXTS, normalize=normalize)
+    assert_allclose([entry["embedding"] for entry in answer["data"]], expected, atol=1e-5, rtol=1e-4)
+    answer = await post("/v1/embeddings", input=TEXTS, normalize=normalize, dimensions=8)
+    expected = reference.encode(TEXTS, normalize_embeddings=normalize, truncate_dim=8)
+    assert_allclose([entry["embedding"] for entry in answer["data"]], expected, atol=1e-5, rtol=1e-4)
+
+
+async def test_normalize_false_is_refused_where_the_modules_normalise(
+    make_embedder: Any, post: Any, refused: Any
+) -> None:
+    """There are no other vectors to give, and to give those would be to ignore it."""
+    make_embedder()
+    error = await refused("/v1/embeddings", input="a cat", normalize=False)
+    assert (error["param"], error["code"]) == ("normalize", "unsupported_parameter")
+    assert await post("/v1/embeddings", input="a cat", normalize=True)
+
+
 async def test_nothing_is_connected_to_unasked(
     make_embedder: Any, app: FastAPI, engine: Any, post: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import torch
 from huggingface_hub import AsyncInferenceClient
+from numpy.testing import assert_allclose
 from safetensors.torch import save_file
 from transformers import pipeline
 
@@ -41,6 +42,23 @@ async def test_text_classification(make_classifier: Any, tokenizer: Any, make_hu
         assert [entry.score for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [("text-classification", {}), ("zero-shot-classification", {"parameters": {"candidate_labels": ["cat", "dog"]}}),
+     ("feature-extraction", {})],
+)  # fmt: skip
+async def test_the_address_may_ask_for_texts_to_be_cut(
+    make_classifier: Any, make_embedder: Any, client: httpx.AsyncClient, task: str, more: dict[str, Any]
+) -> None:
+    make_classifier(["contradiction", "neutral", "entailment"])
+    make_embedder()
+    body = {"inputs": "the cat sat on the mat " * 20, **more}
+    assert (await client.post(f"/hf/{task}", json=body)).status_code == 400
+    response = await client.post(f"/hf/{task}?truncate=true", json=body)
+    assert response.status_code == 200
+    assert int(response.headers["x-truncated-tokens"]) > 0
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 async def test_zero_shot_classification(
     make_classifier: Any, tokenizer: Any, make_hub_client: Any, multi_label: bool
@@ -54,6 +72,15 @@ async def test_zero_shot_classification(
     )
     assert [entry.label for entry in found] == expected["labels"]
     assert [entry.score for entry in found] == pytest.approx(expected["scores"], abs=1e-5)
+
+
+async def test_the_bare_address_of_the_service_gives_features(make_embedder: Any, base_url: str) -> None:
+    """As text-embeddings-inference has it; what LangChain's HuggingFaceEndpointEmbeddings asks goes the same way."""
+    reference = make_embedder()
+    async with AsyncInferenceClient(model=base_url) as client:
+        assert_allclose(await client.feature_extraction(TEXTS[0]), reference.encode(TEXTS[:1]), atol=1e-5)
+        found = await client.feature_extraction(TEXTS, normalize=True, truncate=True)  # type: ignore[arg-type]
+        assert_allclose(found, reference.encode(TEXTS), atol=1e-5)
 
 
 async def test_feature_extraction_and_sentence_similarity(make_embedder: Any, make_hub_client: Any) -> None:

@@ -67,6 +67,29 @@ async def test_texts_are_cut_at_the_end_that_is_asked_for_and_a_header_says_how_
     assert int(found.headers["x-truncated-tokens"]) > num_cut
 
 
+@pytest.mark.parametrize("path", ["/embed", "/embed_all", "/predict", "/rerank", "/similarity"])
+async def test_the_address_may_ask_for_texts_to_be_cut(
+    path: str, make_embedder: Any, make_classifier: Any, make_reranker: Any, client: httpx.AsyncClient
+) -> None:
+    """Some clients can put no field into the body; what was cut is told in the header all the same."""
+    make_embedder()
+    make_classifier(LABELS)
+    make_reranker()
+    body = {
+        "/rerank": {"query": "the cat", "texts": ["good", LONG]},
+        "/similarity": {"inputs": {"source_sentence": "good", "sentences": [LONG]}},
+    }.get(path, {"inputs": LONG})
+    assert (await client.post(path, json=body)).status_code == 400
+    by_body = body | ({"parameters": {"truncate": True}} if path == "/similarity" else {"truncate": True})
+    expected = await client.post(path, json=by_body)
+    found = await client.post(f"{path}?truncate=true", json=body)
+    assert (found.status_code, found.json()) == (200, expected.json())
+    assert int(found.headers["x-truncated-tokens"]) == int(expected.headers["x-truncated-tokens"]) > 0
+    assert (await client.post(f"{path}?truncate=false", json=body)).status_code == 400
+    wrong = await client.post(f"{path}?truncate=yes", json=body)
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "truncate")
+
+
 async def test_embed_all_gives_a_vector_per_token(make_embedder: Any, post: Any) -> None:
     reference = make_embedder()
     expected = reference.encode(TEXTS, output_value="token_embeddings")

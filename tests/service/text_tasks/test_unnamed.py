@@ -17,6 +17,10 @@ EXPECTED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/embeddings", {"input": "a story"}, "slimpajama-tiny-encoder"),
     ("/v1/similarity", {"source": "a story", "targets": ["a film"]}, "slimpajama-tiny-encoder"),
     ("/v1/rerank", {"query": "a story", "documents": ["a film"]}, "slimpajama-tiny-encoder"),
+    ("/v2/rerank", {"query": "a story", "documents": ["a film"]}, "slimpajama-tiny-encoder"),
+    ("/rerank", {"query": "a story", "documents": ["a film"]}, "slimpajama-tiny-encoder"),
+    ("/v1/score", {"text_1": "a story", "text_2": ["a film"]}, "slimpajama-tiny-encoder"),
+    ("/classify", {"input": "a story"}, "entailment"),
     ("/v1/classify", {"input": "a story"}, "entailment"),
     ("/v1/classify", {"input": "a story", "labels": ["sports", "music"]}, "entailment"),
     ("/v1/classify", {"input": "a story", "labels": ["sports", "music"], "samples": 2}, "slimpajama-tiny-lm"),
@@ -31,6 +35,7 @@ EXPECTED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/tokenize", {"text": "a story"}, "entailment"),
 ]
 ADAPTERS: list[tuple[str, dict[str, Any]]] = [
+    ("/", {"inputs": "a story"}),
     ("/embed", {"inputs": "a story"}),
     ("/embed_all", {"inputs": "a story"}),
     ("/predict", {"inputs": "a story"}),
