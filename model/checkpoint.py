@@ -79,7 +79,8 @@ def fill(
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
     `part` says what is kept of a whole parameter, given its name; only that goes to the device.
-    Peak memory is the network and the largest stored tensor: files are mapped, not read whole.
+    Peak memory is the network and the largest stored tensor (made plain in float32, where it is quantized): files are
+    mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
     with StoredWeights(folder) as stored:
@@ -162,19 +163,24 @@ def _fill_parameter(
     _check_shapes(parameter, tensors, sources)
     start = 0
     for tensor, source in zip(tensors, sources, strict=True):
-        value = stored.read(tensor)
-        value = value.T if _is_turned(tensor, source) else value
-        if source.grouped_heads is not None:
-            # [head, q/k/v, D, ...] to [q/k/v, head, D, ...]
-            grouped = value.reshape(source.grouped_heads, 3, -1, *value.shape[1:])
-            value = grouped.transpose(0, 1).reshape(value.shape)
-        parameter[start : start + len(value)].copy_(value)
-        start += len(value)
+        end = start + _shape(tensor, source)[0]
+        parameter[start:end].copy_(_read(tensor, source, stored))
+        start = end
+
+
+def _read(tensor: StoredTensor, source: Part, stored: StoredWeights) -> Tensor:
+    value = stored.read(tensor)
+    value = value.T if _is_turned(tensor, source) else value
+    if source.grouped_heads is None:
+        return value
+    # [head, q/k/v, D, ...] to [q/k/v, head, D, ...]
+    grouped = value.reshape(source.grouped_heads, 3, -1, *value.shape[1:])
+    return grouped.transpose(0, 1).reshape(value.shape)
 
 
 def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...]) -> None:
     pairs = list(zip(tensors, sources, strict=True))
-    shapes = [tensor.shape[::-1] if _is_turned(tensor, source) else tensor.shape for tensor, source in pairs]
+    shapes = [_shape(tensor, source) for tensor, source in pairs]
     num_rows = sum(shape[0] for shape in shapes if shape)
     for (tensor, source), shape in zip(pairs, shapes, strict=True):
         if tensor.dtype is None:
@@ -185,6 +191,11 @@ def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple
         if shape != expected:
             wanted = list(expected[::-1] if _is_turned(tensor, source) else expected)
             raise tensor.refused(f"has shape {list(tensor.shape)}; config.json asks for {wanted}")
+
+
+def _shape(tensor: StoredTensor, source: Part) -> tuple[int, ...]:
+    """The tensor's as it goes into the parameter."""
+    return tensor.shape[::-1] if _is_turned(tensor, source) else tensor.shape
 
 
 def _is_turned(tensor: StoredTensor, source: Part) -> bool:
