@@ -1,23 +1,17 @@
-"""From safetensors files to a filled network: streamed tensor by tensor, cast to one dtype, every name accounted for.
+"""From stored weights to a filled network: streamed tensor by tensor, cast to one dtype, every name accounted for.
 
-Never unpickles anything. Knows the files and the shapes, not what a parameter is for (an architecture's `WeightMap`
-says where it comes from). Runs in the worker process.
+Knows names and shapes, not what a parameter is for (an architecture's `WeightMap` says where it comes from) nor how a
+weight lies in the files (`model.stored_weights` reads it). Runs in the worker process.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.architectures.mapping import Part, WeightMap
-from model.architectures.raw import RawConfig, read_json
 from model.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import read_architecture
@@ -26,6 +20,8 @@ from model.encoder_decoder import EncoderDecoder
 from model.errors import CheckpointError
 from model.layers import Device
 from model.parallel import Division
+from model.stored_tensors import DTYPES, StoredTensor
+from model.stored_weights import StoredWeights
 
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in total."""
@@ -37,11 +33,6 @@ NETWORKS: Mapping[type, Callable[..., Network]] = {
     EncoderConfig: Encoder,
     EncoderDecoderConfig: EncoderDecoder,
 }
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
-"""Floating-point types as the file's header names them; nothing else is weights."""
 
 
 def load_network(
@@ -88,10 +79,11 @@ def fill(
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
     `part` says what is kept of a whole parameter, given its name; only that goes to the device.
-    Peak memory is the network and the largest stored tensor: files are mapped, not read whole.
+    Peak memory is the network and the largest stored tensor (made plain in float32, where it is quantized): files are
+    mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
-    with StoredTensors(folder) as stored:
+    with StoredWeights(folder) as stored:
         names = _resolve(stored, weight_map)
         dtype = stored.common_dtype() if dtype is None else dtype
         wanted = [source.name for sources in weight_map.parameters.values() for source in sources]
@@ -120,118 +112,7 @@ def fill(
     assert not unfilled, f"the weight map leaves out {unfilled}"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor's entry in a file's header."""
-
-    name: str
-    file: Path
-    dtype: torch.dtype | None
-    """None for what is not weights (masks, position ids)."""
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return 0 if self.dtype is None else math.prod(self.shape) * self.dtype.itemsize
-
-
-class StoredTensors:
-    """The tensors of a checkpoint folder by stored name; the files stay open (mapped) until `__exit__`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
-        self._files: dict[Path, Any] = {}
-        self.folder = folder
-        self.tensors: dict[str, StoredTensor] = {}
-
-    def __enter__(self) -> "StoredTensors":
-        with self._stack:
-            expected = _listed_files(self.folder)
-            for path in dict.fromkeys(expected.values()) or [self.folder / SINGLE_NAME]:
-                self._open(path)
-            for name, path in expected.items():
-                if name not in self.tensors or self.tensors[name].file != path:
-                    raise CheckpointError(
-                        f"{INDEX_NAME} says that {path.name} holds {name!r}; it does not", file=path.name, tensor=name
-                    )
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __iter__(self) -> Iterator[StoredTensor]:
-        return iter(self.tensors.values())
-
-    def read(self, tensor: StoredTensor) -> Tensor:
-        try:
-            found: Tensor = self._files[tensor.file].get_tensor(tensor.name)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{tensor.file.name}: cannot read {tensor.name!r}: {error}", file=tensor.file.name, tensor=tensor.name
-            ) from error
-        return found
-
-    def common_dtype(self) -> torch.dtype:
-        """The dtype that most of the bytes are stored in; of 8 bits, bfloat16, which holds all of their values."""
-        counts: dict[torch.dtype, int] = {}
-        for tensor in self:
-            if tensor.dtype is not None:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.num_bytes
-        most = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
-        return torch.bfloat16 if most.itemsize == 1 else most
-
-    def _open(self, path: Path) -> None:
-        try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}", file=path.name) from error
-        self._files[path] = file
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            if name in self.tensors:
-                other = self.tensors[name].file.name
-                raise CheckpointError(f"{name!r} is in {other} and in {path.name}", file=path.name, tensor=name)
-            header = file.get_slice(name)
-            self.tensors[name] = StoredTensor(name, path, DTYPES.get(header.get_dtype()), tuple(header.get_shape()))
-
-
-def _listed_files(folder: Path) -> dict[str, Path]:
-    """Tensor name to file by the index; empty where there is no index."""
-    if (folder / SINGLE_NAME).is_file():
-        return {}
-    index = folder / INDEX_NAME
-    if not index.is_file():
-        raise _no_weights(folder)
-    weight_map = RawConfig(read_json(index), INDEX_NAME).section("weight_map").values
-    listed: dict[str, Path] = {}
-    for tensor, name in weight_map.items():
-        # A file name is a bare name: an index must not be able to point out of its folder.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{INDEX_NAME} puts {tensor!r} into {name!r}, which is not the name of a safetensors file beside it",
-                file=INDEX_NAME,
-                tensor=tensor,
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{INDEX_NAME} names {name}, which is not in {folder}", file=name, tensor=tensor)
-        listed[tensor] = folder / name
-    if not listed:
-        raise CheckpointError(f"{INDEX_NAME} lists no tensors", file=INDEX_NAME)
-    return listed
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        return CheckpointError(
-            f"{folder} has its weights only as {pickles[0]}, a pickle, which can run code when it is read; "
-            "convert it to safetensors",
-            file=pickles[0],
-        )
-    return CheckpointError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}", file=SINGLE_NAME)
-
-
-def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
+def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
     """Names that the weight map asks for, to the names under which they are stored.
 
     Raises: CheckpointError if any is missing, or any stored tensor is neither asked for nor known to be ignorable.
@@ -255,7 +136,7 @@ def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
                     tensor=tensor.name,
                 )
             found[name] = tensor.name
-        elif not ignored.fullmatch(name):
+        elif not ignored.fullmatch(name) and not stored.adds_nothing(tensor):
             extra.append(tensor)
     for group in weight_map.aliases:
         standing_in = next((found[name] for name in group if name in found), None)
@@ -276,40 +157,49 @@ def _resolve(stored: StoredTensors, weight_map: WeightMap) -> dict[str, str]:
 
 
 def _fill_parameter(
-    parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...], stored: StoredTensors
+    parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...], stored: StoredWeights
 ) -> None:
     """Copies stored tensors into a parameter, one below the other, with the cast to its dtype and device."""
     _check_shapes(parameter, tensors, sources)
     start = 0
     for tensor, source in zip(tensors, sources, strict=True):
-        value = stored.read(tensor)
-        value = value.T if source.transposed else value
-        if source.grouped_heads is not None:
-            # [head, q/k/v, D, ...] to [q/k/v, head, D, ...]
-            grouped = value.reshape(source.grouped_heads, 3, -1, *value.shape[1:])
-            value = grouped.transpose(0, 1).reshape(value.shape)
-        parameter[start : start + len(value)].copy_(value)
-        start += len(value)
+        end = start + _shape(tensor, source)[0]
+        parameter[start:end].copy_(_read(tensor, source, stored))
+        start = end
+
+
+def _read(tensor: StoredTensor, source: Part, stored: StoredWeights) -> Tensor:
+    value = stored.read(tensor)
+    value = value.T if _is_turned(tensor, source) else value
+    if source.grouped_heads is None:
+        return value
+    # [head, q/k/v, D, ...] to [q/k/v, head, D, ...]
+    grouped = value.reshape(source.grouped_heads, 3, -1, *value.shape[1:])
+    return grouped.transpose(0, 1).reshape(value.shape)
 
 
 def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...]) -> None:
     pairs = list(zip(tensors, sources, strict=True))
-    shapes = [tensor.shape[::-1] if source.transposed else tensor.shape for tensor, source in pairs]
+    shapes = [_shape(tensor, source) for tensor, source in pairs]
     num_rows = sum(shape[0] for shape in shapes if shape)
     for (tensor, source), shape in zip(pairs, shapes, strict=True):
         if tensor.dtype is None:
-            raise _refused(tensor, f"is not stored as {', '.join(DTYPES)}")
+            raise tensor.refused(f"is not stored as {', '.join(DTYPES)}")
         others = num_rows - shape[0] if shape else num_rows
         rows = parameter.shape[0] - others if source.rows is None else source.rows
         expected = (rows, *parameter.shape[1:])
         if shape != expected:
-            wanted = list(expected[::-1] if source.transposed else expected)
-            raise _refused(tensor, f"has shape {list(tensor.shape)}; config.json asks for {wanted}")
+            wanted = list(expected[::-1] if _is_turned(tensor, source) else expected)
+            raise tensor.refused(f"has shape {list(tensor.shape)}; config.json asks for {wanted}")
 
 
-def _refused(tensor: StoredTensor, reason: str) -> CheckpointError:
-    file = tensor.file.name
-    return CheckpointError(f"{file}: tensor {tensor.name!r} {reason}", file=file, tensor=tensor.name)
+def _shape(tensor: StoredTensor, source: Part) -> tuple[int, ...]:
+    """The tensor's as it goes into the parameter."""
+    return tensor.shape[::-1] if _is_turned(tensor, source) else tensor.shape
+
+
+def _is_turned(tensor: StoredTensor, source: Part) -> bool:
+    return source.transposed and not tensor.outputs_first
 
 
 def _set_parameter(network: nn.Module, name: str, parameter: nn.Parameter) -> None:

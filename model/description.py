@@ -20,6 +20,7 @@ from model.calibration import Calibration, read_calibration
 from model.embedding_config import ActivationName, EmbeddingConfig, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
+from model.quantized.config import read_quantization
 from model.sentiment_labels import valences
 from model.task_heads import TaskHeadConfig, TaskHeadKind, read_task_heads
 
@@ -137,11 +138,7 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     raw = RawConfig(read_json(folder / "config.json"))
-    if "quantization_config" in raw:
-        method = raw.section("quantization_config").text("quant_method", "an unknown method")
-        raise UnsupportedArchitectureError(
-            f"{folder} is stored quantized ({method}); use the checkpoint that it was made from", file="config.json"
-        )
+    read_quantization(raw)  # refuses what the worker could not read
     names = raw.texts("architectures") if "architectures" in raw else ()
     for name in names:
         if name in ARCHITECTURES:

@@ -97,6 +97,12 @@ class RawConfig:
             raise self.wrong(key, "a list of numbers")
         return tuple(float(item) for item in value)
 
+    def sizes(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(type(item) is int and 0 < item < 1 << 32 for item in value):
+            raise self.wrong(key, "a list of positive whole numbers")
+        return tuple(value)
+
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._get(key, None)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint import StoredTensors
 from model.description import describe
 from model.errors import CheckpointError
+from model.stored_weights import StoredWeights
 from service.engine.protocol import ModelSpec
 
 CPU_CACHE_BYTES = 1 << 30
@@ -60,7 +60,7 @@ def _reserved_bytes(spec: ModelSpec) -> int:
     """Weights as a GPU holds them (8 bits are reckoned as 16), and the cache that was asked for."""
     itemsize = 4 if spec.dtype == "float32" else 2
     try:
-        with StoredTensors(Path(spec.folder)) as stored:
+        with StoredWeights(Path(spec.folder)) as stored:
             num_values = sum(entry.num_bytes // (entry.dtype.itemsize if entry.dtype else 1) for entry in stored)
     except CheckpointError:
         return 0

@@ -16,7 +16,7 @@ from torch import nn
 from model.attention.backend import backend_for
 from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
-from model.checkpoint import StoredTensors, load_network
+from model.checkpoint import load_network
 from model.compiled_decoder import join_layers
 from model.compiled_layers import compile_layers, weight_bytes
 from model.config import DecoderConfig, EncoderDecoderConfig
@@ -33,6 +33,7 @@ from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
 from model.packed_linear import pack
 from model.runner import Runner
+from model.stored_weights import StoredWeights
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
@@ -254,7 +255,7 @@ def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
         return found
     if device.type == "cuda" or (spec.quantization == "int8" and library.LOADED):
         return torch.bfloat16
-    with StoredTensors(folder) as stored:
+    with StoredWeights(folder) as stored:
         narrow = stored.common_dtype().itemsize == 2
     fast = library.LOADED or library.torch_has_bfloat16()
     return torch.bfloat16 if narrow and fast else torch.float32

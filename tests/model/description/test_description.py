@@ -181,9 +181,14 @@ def test_a_broken_file_is_named(make: Make, file: str, content: str) -> None:
     assert caught.value.file == file
 
 
-def test_a_quantized_checkpoint_gets_advice_rather_than_a_missing_tensor(make: Make) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=r"stored quantized \(awq\)"):
-        describe(make({**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}}))
+def test_a_quantization_that_is_not_read_gets_advice_rather_than_a_missing_tensor(make: Make) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"quantized \(mxfp4\) cannot be read, only those of awq, "):
+        describe(make({**LLAMA, "quantization_config": {"quant_method": "mxfp4"}}))
+
+
+def test_a_quantization_that_is_read_changes_nothing_of_a_description(make: Make) -> None:
+    quantized = {**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}
+    assert describe(make(quantized)).tasks == describe(make(LLAMA)).tasks
 
 
 def test_a_description_does_not_change(make: Make) -> None:

@@ -1,0 +1,90 @@
+"""The weights of a checkpoint folder by name, however they are stored: quantized ones are made plain as they are read.
+
+Puts the folder's files (`model.stored_tensors`) and what its `config.json` says of quantization (`model.quantized`)
+together, so that neither an architecture's names nor what fills a network know of it. Runs in the worker process.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.architectures.raw import RawConfig, read_json
+from model.quantized.config import read_quantization
+from model.quantized.formats import UNUSED, Format, format_of
+from model.quantized.parts import Parts
+from model.stored_tensors import StoredTensor, StoredTensors, common_dtype
+
+CONFIG_NAME = "config.json"
+
+
+class StoredWeights:
+    """As `StoredTensors`, but a weight that lies there in parts is one of `tensors`, named as if it were plain.
+
+    What else belongs to a quantization (the scales of inputs) is not among them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._files = StoredTensors(folder)
+        self._quantized: dict[str, Callable[[], Tensor]] = {}
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = {}
+
+    def __enter__(self) -> "StoredWeights":
+        with self._stack:
+            self._stack.enter_context(self._files)
+            self.tensors = dict(self._files.tensors)
+            path = self.folder / CONFIG_NAME
+            quantization = read_quantization(RawConfig(read_json(path))) if path.is_file() else None
+            if quantization is not None:
+                self._gather(format_of(quantization))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[StoredTensor]:
+        return iter(self.tensors.values())
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """A plain tensor as it is stored, a quantized one in float32."""
+        make = self._quantized.get(tensor.name)
+        return self._files.read(tensor) if make is None else make()
+
+    def common_dtype(self) -> torch.dtype:
+        return common_dtype(self)
+
+    def adds_nothing(self, tensor: StoredTensor) -> bool:
+        """Whether it is a bias of zeros beside a quantized weight: AutoGPTQ writes one where the network has none."""
+        module, _, name = tensor.name.rpartition(".")
+        return name == "bias" and f"{module}.weight" in self._quantized and not bool(self.read(tensor).any())
+
+    def _gather(self, stored_as: Format) -> None:
+        """Puts one tensor in the place of those that make up a weight."""
+        quantized = [parts for parts in self._modules(stored_as.parts) if not parts.plain]
+        gone = {header.name for parts in quantized for header in parts.headers.values()}
+        gone |= {name for name in self.tensors if name.rpartition(".")[2] in UNUSED}
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in gone}
+        dtype = common_dtype(self)  # a quantized weight counts as stored in what most of the others are
+        for parts in quantized:
+            name, first = f"{parts.module}.weight", next(iter(parts.headers.values()))
+            if name in self.tensors:
+                raise self.tensors[name].refused(f"is there as well as {first.name!r}, which mean the same")
+            shape = stored_as.shape(parts)
+            self.tensors[name] = StoredTensor(name, first.file, "quantized", dtype, shape, outputs_first=True)
+            self._quantized[name] = partial(stored_as.weight, parts)
+
+    def _modules(self, names: tuple[str, ...]) -> list[Parts]:
+        """All modules of which any of these parts is stored."""
+        pattern = re.compile(rf"(.+)\.({'|'.join(map(re.escape, names))})")
+        modules: dict[str, dict[str, StoredTensor]] = {}
+        for tensor in self.tensors.values():
+            if found := pattern.fullmatch(tensor.name):
+                modules.setdefault(found[1], {})[found[2]] = tensor
+        return [Parts(module, headers, self._files.read) for module, headers in modules.items()]

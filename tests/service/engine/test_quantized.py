@@ -1,0 +1,76 @@
+"""A lane of a checkpoint that is stored quantized generates what a lane of its plain weights does, to the token."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import packing
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.batch import SamplingParams
+from model.ops import library
+from service.engine.loading import load_lane
+from service.engine.protocol import Generate, ModelSpec, WorkerConfig
+
+SHIPPED = Path(__file__).parents[3] / "checkpoints" / "slimpajama-tiny-lm"
+PROMPT = [10, 500, 77, 1200, 310, 42]
+GROUP = 64
+
+
+def quantized(method: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors with their projections packed, and what is stored then made plain."""
+    packed, plain = dict(tensors), dict(tensors)
+    for name in [name for name in tensors if "proj" in name]:
+        weight = packed.pop(name).float().numpy()
+        groups = np.arange(weight.shape[1]) // GROUP
+        found = packing.quantize(weight, 4, groups)
+        parts = packing.gptq(*found, 4) if method == "gptq" else packing.awq(*found)
+        packed |= {
+            f"{name.removesuffix('weight')}{part}": torch.from_numpy(np.ascontiguousarray(array))
+            for part, array in parts.items()
+        }
+        plain[name] = torch.from_numpy(packing.plain(*found, groups))
+    return packed, plain
+
+
+@pytest.fixture(scope="module", params=["gptq", "awq"])
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    packed, plain = quantized(request.param, load_file(SHIPPED / "model.safetensors"))
+    root = tmp_path_factory.mktemp(request.param)
+    settings = {"quant_method": request.param, "bits": 4, "group_size": GROUP}
+    for folder, tensors in ((root / "packed", packed), (root / "plain", plain)):
+        shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.png"))
+        save_file(tensors, folder / "model.safetensors")
+    config = json.loads((SHIPPED / "config.json").read_text())
+    (root / "packed" / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return root / "packed", root / "plain"
+
+
+def generate(folder: Path, **wanted: Any) -> list[int]:
+    spec = ModelSpec(key="m@1", folder=str(folder), kv_cache_bytes=8 << 20, **wanted)
+    lane = load_lane(spec, WorkerConfig(models=[spec], block_size=16), lambda done, total: None, lambda: None)
+    sampling = SamplingParams(max_tokens=24)
+    lane.submit(Generate(request_id=1, model="m@1", prompt_ids=PROMPT, sampling=sampling), time.monotonic())
+    ids: list[int] = []
+    while len(ids) < 24:
+        for output in lane.step(time.monotonic()).tokens:
+            assert output.error is None
+            ids += output.token_ids
+    return ids
+
+
+def test_a_quantized_checkpoint_generates_the_tokens_of_its_plain_weights(folders: tuple[Path, Path]) -> None:
+    packed, plain = folders
+    assert generate(packed, dtype="float32") == generate(plain, dtype="float32")
+
+
+@pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+def test_int8_may_be_asked_for_on_top_of_it(folders: tuple[Path, Path]) -> None:
+    packed, plain = folders
+    assert generate(packed, quantization="int8") == generate(plain, quantization="int8")
