@@ -23,10 +23,10 @@ from service.api.generating import (
 from service.api.schemas_chat import ChatBody, NamedToolChoice
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
-from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
+from service.tasks.chat import Conversation, ToolUse, chat_prompt, thoughts_of, tool_use
 from service.tasks.generation import Prompt, start_generation
 from service.tasks.prompts import truncated
-from service.tasks.reasoning import marker_ids
+from service.tasks.reasoning import after_thoughts, marker_ids
 from service.tasks.sampling import sampling_params
 
 router = APIRouter(prefix="/v1", tags=["generation"])
@@ -72,14 +72,17 @@ async def make_prompt(
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         message = "max_tokens and max_completion_tokens differ: give one of them"
         raise InvalidRequest(message, param="max_completion_tokens")
-    grammar, may_think = await _grammar(request, body, tools, deadline)
+    grammar = await _grammar(request, body, tools, deadline)
+    conversation = conversation_of(body)
+    ids, num_truncated = truncated(await chat_prompt(model, conversation), body.truncate_prompt_tokens)
+    if not ids:
+        raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
+    thoughts = thoughts_of(model, conversation, ids)
+    grammar = after_thoughts(model, grammar, thoughts)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     options = sampling_options(
         body, max_tokens=asked, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
     )
-    ids, num_truncated = truncated(await chat_prompt(model, conversation_of(body)), body.truncate_prompt_tokens)
-    if not ids:
-        raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
     sampling = sampling_params(
         options,
         model,
@@ -97,19 +100,15 @@ async def make_prompt(
         skip_special_tokens=body.skip_special_tokens,
         keep_special=marker_ids(model) | (frozenset() if tools is None else tools.keep_special),
         continues=body.continue_final_message,
-        may_think=may_think,
+        thoughts=thoughts,
         num_truncated=num_truncated,
     )
 
 
-async def _grammar(
-    request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None
-) -> tuple[Grammar | None, bool]:
-    """What the reply must be, by its format and its tools; and whether that leaves room for thoughts before it."""
+async def _grammar(request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None) -> Grammar | None:
+    """What the reply must be, after its thoughts, by its format and its tools."""
     wanted = await grammar_of(request, body, deadline)
     if tools is None:
-        return wanted, wanted is None
+        return wanted
     grammar = tools.grammar(wanted)
-    if grammar is not None:
-        grammar = await checked_grammar(request, grammar, param="tools", deadline=deadline)
-    return grammar, wanted is None and not tools.is_required
+    return None if grammar is None else await checked_grammar(request, grammar, param="tools", deadline=deadline)

@@ -61,7 +61,7 @@ class ChatWriter:
         self._encoder = ChunkEncoder(self._head, include_usage=body.include_usage)
         self._generation = generation
         self._choices = [
-            _Choice(ReplyReader(model, generation.prompts[0], tools, separate_reasoning=body.separate_reasoning))
+            _Choice(ReplyReader(generation.prompts[0], tools, separate_reasoning=body.separate_reasoning))
             for _ in generation.choices
         ]
 

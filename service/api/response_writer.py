@@ -41,7 +41,7 @@ class ResponseWriter:
         self._body = body
         self._chat = chat
         self._generation = generation
-        self._reader = ReplyReader(generation.model, generation.prompts[0], tools)
+        self._reader = ReplyReader(generation.prompts[0], tools)
         self._encoder = msgspec.json.Encoder()
         self._head = _head(body, generation)
         self._items: list[OutputItem] = []

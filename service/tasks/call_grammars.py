@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.grammar_check import WHITESPACE
+from service.tasks.grammars import lark_marker, up_to
 from service.tasks.tools import HERMES, LLAMA3, ToolFormat
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the formats' examples are written; free white space is where weak models get lost."""
 
-TEXT = r"TEXT: /(.|\n)*/"
 NO_OBJECT = r"NO_OBJECT: /[ \n\t]*([^{ \n\t](.|\n)*)?/"
 """Llama 3's calls stand alone, from the first character on."""
 
@@ -24,13 +24,14 @@ NO_OBJECT = r"NO_OBJECT: /[ \n\t]*([^{ \n\t](.|\n)*)?/"
 class CallGrammar:
     """The tools that may be called (OpenAI's function definitions), in a checkpoint's format.
 
-    `special_ids` are the markers that are tokens of their own and no text: a grammar names them by id.
+    `token_ids` are the markers that are tokens of their own: a grammar names them by id, or they would have to be
+    written in letters, which no model has learned.
     """
 
     format: ToolFormat
     functions: Sequence[Mapping[str, Any]]
     parallel: bool = True
-    special_ids: Mapping[str, int] = field(default_factory=dict)
+    token_ids: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_strict(self) -> bool:
@@ -55,20 +56,16 @@ class CallGrammar:
         many = "*" if self.parallel and self.format is HERMES else "?"
         more = ' (", " call)*' if self.parallel else ""
         body = f'"\\n"? call "\\n"? {self._end}' if self.format is HERMES else f'" "? "[" call{more} "]"'
-        special = self.format.begin in self.special_ids
-        opening = f"opening{'' if special else '[lazy]'}: TEXT {self._begin}"
-        return "\n".join((f"start: (opening {body}){many} TEXT", opening, TEXT, *call))
+        opening = up_to("opening", self.format.begin, self.token_ids)
+        return "\n".join((f"start: (opening {body}){many} TEXT", *opening, *call))
 
     @property
     def _begin(self) -> str:
-        return self._marker(self.format.begin)
+        return lark_marker(self.format.begin, self.token_ids)
 
     @property
     def _end(self) -> str:
-        return self._marker(self.format.end)
-
-    def _marker(self, text: str) -> str:
-        return f"<[{self.special_ids[text]}]>" if text in self.special_ids else json.dumps(text)
+        return lark_marker(self.format.end, self.token_ids)
 
     def _calls(self) -> list[str]:
         """All calls of a reply that is nothing else."""

@@ -56,6 +56,23 @@ def one_of(texts: Sequence[str]) -> Grammar:
     return Grammar("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
 
+def lark_marker(marker: str, token_ids: Mapping[str, int]) -> str:
+    """A marker as Lark has it: by its id where it is a token of its own."""
+    return f"<[{token_ids[marker]}]>" if marker in token_ids else json.dumps(marker)
+
+
+def up_to(rule: str, marker: str, token_ids: Mapping[str, int]) -> list[str]:
+    """Lark's lines for a rule that is any text up to and with the marker, and for `TEXT`, which is any.
+
+    A marker that is a token is not to be written in letters: they would be read as the marker, and nothing after them
+    would be held to what follows it.
+    """
+    end, text = lark_marker(marker, token_ids), "TEXT: /(?s:.*)/"
+    if marker not in token_ids:
+        return [f"{rule}[lazy]: TEXT {end}", text]
+    return [f"{rule}: BEFORE {end}", f"BEFORE: TEXT & ~(TEXT {json.dumps(marker)} TEXT)", text]
+
+
 def _checked(grammar: Grammar, param: str) -> Grammar:
     try:
         if grammar.kind == "json_schema":

@@ -5,13 +5,10 @@ One object per choice. Knows a checkpoint's markers, not HTTP. API process only.
 
 from dataclasses import dataclass, field
 
-from service.engine.models import LoadedModel
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Prompt
-from service.tasks.reasoning import Parts, ReasoningParser, thinks
+from service.tasks.reasoning import Parts, ReasoningParser
 from service.tasks.tool_calls import CallPiece, ToolCallParser
-
-PROMPT_END_TOKENS = 8
 
 
 @dataclass(slots=True)
@@ -24,13 +21,10 @@ class Piece:
 
 
 class ReplyReader:
-    def __init__(
-        self, model: LoadedModel, prompt: Prompt, tools: ToolUse | None, *, separate_reasoning: bool = True
-    ) -> None:
+    def __init__(self, prompt: Prompt, tools: ToolUse | None, *, separate_reasoning: bool = True) -> None:
         self._thinking: ReasoningParser | None = None
-        if separate_reasoning and prompt.may_think and thinks(model):
-            end = model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
-            self._thinking = ReasoningParser(end)
+        if separate_reasoning and prompt.thoughts != "none":
+            self._thinking = ReasoningParser(prompt.thoughts)
         self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
 
     def read(self, delta: Delta) -> Piece:

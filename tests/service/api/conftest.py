@@ -27,10 +27,15 @@ from service.settings import Settings
 TEMPLATES = Path(__file__).parents[2] / "model" / "chat_templates"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "</tool_call>"]
+OPENS_THOUGHTS = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content.split('</think>')[-1] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
 
 
 @functools.cache
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(special: tuple[str, ...] = ()) -> Tokenizer:
     """A token for each byte, so that many characters are several tokens; then the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Backend(models.BPE(vocab={piece: id for id, piece in enumerate(alphabet)}, merges=[]))
@@ -38,12 +43,14 @@ def byte_tokenizer() -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKERS])
+    backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return Tokenizer(backend, TokenizerConfig(special_tokens={"eos_token": "<|im_end|>", "pad_token": SPECIAL[0]}))
 
 
 @functools.cache
 def chat_template(name: str) -> ChatTemplate:
-    return ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(), byte_tokenizer().special_tokens)
+    path = TEMPLATES / f"{name}.jinja"
+    return ChatTemplate(path.read_text() if path.is_file() else name, byte_tokenizer().special_tokens)
 
 
 def describe(**changes: Any) -> CheckpointDescription:
@@ -162,6 +169,13 @@ class ScriptedEngine:
                 "tiny": loaded_model("tiny"),
                 "llama": loaded_model("llama", "llama-3.1"),
                 "thinker": loaded_model("thinker", "qwen3"),
+                "opener": loaded_model("opener", OPENS_THOUGHTS),
+                "special-opener": loaded_model(
+                    "special-opener", OPENS_THOUGHTS, tokenizer=byte_tokenizer(("<think>", "</think>"))
+                ),
+                "special-thinker": loaded_model(
+                    "special-thinker", "qwen3", tokenizer=byte_tokenizer(("<think>", "</think>"))
+                ),
                 "mistral": loaded_model("mistral", "mistral-7b-v0.3"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),

@@ -179,7 +179,9 @@ async def test_a_reply_that_breaks_off_while_thinking_has_no_content(client: htt
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("A gr", None)
 
 
-async def test_a_constrained_reply_is_not_searched_for_thoughts(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_a_marker_in_the_midst_of_a_constrained_reply_begins_no_thought(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
     engine.reply = '"<think>"'
     message = (await post(client, CHAT, model="thinker", regex=".*"))["choices"][0]["message"]
     assert message["content"] == '"<think>"'

@@ -195,11 +195,11 @@ def test_what_the_grammar_lets_through_is_read_back(format: ToolFormat) -> None:
     assert [(name, json.loads(arguments)) for name, arguments in calls] == [("now", {}), ("weather", {"city": "Paris"})]
 
 
-def test_markers_that_are_special_tokens_are_named_by_their_ids() -> None:
+def test_markers_that_are_tokens_are_named_by_their_ids() -> None:
     ids = {"<tool_call>": 7, "</tool_call>": 8}
-    grammar = CallGrammar(format=HERMES, functions=FUNCTIONS, special_ids=ids)
+    grammar = CallGrammar(format=HERMES, functions=FUNCTIONS, token_ids=ids)
     assert 'marked: <[7]> "\\n" call "\\n" <[8]>' in grammar.required()
-    assert "opening: TEXT <[7]>" in grammar.or_text()
+    assert "opening: BEFORE <[7]>" in grammar.or_text()
     for text in (grammar.required(), grammar.or_text()):
         assert LLMatcher.validate_grammar(grammar_from("lark", text)) == ""
 
