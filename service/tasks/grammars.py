@@ -20,6 +20,8 @@ from service.errors import InvalidGrammar
 
 MAX_GRAMMAR_CHARS = 100_000
 NUM_THREADS = 2
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As the examples of tool calls are written; free white space is where weak models get lost."""
 META_SCHEMA = jsonschema.Draft202012Validator
 
 

@@ -5,10 +5,11 @@ One object per choice. Knows a checkpoint's markers, not HTTP. API process only.
 
 from dataclasses import dataclass, field
 
+from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Prompt
 from service.tasks.reasoning import Parts, ReasoningParser
-from service.tasks.tool_calls import CallPiece, ToolCallParser
+from service.tasks.tool_calls import ToolCallParser
 
 
 @dataclass(slots=True)
@@ -25,7 +26,10 @@ class ReplyReader:
         self._thinking: ReasoningParser | None = None
         if separate_reasoning and prompt.thoughts != "none":
             self._thinking = ReasoningParser(prompt.thoughts)
-        self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
+        self._calling: ToolCallParser | None = None
+        if tools is not None:
+            functions = tools.calls.functions
+            self._calling = ToolCallParser(tools.format, functions=functions, max_calls=tools.max_calls)
 
     def read(self, delta: Delta) -> Piece:
         ended = delta.finish_reason is not None

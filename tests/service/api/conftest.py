@@ -25,13 +25,10 @@ from service.errors import ServiceError
 from service.settings import Settings
 
 TEMPLATES = Path(__file__).parents[2] / "model" / "chat_templates"
+OWN_TEMPLATES = Path(__file__).parent / "chat_templates"
+"""Short ones, with the markers of templates that are long."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "</tool_call>"]
-OPENS_THOUGHTS = """{% for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content.split('</think>')[-1] }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-<think>
-{% endif %}"""
 
 
 @functools.cache
@@ -49,8 +46,9 @@ def byte_tokenizer(special: tuple[str, ...] = ()) -> Tokenizer:
 
 @functools.cache
 def chat_template(name: str) -> ChatTemplate:
-    path = TEMPLATES / f"{name}.jinja"
-    return ChatTemplate(path.read_text() if path.is_file() else name, byte_tokenizer().special_tokens)
+    own = OWN_TEMPLATES / f"{name}.jinja"
+    path = own if own.is_file() else TEMPLATES / own.name
+    return ChatTemplate(path.read_text(), byte_tokenizer().special_tokens)
 
 
 def describe(**changes: Any) -> CheckpointDescription:
@@ -169,14 +167,18 @@ class ScriptedEngine:
                 "tiny": loaded_model("tiny"),
                 "llama": loaded_model("llama", "llama-3.1"),
                 "thinker": loaded_model("thinker", "qwen3"),
-                "opener": loaded_model("opener", OPENS_THOUGHTS),
+                "opener": loaded_model("opener", "opens-thoughts"),
                 "special-opener": loaded_model(
-                    "special-opener", OPENS_THOUGHTS, tokenizer=byte_tokenizer(("<think>", "</think>"))
+                    "special-opener", "opens-thoughts", tokenizer=byte_tokenizer(("<think>", "</think>"))
                 ),
                 "special-thinker": loaded_model(
                     "special-thinker", "qwen3", tokenizer=byte_tokenizer(("<think>", "</think>"))
                 ),
                 "mistral": loaded_model("mistral", "mistral-7b-v0.3"),
+                "mistral-11": loaded_model(
+                    "mistral-11", "mistral-11", tokenizer=byte_tokenizer(("[TOOL_CALLS]", "[ARGS]"))
+                ),
+                "coder": loaded_model("coder", "qwen3-coder"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),
