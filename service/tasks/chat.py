@@ -17,12 +17,13 @@ from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, TaskNotSupported, UnsupportedParameter
 from service.tasks.call_grammars import CallGrammar
 from service.tasks.reasoning import Thoughts, thoughts_after
-from service.tasks.tools import ToolFormat, format_of
+from service.tasks.told_tools import in_words
+from service.tasks.tools import HERMES, ToolFormat, format_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """`tools` are OpenAI's; without any, or where none may be called, the template is not told of them."""
+    """`tools` are OpenAI's; where none may be called there are none. Templates that know no tools are told in words."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -50,9 +51,12 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
     messages = [_for_template(message, f"messages.{n}") for n, message in enumerate(conversation.messages)]
 
     def make() -> list[int]:
+        told, tools = messages, conversation.tools
+        if not template.supports_tools:
+            told, tools = in_words(messages, tools, takes_system=template.takes_system), ()
         text = template.render(
-            messages,
-            tools=list(conversation.tools) or None,
+            told,
+            tools=list(tools) or None,
             documents=conversation.documents,
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
@@ -124,7 +128,8 @@ def tool_use(
         raise InvalidRequest(f"tool_choice names '{name}'; the tools are: {', '.join(names)}", param="tool_choice")
     if choice == "none" or not tools:
         return None
-    format = format_of("".join(_template(model).sources.values()))
+    template = _template(model)
+    format = format_of("".join(template.sources.values())) if template.supports_tools else HERMES
     token_ids = model.tokenizer.added_among(format.markers)
     parallel = parallel and name is None
     functions = [tool["function"] for tool in tools if name is None or tool["function"]["name"] == name]
@@ -145,8 +150,6 @@ def without_thinking(model: LoadedModel) -> dict[str, Any]:
 
 def _check_readable(model: LoadedModel, template: ChatTemplate, conversation: Conversation) -> None:
     """A template drops without a word what it does not read."""
-    if conversation.tools and not template.supports_tools:
-        raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
     if conversation.documents and "documents" not in template.variables:
         raise UnsupportedParameter(f"the chat template of {model.name} reads no documents", param="documents")
     for name in conversation.template_variables:

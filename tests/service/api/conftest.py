@@ -181,6 +181,7 @@ class ScriptedEngine:
                 "coder": loaded_model("coder", "qwen3-coder"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),
+                "gemma": loaded_model("gemma", "gemma-2"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),
                 "encoder": loaded_model("encoder", None, tasks=("embed", "similarity"), head="embedding"),
             }

@@ -177,7 +177,6 @@ COMBINATIONS = [
     (CHAT, {"tools": [TOOL], "tool_choice": "required", "regex": "a"}, "tool_choice"),
     (CHAT, {"model": "plain"}, "model"),
     (CHAT, {"model": "encoder"}, "model"),
-    (CHAT, {"model": "phi", "tools": [TOOL]}, "tools"),
     *((CHAT, {"model": "coder", "tool_choice": "required", "tools": [
         {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": schema}}}}
     ]}, "tools") for schema in (

@@ -65,8 +65,6 @@ def opening(model: str) -> str:
 async def test_what_is_thought_is_free_and_what_is_said_is_held(
     client: httpx.AsyncClient, engine: Any, model: str, body: dict[str, Any], good: str, bad: str
 ) -> None:
-    if "opener" in model and "tools" in body:
-        pytest.skip("its template knows no tools")
     request = await requested(client, engine, model=model, **body)
     thoughts = f"{opening(model)}{THOUGHT}</think>"
     for between in ("", "\n\n"):
@@ -84,8 +82,6 @@ async def test_what_is_thought_is_free_and_what_is_said_is_held(
 async def test_thoughts_are_told_apart_from_what_is_held(
     client: httpx.AsyncClient, engine: Any, model: str, streamed: bool, body: dict[str, Any], good: str, bad: str
 ) -> None:
-    if "opener" in model and "tools" in body:
-        pytest.skip("its template knows no tools")
     engine.reply = f"{opening(model)}{THOUGHT}</think>\n\n{good}"
     response = await client.post(URL, json={"messages": HELLO, "model": model, "stream": streamed} | body)
     if streamed:
