@@ -16,6 +16,8 @@ class Grammar:
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     text: str = ""
+    frame: str = ""
+    """What stands around the constrained text: a Lark grammar in which `@answer` is its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

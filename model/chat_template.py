@@ -6,6 +6,7 @@ sandbox with a limit on time and size. Knows nothing of HTTP or token ids. Runs 
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ MAX_SECONDS = 2.0
 CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+SYSTEM_PROBE = "SYSTEM_MESSAGE"
+FIRST_QUESTION = {"role": "user", "content": "Hello"}
 
 Message = Mapping[str, Any]
 
@@ -40,6 +44,14 @@ class ChatTemplate:
         self.variables = frozenset().union(*(self._variables(source) for source in self.sources.values()))
         """Names that the templates read and do not set."""
         self.supports_tools = "tool_use" in self.sources or "tools" in self.variables
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message is put into the prompt, not refused and not dropped."""
+        try:
+            return SYSTEM_PROBE in self.render([{"role": "system", "content": SYSTEM_PROBE}, FIRST_QUESTION])
+        except ChatTemplateError:
+            return False
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":

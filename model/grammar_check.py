@@ -1,9 +1,12 @@
 """Whether a grammar can be compiled at all, and its form for the compiler.
 
-A grammar comes as a JSON schema, a regular expression or a Lark grammar; llguidance's fuel limits bound what any of
-them may cost. Torch-free, so that the API process can refuse early: `validate` may take a tenth of a second, so it is
-not for the event loop. Runs in both processes.
+A grammar comes as a JSON schema, a regular expression or a Lark grammar, within a frame where it has one; llguidance's
+fuel limits bound what any of them may cost. Torch-free, so that the API process can refuse early: `validate` may take a
+tenth of a second, so it is not for the event loop. Runs in both processes.
 """
+
+import json
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -29,6 +32,16 @@ def limits() -> LLParserLimits:
 
 def compiler_form(grammar: Grammar) -> str:
     """The grammar in llguidance's own notation. Raises: ValueError where the text is not even JSON."""
+    own = _own_form(grammar)
+    if not grammar.frame:
+        return own
+    # A Lark grammar stays the text that it is; the other kinds become a list of grammars already.
+    answer, *others = [{"lark_grammar": own}] if grammar.kind == "lark" else json.loads(own)["grammars"]
+    grammars: list[dict[str, Any]] = [{"lark_grammar": grammar.frame}, {**answer, "name": "answer"}, *others]
+    return json.dumps({"grammars": grammars})
+
+
+def _own_form(grammar: Grammar) -> str:
     if grammar.kind == "json_object":
         return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides={"whitespace_pattern": WHITESPACE})
     if grammar.kind == "json_schema":

@@ -145,6 +145,11 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         return id in self.special_ids
 
+    def added_among(self, texts: Sequence[str]) -> dict[str, int]:
+        """Those of the texts that are tokens of their own, special or not: they are never put together from others."""
+        found = {text: self.token_id(text) for text in texts}
+        return {text: id for text, id in found.items() if id in self._added}
+
     def check_ids(self, ids: Sequence[int], *, vocab_size: int | None = None) -> None:
         """Raises TokenizerError that names the first id outside the vocabulary (of the model where given)."""
         limit = vocab_size if vocab_size is not None else self.vocab_size

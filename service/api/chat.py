@@ -73,16 +73,19 @@ async def _prompt(
 ) -> Prompt:
     """Checks what must fit together, then makes the ids and the sampling parameters."""
     _check(body)
-    grammar, may_think = await _grammar(request, body, tools, deadline)
+    grammar = await _grammar(request, body, tools, deadline)
     asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     max_tokens = None if asked == AS_MANY_AS_FIT else asked
+    conversation = conversation_of(body)
+    kept = kept_prompt_tokens(body, model, max_tokens)
+    ids, num_truncated = truncated(await chat_prompt(model, conversation), kept)
+    if not ids:
+        raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
+    thoughts = thoughts_of(model, conversation, ids)
+    grammar = after_thoughts(model, grammar, thoughts)
     options = sampling_options(
         body, max_tokens=max_tokens, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
     )
-    kept = kept_prompt_tokens(body, model, max_tokens)
-    ids, num_truncated = truncated(await chat_prompt(model, conversation_of(body)), kept)
-    if not ids:
-        raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
     sampling = sampling_params(
         options,
         model,
@@ -101,7 +104,7 @@ async def _prompt(
         skip_special_tokens=body.skip_special_tokens,
         keep_special=marker_ids(model) | (frozenset() if tools is None else tools.keep_special),
         continues=body.continue_final_message,
-        may_think=may_think,
+        thoughts=thoughts,
         num_truncated=num_truncated,
     )
 
@@ -117,14 +120,10 @@ def _check(body: ChatBody) -> None:
         raise InvalidRequest(message, param="include_reasoning")
 
 
-async def _grammar(
-    request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None
-) -> tuple[Grammar | None, bool]:
-    """What the reply must be, by its format and its tools; and whether that leaves room for thoughts before it."""
+async def _grammar(request: Request, body: ChatBody, tools: ToolUse | None, deadline: float | None) -> Grammar | None:
+    """What the reply must be, after its thoughts, by its format and its tools."""
     wanted = await grammar_of(request, body, deadline)
     if tools is None:
-        return wanted, wanted is None
+        return wanted
     grammar = tools.grammar(wanted)
-    if grammar is not None:
-        grammar = await checked_grammar(request, grammar, param="tools", deadline=deadline)
-    return grammar, wanted is None and not tools.is_required
+    return None if grammar is None else await checked_grammar(request, grammar, param="tools", deadline=deadline)

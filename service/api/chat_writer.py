@@ -28,10 +28,10 @@ from service.api.answers_openai import (
 from service.api.generating import new_id, usage_answer
 from service.api.schemas_chat import ChatBody
 from service.api.token_logprobs import chat_logprobs, prompt_logprobs
+from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
 from service.tasks.replies import Piece, ReplyReader
-from service.tasks.tool_calls import CallPiece
 
 
 @dataclass(slots=True)

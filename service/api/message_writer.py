@@ -15,9 +15,9 @@ from service.api.generating import new_id, usage_answer
 from service.api.messages_answers import Block, MessageAnswer, MessageUsage, StopReason, Text, Thinking, ToolUse
 from service.api.schemas_chat import ChatBody
 from service.tasks import chat
+from service.tasks.call_readers import CallPiece
 from service.tasks.generation import Delta, Generation
 from service.tasks.replies import ReplyReader
-from service.tasks.tool_calls import CallPiece
 
 STOP_REASONS: dict[str, StopReason] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

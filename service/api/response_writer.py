@@ -28,10 +28,10 @@ from service.api.responses_answers import (
 from service.api.schemas_chat import ChatBody
 from service.api.schemas_responses import ResponsesBody
 from service.api.token_logprobs import chat_logprobs
+from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
 from service.tasks.replies import ReplyReader
-from service.tasks.tool_calls import CallPiece
 
 
 class ResponseWriter:

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.grammar_check import WHITESPACE
-from service.tasks.tools import HERMES, LLAMA3, ToolFormat
+from service.tasks import xml_parameters
+from service.tasks.grammars import SPACING, lark_marker, up_to
+from service.tasks.tools import ARGUMENTS, CALL_ID, LLAMA3, ToolFormat
 
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As the formats' examples are written; free white space is where weak models get lost."""
-
-TEXT = r"TEXT: /(.|\n)*/"
 NO_OBJECT = r"NO_OBJECT: /[ \n\t]*([^{ \n\t](.|\n)*)?/"
 """Llama 3's calls stand alone, from the first character on."""
 
@@ -24,13 +22,14 @@ NO_OBJECT = r"NO_OBJECT: /[ \n\t]*([^{ \n\t](.|\n)*)?/"
 class CallGrammar:
     """The tools that may be called (OpenAI's function definitions), in a checkpoint's format.
 
-    `special_ids` are the markers that are tokens of their own and no text: a grammar names them by id.
+    `token_ids` are the markers that are tokens of their own: a grammar names them by id, or they would have to be
+    written in letters, which no model has learned.
     """
 
     format: ToolFormat
     functions: Sequence[Mapping[str, Any]]
     parallel: bool = True
-    special_ids: Mapping[str, int] = field(default_factory=dict)
+    token_ids: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_strict(self) -> bool:
@@ -48,44 +47,58 @@ class CallGrammar:
 
     def or_text(self) -> str:
         """Any text; a call in it is one of the tools', and arguments of the strict ones fit their schemas."""
-        call = self._call(every=False)
-        if self.format is LLAMA3:
+        format, call = self.format, self._call(every=False)
+        if format is LLAMA3:
             start = f"start: calls | {self._begin} calls | NO_OBJECT"
             return "\n".join((start, NO_OBJECT, *self._calls(), *call))
-        many = "*" if self.parallel and self.format is HERMES else "?"
+        many = "*" if self.parallel and not format.bare else "?"
         more = ' (", " call)*' if self.parallel else ""
-        body = f'"\\n"? call "\\n"? {self._end}' if self.format is HERMES else f'" "? "[" call{more} "]"'
-        special = self.format.begin in self.special_ids
-        opening = f"opening{'' if special else '[lazy]'}: TEXT {self._begin}"
-        return "\n".join((f"start: (opening {body}){many} TEXT", opening, TEXT, *call))
+        padding = f"{json.dumps(format.padding)}?" if format.padding else ""
+        body = f'" "? "[" call{more} "]"' if format.bare else f"{padding} call {padding} {self._end}"
+        opening = up_to("opening", format.begin, self.token_ids)
+        return "\n".join((f"start: (opening {body}){many} TEXT", *opening, *call))
 
     @property
     def _begin(self) -> str:
-        return self._marker(self.format.begin)
+        return lark_marker(self.format.begin, self.token_ids)
 
     @property
     def _end(self) -> str:
-        return self._marker(self.format.end)
-
-    def _marker(self, text: str) -> str:
-        return f"<[{self.special_ids[text]}]>" if text in self.special_ids else json.dumps(text)
+        return lark_marker(self.format.end, self.token_ids) if self.format.end else ""
 
     def _calls(self) -> list[str]:
         """All calls of a reply that is nothing else."""
-        if self.format is HERMES:
-            more = ' ("\\n" marked)*' if self.parallel else ""
-            return [f"calls: marked{more}", f'marked: {self._begin} "\\n" call "\\n" {self._end}']
+        if not self.format.bare:
+            padding = json.dumps(self.format.padding) if self.format.padding else ""
+            more = f" ({padding} marked)*" if self.parallel else ""
+            return [f"calls: marked{more}", f"marked: {self._begin} {padding} call {padding} {self._end}"]
         separator = "; " if self.format is LLAMA3 else ", "
         calls = "call" + (f' ("{separator}" call)*' if self.parallel else "")
-        return [f"calls: {calls}" if self.format is LLAMA3 else f'calls: {self._begin} " [" {calls} "]"']
+        return [f"calls: {calls}" if self.format is LLAMA3 else f'calls: {self._begin} " "? "[" {calls} "]"']
 
     def _call(self, *, every: bool) -> list[str]:
         """A call of any of the tools; `every`: also the arguments of those that are not strict fit their schemas."""
         options, rules = [], []
         for number, function in enumerate(self.functions):
-            head = f'{{"name": {json.dumps(function["name"])}, "{self.format.arguments_key}": '
-            options.append(f'{json.dumps(head)} arguments_{number} "}}"')
+            name = f"arguments_{number}"
+            options.append(self._written(function["name"], name))
             given = function.get("parameters") if every or function.get("strict") else None
-            schema = {"type": "object", **(given or {}), "x-guidance": SPACING}
-            rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
+            if self.format.notation == "xml":
+                rules += xml_parameters.rules(name, given or {})
+            else:
+                schema = {"type": "object", **(given or {}), "x-guidance": SPACING}
+                rules.append(f"{name}: %json {json.dumps(schema)}")
+        if self.format.notation == "xml":
+            rules += xml_parameters.ANY_PARAMETER
         return ["call: " + " | ".join(options), *rules]
+
+    def _written(self, name: str, arguments: str) -> str:
+        """One tool's call, in which `arguments` is a rule."""
+        if self.format.notation == "xml":
+            opening = json.dumps(f"<function={name}>\n")
+            return f'{opening} {arguments} "</function>"'
+        if self.format.notation == "named":
+            id_marker, marker = (lark_marker(text, self.token_ids) for text in (CALL_ID, ARGUMENTS))
+            return f"{json.dumps(name)} ({id_marker} /[a-zA-Z0-9]{{9}}/)? {marker} {arguments}"
+        head = f'{{"name": {json.dumps(name)}, "{self.format.arguments_key}": '
+        return f'{json.dumps(head)} {arguments} "}}"'

@@ -16,12 +16,14 @@ from model.tokenizer import TokenizerError
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, TaskNotSupported, UnsupportedParameter
 from service.tasks.call_grammars import CallGrammar
-from service.tasks.tools import ToolFormat, format_of
+from service.tasks.reasoning import Thoughts, thoughts_after
+from service.tasks.told_tools import in_words
+from service.tasks.tools import HERMES, ToolFormat, format_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """`tools` are OpenAI's; without any, or where none may be called, the template is not told of them."""
+    """`tools` are OpenAI's; where none may be called there are none. Templates that know no tools are told in words."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -30,6 +32,11 @@ class Conversation:
     continue_final_message: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
+
+    @property
+    def continued(self) -> str | None:
+        """The text that the reply goes on with, if it is no message of its own."""
+        return _text(self.messages[-1].get("content") or "") if self.continue_final_message else None
 
 
 async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[int]:
@@ -40,13 +47,16 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
     """
     template = _template(model)
     _check_readable(model, template, conversation)
-    variables = {**conversation.template_variables, **_effort(model, template, conversation.reasoning_effort)}
+    variables = _variables(model, template, conversation)
     messages = [_for_template(message, f"messages.{n}") for n, message in enumerate(conversation.messages)]
 
     def make() -> list[int]:
+        told, tools = messages, conversation.tools
+        if not template.supports_tools:
+            told, tools = in_words(messages, tools, takes_system=template.takes_system), ()
         text = template.render(
-            messages,
-            tools=list(conversation.tools) or None,
+            told,
+            tools=list(tools) or None,
             documents=conversation.documents,
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
@@ -62,6 +72,12 @@ async def chat_prompt(model: LoadedModel, conversation: Conversation) -> list[in
         raise InvalidRequest(f"messages: {error}", param="messages") from error
 
 
+def thoughts_of(model: LoadedModel, conversation: Conversation, prompt_ids: Sequence[int]) -> Thoughts:
+    """What the reply to the conversation's prompt begins with."""
+    variables = _variables(model, _template(model), conversation)
+    return thoughts_after(model, prompt_ids, variables=variables, continued=conversation.continued)
+
+
 @dataclass(frozen=True, slots=True)
 class ToolUse:
     """How a reply may call tools: which ones in which words, whether it must, at most how many."""
@@ -70,7 +86,7 @@ class ToolUse:
     is_required: bool
     max_calls: int | None
     keep_special: frozenset[int]
-    """The format's markers that the tokenizer holds for special: they are needed to read the reply."""
+    """The format's markers, where the tokenizer may hold them for special: they are needed to read the reply."""
 
     @property
     def format(self) -> ToolFormat:
@@ -112,14 +128,13 @@ def tool_use(
         raise InvalidRequest(f"tool_choice names '{name}'; the tools are: {', '.join(names)}", param="tool_choice")
     if choice == "none" or not tools:
         return None
-    template, tokenizer = _template(model), model.tokenizer
-    format = format_of("".join(template.sources.values()))
-    marker_ids = {marker: tokenizer.token_id(marker) for marker in format.markers}
-    special = {marker: id for marker, id in marker_ids.items() if id is not None and tokenizer.is_special(id)}
+    template = _template(model)
+    format = format_of("".join(template.sources.values())) if template.supports_tools else HERMES
+    token_ids = model.tokenizer.added_among(format.markers)
     parallel = parallel and name is None
     functions = [tool["function"] for tool in tools if name is None or tool["function"]["name"] == name]
-    calls = CallGrammar(format=format, functions=functions, parallel=parallel, special_ids=special)
-    return ToolUse(calls, choice != "auto", None if parallel else 1, frozenset(special.values()))
+    calls = CallGrammar(format=format, functions=functions, parallel=parallel, token_ids=token_ids)
+    return ToolUse(calls, choice != "auto", None if parallel else 1, frozenset(token_ids.values()))
 
 
 def _template(model: LoadedModel) -> ChatTemplate:
@@ -135,8 +150,6 @@ def without_thinking(model: LoadedModel) -> dict[str, Any]:
 
 def _check_readable(model: LoadedModel, template: ChatTemplate, conversation: Conversation) -> None:
     """A template drops without a word what it does not read."""
-    if conversation.tools and not template.supports_tools:
-        raise UnsupportedParameter(f"the chat template of {model.name} knows no tools", param="tools")
     if conversation.documents and "documents" not in template.variables:
         raise UnsupportedParameter(f"the chat template of {model.name} reads no documents", param="documents")
     for name in conversation.template_variables:
@@ -145,6 +158,10 @@ def _check_readable(model: LoadedModel, template: ChatTemplate, conversation: Co
             raise InvalidRequest(f"{param}: give {name} as a field of the request", param=param)
         if name not in template.variables:
             raise UnsupportedParameter(f"{param}: the chat template of {model.name} does not read it", param=param)
+
+
+def _variables(model: LoadedModel, template: ChatTemplate, conversation: Conversation) -> dict[str, Any]:
+    return {**conversation.template_variables, **_effort(model, template, conversation.reasoning_effort)}
 
 
 def _effort(model: LoadedModel, template: ChatTemplate, effort: str | None) -> dict[str, Any]:
@@ -174,10 +191,14 @@ def _for_template(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     found = {key: value for key, value in message.items() if key != "tool_calls"}
     found["role"] = "system" if role == "developer" else role
     if content is not None:
-        found["content"] = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+        found["content"] = _text(content)
     if calls:
         found["tool_calls"] = [_call(call, f"{place}.tool_calls.{n}") for n, call in enumerate(calls)]
     return found
+
+
+def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from model.tokenizer import Tokenizer
 from service.engine.flight import Flight, GenerateRequest
 from service.engine.models import LoadedModel
 from service.engine.protocol import TokenOutput
+from service.tasks.reasoning import Thoughts
 from service.tasks.sampling import of_choice
 from service.tasks.stop_strings import StopStrings
 
@@ -54,8 +55,7 @@ class Prompt:
     """Whether the deltas have their tokens' ids."""
     continues: bool = True
     """Whether the text goes on from the prompt's (a completion), or is a text of its own (an assistant's reply)."""
-    may_think: bool = True
-    """Whether what the text is held to, if anything, leaves room for thoughts before it."""
+    thoughts: Thoughts = "none"
     num_truncated: int = 0
     encoder_ids: list[int] = field(default_factory=list)
     """Encoder-decoders: the source text; `ids` are then what the target begins with."""

@@ -20,6 +20,8 @@ from service.errors import InvalidGrammar
 
 MAX_GRAMMAR_CHARS = 100_000
 NUM_THREADS = 2
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As the examples of tool calls are written; free white space is where weak models get lost."""
 META_SCHEMA = jsonschema.Draft202012Validator
 
 
@@ -54,6 +56,23 @@ def json_schema(schema: Mapping[str, Any]) -> Grammar:
 def one_of(texts: Sequence[str]) -> Grammar:
     """Lark writes a string as JSON does."""
     return Grammar("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+
+
+def lark_marker(marker: str, token_ids: Mapping[str, int]) -> str:
+    """A marker as Lark has it: by its id where it is a token of its own."""
+    return f"<[{token_ids[marker]}]>" if marker in token_ids else json.dumps(marker)
+
+
+def up_to(rule: str, marker: str, token_ids: Mapping[str, int]) -> list[str]:
+    """Lark's lines for a rule that is any text up to and with the marker, and for `TEXT`, which is any.
+
+    A marker that is a token is not to be written in letters: they would be read as the marker, and nothing after them
+    would be held to what follows it.
+    """
+    end, text = lark_marker(marker, token_ids), "TEXT: /(?s:.*)/"
+    if marker not in token_ids:
+        return [f"{rule}[lazy]: TEXT {end}", text]
+    return [f"{rule}: BEFORE {end}", f"BEFORE: TEXT & ~(TEXT {json.dumps(marker)} TEXT)", text]
 
 
 def _checked(grammar: Grammar, param: str) -> Grammar:

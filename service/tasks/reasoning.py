@@ -1,15 +1,26 @@
 """What a model thinks before it answers, told apart from the answer: `<think>...</think>`, then the text.
 
-Many checkpoints (Qwen3, DeepSeek's distillates, SmolLM3) write so; their chat templates show it. The text comes in
-pieces, and what may turn out to be a marker is held back until that is decided. One object per text; API process only.
+Many checkpoints (Qwen3, DeepSeek's distillates, SmolLM3) write so; their chat templates show it. The rule, for reading
+and for constraining alike: a reply may think where the checkpoint does, unless the request or the prompt has turned it
+off; whatever the text is held to holds from the end of the thoughts on. The text comes in pieces, and what may turn out
+to be a marker is held back until that is decided. One parser per text; API process only.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from model.batch import Grammar
 from service.engine.models import LoadedModel
+from service.tasks.grammars import lark_marker, up_to
 
 BEGIN, END = "<think>", "</think>"
+SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the variable that turns thinking on and off."""
+PROMPT_END_TOKENS = 16
+
+Thoughts = Literal["none", "possible", "begun"]
+"""What a reply begins with. `begun`: in the midst of thoughts, which the prompt has opened."""
 
 
 @dataclass(slots=True)
@@ -31,18 +42,42 @@ def reads_effort(model: LoadedModel) -> bool:
 
 
 def marker_ids(model: LoadedModel) -> frozenset[int]:
-    """The markers that the tokenizer holds for special: they are needed to read the reply."""
+    """The markers, where the tokenizer may hold them for special: they are needed to read the reply."""
+    return frozenset(model.tokenizer.added_among((BEGIN, END)).values()) if thinks(model) else frozenset()
+
+
+def thoughts_after(
+    model: LoadedModel, prompt_ids: Sequence[int], *, variables: Mapping[str, Any], continued: str | None = None
+) -> Thoughts:
+    """How the reply to a prompt begins: by the template's variables, and by what the prompt ends with.
+
+    `continued` is the message that the reply goes on with, if it is no reply of its own.
+    """
     if not thinks(model):
-        return frozenset()
-    ids = [model.tokenizer.token_id(marker) for marker in (BEGIN, END)]
-    return frozenset(id for id in ids if id is not None and model.tokenizer.is_special(id))
+        return "none"
+    if continued is not None:
+        return "begun" if continued.rfind(BEGIN) > continued.rfind(END) else "none"
+    end = model.tokenizer.decode(list(prompt_ids[-PROMPT_END_TOKENS:]), skip_special_tokens=False).rstrip()
+    if end.endswith(BEGIN):
+        return "begun"
+    is_off = end.endswith(END) or any(variables.get(name) is False for name in SWITCHES)
+    return "none" if is_off else "possible"
+
+
+def after_thoughts(model: LoadedModel, grammar: Grammar | None, thoughts: Thoughts) -> Grammar | None:
+    """The grammar, from where the thoughts end; any text is free to be thought, but not the end of the reply."""
+    if grammar is None or thoughts == "none":
+        return grammar
+    token_ids = model.tokenizer.added_among((BEGIN, END))
+    first = "thought" if thoughts == "begun" else f"(SPACE? {lark_marker(BEGIN, token_ids)} thought)?"
+    lines = [f"start: {first} SPACE? @answer", *up_to("thought", END, token_ids), r"SPACE: /[ \n]{1,4}/"]
+    return replace(grammar, frame="\n".join(lines))
 
 
 class ReasoningParser:
-    def __init__(self, prompt_end: str) -> None:
-        """`prompt_end` is the end of the prompt's text: some templates open the thinking themselves."""
-        opened = prompt_end.rstrip().endswith(BEGIN)
-        self._state: Literal["before", "thinking", "between", "answering"] = "thinking" if opened else "before"
+    def __init__(self, thoughts: Literal["possible", "begun"]) -> None:
+        self._state: Literal["before", "thinking", "between", "answering"]
+        self._state = "thinking" if thoughts == "begun" else "before"
         self._held = ""
         self._begun = False
         """Whether anything but white space has been thought."""

@@ -6,12 +6,11 @@ One object per choice. Knows a checkpoint's markers, not HTTP. API process only.
 from dataclasses import dataclass, field
 
 from service.engine.models import LoadedModel
+from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Prompt
-from service.tasks.reasoning import Parts, ReasoningParser, thinks
-from service.tasks.tool_calls import CallPiece, ToolCallParser
-
-PROMPT_END_TOKENS = 8
+from service.tasks.reasoning import Parts, ReasoningParser
+from service.tasks.tool_calls import ToolCallParser
 
 
 @dataclass(slots=True)
@@ -28,13 +27,15 @@ class ReplyReader:
         self, model: LoadedModel, prompt: Prompt, tools: ToolUse | None, *, separate_reasoning: bool = True
     ) -> None:
         self._thinking: ReasoningParser | None = None
-        if separate_reasoning and prompt.may_think and thinks(model):
-            end = model.tokenizer.decode(prompt.ids[-PROMPT_END_TOKENS:], skip_special_tokens=False)
-            self._thinking = ReasoningParser(end)
+        if separate_reasoning and prompt.thoughts != "none":
+            self._thinking = ReasoningParser(prompt.thoughts)
         self.num_reasoning_tokens = 0
         """Up to the last of what was thought, opening marker included."""
         self._tokenizer = model.tokenizer
-        self._calling = None if tools is None else ToolCallParser(tools.format, max_calls=tools.max_calls)
+        self._calling: ToolCallParser | None = None
+        if tools is not None:
+            functions = tools.calls.functions
+            self._calling = ToolCallParser(tools.format, functions=functions, max_calls=tools.max_calls)
 
     def read(self, delta: Delta) -> Piece:
         ended = delta.finish_reason is not None

@@ -4,24 +4,12 @@ What comes out in all does not depend on how the text was cut. Knows nothing of 
 the random ids of calls; one parser per reply.
 """
 
-import json
-import re
-import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from service.tasks.call_readers import CallPiece, CallReader, NamedReader, ObjectReader, XmlReader
 from service.tasks.tools import ToolFormat
-
-HEADER = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
-
-
-@dataclass(slots=True)
-class CallPiece:
-    """A part of call number `index`: its beginning has `id` and `name`, the others text of its arguments (JSON)."""
-
-    index: int
-    arguments: str = ""
-    id: str | None = None
-    name: str | None = None
 
 
 @dataclass(slots=True)
@@ -36,104 +24,20 @@ class Reading:
         self.calls += other.calls
 
 
-class _CallReader:
-    """Reads one `{"name": ..., "arguments": {...}}`, from its first brace; what follows it is left over."""
-
-    def __init__(self, index: int, format: ToolFormat) -> None:
-        self.text = ""
-        self.is_complete = False
-        self.is_call = False
-        self._index = index
-        self._format = format
-        self._read = 0
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-        self._arguments_start: int | None = None
-        self._arguments_end: int | None = None
-        self._given = 0
-
-    def feed(self, text: str) -> tuple[list[CallPiece], str]:
-        """Returns the pieces that are certain now, and the text behind the call once it is complete."""
-        self.text += text
-        pieces: list[CallPiece] = []
-        if self._arguments_start is None and (header := HEADER.match(self.text)):
-            pieces.append(self._begin(json.loads(header[1])))
-            self._arguments_start = self._given = header.end()
-        self._scan()
-        if self._arguments_start is not None:
-            end = self._arguments_end if self._arguments_end is not None else self._read
-            if end > self._given:
-                pieces.append(CallPiece(self._index, self.text[self._given : end]))
-                self._given = end
-        rest = ""
-        if self.is_complete:
-            self.text, rest = self.text[: self._read], self.text[self._read :]
-            if self._arguments_start is None:
-                pieces += self._whole()
-        return pieces, rest
-
-    def _begin(self, name: str) -> CallPiece:
-        self.is_call = True
-        length = self._format.id_length
-        return CallPiece(self._index, id=self._format.id_prefix + secrets.token_hex(length)[:length], name=name)
-
-    def _scan(self) -> None:
-        """Follows braces and strings from where it stopped; worked example: {"a": {"b": "}"}} has depths 1 and 2."""
-        for position in range(self._read, len(self.text)):
-            character = self.text[position]
-            self._read = position + 1
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                begun = self._arguments_start is not None and position >= self._arguments_start
-                if self._depth == 1 and begun and self._arguments_end is None:
-                    self._arguments_end = position + 1
-                if self._depth == 0:
-                    self.is_complete = True
-                    return
-            elif character == "<":  # no JSON: the end marker came before the last brace
-                self.is_complete, self._read = True, position
-                return
-
-    def _whole(self) -> list[CallPiece]:
-        """A call in another order or shape, read once it is complete; nothing if it is no call at all."""
-        try:
-            value = json.loads(self.text)
-        except ValueError:
-            return []
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return []
-        arguments = value.get("arguments", value.get("parameters"))
-        if isinstance(arguments, str):
-            text = arguments
-        elif isinstance(arguments, dict):
-            text = json.dumps(arguments, ensure_ascii=False)
-        else:
-            return []
-        return [self._begin(value["name"]), CallPiece(self._index, text)]
-
-
 class ToolCallParser:
     """Tells calls from content while text comes. What only looked like a call is content in the end."""
 
-    def __init__(self, format: ToolFormat, *, max_calls: int | None = None) -> None:
+    def __init__(
+        self, format: ToolFormat, *, functions: Sequence[Mapping[str, Any]] = (), max_calls: int | None = None
+    ) -> None:
+        """`functions` are the tools' definitions: where arguments are written as text, they say what is meant."""
         self.num_calls = 0
         self._format = format
+        self._functions = functions
         self._max_calls = max_calls
         self._held = ""
         """Content that may be the beginning of a call, or white space before one."""
-        self._call: _CallReader | None = None
+        self._call: CallReader | None = None
         self._has_content = False
         self._after_call = False
 
@@ -163,6 +67,15 @@ class ToolCallParser:
         self._held, self._call = "", None
         return reading
 
+    def _reader(self) -> CallReader:
+        match self._format.notation:
+            case "json":
+                return ObjectReader(self.num_calls, self._format)
+            case "named":
+                return NamedReader(self.num_calls, self._format)
+            case "xml":
+                return XmlReader(self.num_calls, self._format, functions=self._functions)
+
     def _content(self, reading: Reading, text: str) -> None:
         self._has_content = self._has_content or bool(text)
         reading.content += text
@@ -170,14 +83,6 @@ class ToolCallParser:
     def _feed_call(self, reading: Reading, text: str) -> str:
         call = self._call
         assert call is not None
-        if not call.text:  # white space between the marker and the first brace
-            text = text.lstrip()
-            if not text:
-                return ""
-        if not call.text and text[0] != "{":
-            self._call, held, self._held = None, self._held, ""
-            self._content(reading, held + self._marker)
-            return text
         pieces, rest = call.feed(text)
         if self._max_calls is None or self.num_calls < self._max_calls:
             reading.calls += pieces
@@ -195,11 +100,11 @@ class ToolCallParser:
         return rest
 
     def _look_for_marker(self, reading: Reading, text: str) -> str:
-        """Hermes: content up to `<tool_call>`; after a call its `</tool_call>` and white space are dropped."""
+        """Content up to the marker of a call; after a call its end's marker and white space are dropped."""
         text, self._held = self._held + text, ""
         if self._after_call:
             stripped = text.lstrip()
-            if stripped.startswith(self._format.end):
+            if stripped and stripped.startswith(self._format.end):
                 text, self._after_call = stripped[len(self._format.end) :], False
             elif self._format.end.startswith(stripped):
                 self._held = text
@@ -211,10 +116,10 @@ class ToolCallParser:
             before = text[:found]
             self._content(reading, before[: len(before.rstrip())])
             self._held = before[len(before.rstrip()) :]
-            self._call = _CallReader(self.num_calls, self._format)
+            self._call = self._reader()
             return text[found + len(self._format.begin) :]
         keep = len(text.rstrip())
-        start = text.rfind("<")
+        start = text.rfind(self._format.begin[0])
         if start >= 0 and self._format.begin.startswith(text[start:]):
             keep = len(text[:start].rstrip())
         self._content(reading, text[:keep])
@@ -236,7 +141,7 @@ class ToolCallParser:
         if (is_marked or not format.begin_required) and stripped[:1] in ("", "{"):
             self._held = text[: len(text) - len(stripped)]
             if stripped:
-                self._call = _CallReader(self.num_calls, format)
+                self._call = self._reader()
             return stripped
         self._content(reading, text)
         return ""

@@ -1,7 +1,9 @@
 """Tool calls in a checkpoint's own words: which format it speaks.
 
-Hermes and Qwen: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`; Llama 3: `{"name": ..., "parameters": ...}`;
-Mistral: `[TOOL_CALLS] [{"name": ..., "arguments": ...}]`. Knows nothing of HTTP or tokens. Pure.
+Hermes and Qwen: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`; Qwen3-Coder:
+`<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`; Llama 3:
+`{"name": ..., "parameters": ...}`; Mistral: `[TOOL_CALLS] [{"name": ..., "arguments": ...}]`, since its version 11
+`[TOOL_CALLS]NAME[ARGS]{...}`. Knows nothing of HTTP or tokens. Pure.
 """
 
 from dataclasses import dataclass
@@ -12,9 +14,15 @@ from typing import Literal
 class ToolFormat:
     """`begin` and `end` stand around each call, or (with `bare`) objects follow each other after `begin`."""
 
-    name: Literal["hermes", "llama3", "mistral"]
+    name: Literal["hermes", "qwen3-coder", "llama3", "mistral", "mistral-11"]
     begin: str
     end: str = ""
+    notation: Literal["json", "xml", "named"] = "json"
+    """How a call itself is written: as one object, in XML's manner, or as a name and its arguments' object."""
+    padding: str = ""
+    """Between the markers and the call, and between calls."""
+    inner: tuple[str, ...] = ()
+    """Markers within a call."""
     arguments_key: str = "arguments"
     bare: bool = False
     begin_required: bool = True
@@ -28,10 +36,13 @@ class ToolFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         """Tokens that the format is made of: shown to the reader even where the tokenizer calls them special."""
-        return tuple(marker for marker in (self.begin, self.end) if marker)
+        return tuple(marker for marker in (self.begin, self.end, *self.inner) if marker)
 
 
-HERMES = ToolFormat(name="hermes", begin="<tool_call>", end="</tool_call>")
+ARGUMENTS, CALL_ID = "[ARGS]", "[CALL_ID]"
+
+HERMES = ToolFormat(name="hermes", begin="<tool_call>", end="</tool_call>", padding="\n")
+QWEN3_CODER = ToolFormat(name="qwen3-coder", begin="<tool_call>", end="</tool_call>", notation="xml", padding="\n")
 LLAMA3 = ToolFormat(
     name="llama3",
     begin="<|python_tag|>",
@@ -50,12 +61,20 @@ MISTRAL = ToolFormat(
     id_length=9,  # its templates refuse any other
     id_prefix="",
 )
+MISTRAL_11 = ToolFormat(
+    name="mistral-11",
+    begin="[TOOL_CALLS]",
+    notation="named",
+    inner=(ARGUMENTS, CALL_ID),
+    id_length=9,
+    id_prefix="",
+)
 
 
 def format_of(template_source: str) -> ToolFormat:
     """The format that a chat template asks the model for; Hermes where it does not say."""
     if HERMES.begin in template_source:
-        return HERMES
+        return QWEN3_CODER if "<function=" in template_source else HERMES
     if MISTRAL.begin in template_source:
-        return MISTRAL
+        return MISTRAL_11 if ARGUMENTS in template_source else MISTRAL
     return LLAMA3 if LLAMA3.begin in template_source or "ipython" in template_source else HERMES

@@ -202,3 +202,13 @@ def test_variables_cannot_replace_the_messages() -> None:
     template = ChatTemplate("{{ messages[0].content }} {{ extra }}")
     text = template.render([{"role": "user", "content": "x"}], variables={"messages": [], "extra": "y"})
     assert text == "x y"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_says_whether_it_takes_a_system_message(name: str) -> None:
+    assert ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(), SPECIAL).takes_system == (name != "gemma-2")
+
+
+def test_a_template_that_drops_system_messages_takes_none() -> None:
+    source = "{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}"
+    assert not ChatTemplate(source).takes_system

@@ -25,12 +25,14 @@ from service.errors import ServiceError
 from service.settings import Settings
 
 TEMPLATES = Path(__file__).parents[2] / "model" / "chat_templates"
+OWN_TEMPLATES = Path(__file__).parent / "chat_templates"
+"""Short ones, with the markers of templates that are long."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "</tool_call>"]
 
 
 @functools.cache
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(special: tuple[str, ...] = ()) -> Tokenizer:
     """A token for each byte, so that many characters are several tokens; then the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Backend(models.BPE(vocab={piece: id for id, piece in enumerate(alphabet)}, merges=[]))
@@ -38,12 +40,15 @@ def byte_tokenizer() -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKERS])
+    backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return Tokenizer(backend, TokenizerConfig(special_tokens={"eos_token": "<|im_end|>", "pad_token": SPECIAL[0]}))
 
 
 @functools.cache
 def chat_template(name: str) -> ChatTemplate:
-    return ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(), byte_tokenizer().special_tokens)
+    own = OWN_TEMPLATES / f"{name}.jinja"
+    path = own if own.is_file() else TEMPLATES / own.name
+    return ChatTemplate(path.read_text(), byte_tokenizer().special_tokens)
 
 
 def describe(**changes: Any) -> CheckpointDescription:
@@ -162,9 +167,21 @@ class ScriptedEngine:
                 "tiny": loaded_model("tiny"),
                 "llama": loaded_model("llama", "llama-3.1"),
                 "thinker": loaded_model("thinker", "qwen3"),
+                "opener": loaded_model("opener", "opens-thoughts"),
+                "special-opener": loaded_model(
+                    "special-opener", "opens-thoughts", tokenizer=byte_tokenizer(("<think>", "</think>"))
+                ),
+                "special-thinker": loaded_model(
+                    "special-thinker", "qwen3", tokenizer=byte_tokenizer(("<think>", "</think>"))
+                ),
                 "mistral": loaded_model("mistral", "mistral-7b-v0.3"),
+                "mistral-11": loaded_model(
+                    "mistral-11", "mistral-11", tokenizer=byte_tokenizer(("[TOOL_CALLS]", "[ARGS]"))
+                ),
+                "coder": loaded_model("coder", "qwen3-coder"),
                 "plain": loaded_model("plain", None, tasks=("generate",)),
                 "phi": loaded_model("phi", "phi-3"),
+                "gemma": loaded_model("gemma", "gemma-2"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),
                 "encoder": loaded_model("encoder", None, tasks=("embed", "similarity"), head="embedding"),
             }

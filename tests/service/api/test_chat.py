@@ -33,7 +33,8 @@ async def stream(client: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]
 
 def prompt_text(engine: Any, number: int = -1) -> str:
     request = engine.requests[number]
-    text: str = engine.models["tiny"].tokenizer.decode(request.prompt_ids, skip_special_tokens=False)
+    model = engine.models[request.model.partition("@")[0]]
+    text: str = model.tokenizer.decode(request.prompt_ids, skip_special_tokens=False)
     return text
 
 
@@ -246,6 +247,45 @@ async def test_mistral_s_calls_are_read_and_taken_back(client: httpx.AsyncClient
     assert message["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Bern"}'}
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}
     await post(client, model="mistral", tools=TOOLS, messages=[*HELLO, message, result])
+
+
+NATIVE_CALLS = {
+    "mistral-11": ('[TOOL_CALLS]weather[ARGS]{"city": "Bern"}[TOOL_CALLS]now[ARGS]{}', "[TOOL_RESULTS]rain"),
+    "coder": (
+        "<tool_call>\n<function=weather>\n<parameter=city>\nBern\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        "tool\nrain",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", NATIVE_CALLS)
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_calls_in_a_checkpoint_s_own_format_go_out_and_come_back(
+    client: httpx.AsyncClient, engine: Any, model: str, streamed: bool
+) -> None:
+    engine.reply, result_text = NATIVE_CALLS[model]
+    body = {"model": model, "tools": TOOLS}
+    if streamed:
+        choices = [chunk["choices"][0] for chunk in await stream(client, **body)]
+        assert choices[-1]["finish_reason"] == "tool_calls"
+        pieces = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+        assert sum(1 for piece in pieces if piece["index"] == 0) > 5
+        functions = [
+            {"name": head["function"]["name"], "arguments": "".join(
+                piece["function"]["arguments"] for piece in pieces if piece["index"] == head["index"]
+            )}
+            for head in pieces if "id" in head
+        ]  # fmt: skip
+    else:
+        message = (await post(client, **body))["choices"][0]["message"]
+        assert message["content"] is None
+        functions = [call["function"] for call in message["tool_calls"]]
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "rain"} for call in message["tool_calls"]]
+        await post(client, **body, messages=[*HELLO, message, *results])
+        assert result_text in prompt_text(engine)
+        assert engine.reply.split("Bern")[0] in prompt_text(engine)
+    assert functions == [{"name": "weather", "arguments": '{"city": "Bern"}'}, {"name": "now", "arguments": "{}"}]
 
 
 async def test_a_call_that_breaks_off_is_no_finished_call(client: httpx.AsyncClient, engine: Any) -> None:

@@ -183,7 +183,9 @@ async def test_a_reply_that_breaks_off_while_thinking_has_no_content(client: htt
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("A gr", None)
 
 
-async def test_a_constrained_reply_is_not_searched_for_thoughts(client: httpx.AsyncClient, engine: Any) -> None:
+async def test_a_marker_in_the_midst_of_a_constrained_reply_begins_no_thought(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
     engine.reply = '"<think>"'
     message = (await post(client, CHAT, model="thinker", regex=".*"))["choices"][0]["message"]
     assert message["content"] == '"<think>"'
@@ -365,7 +367,7 @@ async def test_thoughts_have_both_their_names_and_are_counted(client: httpx.Asyn
 
 
 def test_what_is_said_in_the_step_that_ends_the_thoughts_is_not_counted_with_them(engine: Any) -> None:
-    prompt = Prompt(ids=[97], sampling=SamplingParams(max_tokens=50))
+    prompt = Prompt(ids=[97], sampling=SamplingParams(max_tokens=50), thoughts="possible")
     reader = ReplyReader(engine.models["thinker"], prompt, None)
     reader.read(Delta(0, text="<think>ab</think>Hello", num_tokens=len("<think>ab</think>Hello")))
     assert reader.num_reasoning_tokens == len("<think>ab</think>")

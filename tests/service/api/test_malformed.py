@@ -196,7 +196,12 @@ COMBINATIONS = [
     (CHAT, {"tools": [TOOL], "tool_choice": "required", "regex": "a"}, "tool_choice"),
     (CHAT, {"model": "plain"}, "model"),
     (CHAT, {"model": "encoder"}, "model"),
-    (CHAT, {"model": "phi", "tools": [TOOL]}, "tools"),
+    *((CHAT, {"model": "coder", "tool_choice": "required", "tools": [
+        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": schema}}}}
+    ]}, "tools") for schema in (
+        {"type": "nope"}, {"type": "integer", "minimum": "x"}, {"type": "string", "pattern": "("},
+        {"type": "string", "minLength": "x"}, {"type": "array", "items": {"$ref": "#/nowhere"}},
+    )),
     (CHAT, {"continue_final_message": True, "messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
      "messages"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "nope"}}}],
