@@ -23,10 +23,10 @@ from service.api.schemas_chat import ChatBody, NamedToolChoice
 from service.api.schemas_openai import AS_MANY_AS_FIT
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest
-from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
+from service.tasks.chat import Conversation, ToolUse, chat_prompt, thoughts_of, tool_use
 from service.tasks.generation import Generation, Prompt, start_generation
 from service.tasks.prompts import truncated
-from service.tasks.reasoning import marker_ids
+from service.tasks.reasoning import after_thoughts, marker_ids
 from service.tasks.sampling import sampling_params
 
 router = APIRouter(prefix="/v1", tags=["generation"])
