@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     body_timeout: float = _setting("Limits", 30.0, "seconds a client has to send its request's body", gt=0)
     write_timeout: float = _setting("Limits", 60.0, "seconds a client may stop reading before it is dropped", gt=0)
     keep_alive_timeout: float = _setting("Limits", 75.0, "seconds an idle connection is kept", gt=0)
+    stream_keep_alive: float = _setting(
+        "Limits", 15.0, "seconds after which a stream that has nothing to say sends a comment; 0: never", ge=0
+    )
     rate_limit_requests: int | None = _setting("Limits", None, "requests per minute for each API key", ge=1)
     rate_limit_tokens: int | None = _setting("Limits", None, "tokens (in and out) per minute for each API key", ge=1)
 

@@ -127,6 +127,26 @@ async def test_a_reply_and_its_stream_are_the_same_message(openai: AsyncOpenAI, 
     assert final.usage.completion_tokens == answer.usage.completion_tokens
 
 
+@scripted
+@pytest.mark.usefixtures("impatient")
+async def test_signs_of_life_are_passed_over(openai: AsyncOpenAI, model: str, engine: Any) -> None:
+    engine.hold_after = 0
+    chunks = await openai.chat.completions.create(model=model, messages=HELLO, stream=True)
+    assert not engine.released.is_set()
+    engine.released.set()
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in chunks]) == "Hello, wörld 🦙!"
+
+
+@scripted
+@pytest.mark.usefixtures("impatient")
+async def test_a_fault_after_a_sign_of_life_is_raised(openai: AsyncOpenAI, model: str, engine: Any) -> None:
+    engine.hold_after, engine.fail_after, engine.failure = 0, 1, Unavailable("the worker is gone")
+    chunks = await openai.chat.completions.create(model=model, messages=HELLO, stream=True)
+    engine.released.set()
+    with pytest.raises(APIError, match="the worker is gone"):
+        _ = [chunk async for chunk in chunks]
+
+
 async def test_logprobs_of_a_reply_are_one_for_each_token(openai: AsyncOpenAI, model: str) -> None:
     answer = await openai.chat.completions.create(
         model=model, messages=HELLO, max_tokens=4, logprobs=True, top_logprobs=3, extra_body={"ignore_eos": True}
