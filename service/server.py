@@ -114,9 +114,10 @@ def serve(settings: Settings, app: FastAPI) -> int:
 
 
 def refuse_open_doors(settings: Settings) -> None:
-    if settings.is_public and settings.api_keys_file is None and not settings.no_auth:
+    if settings.is_public and not settings.has_keys and not settings.no_auth:
         raise SettingsError(
-            f"{settings.host} can be reached by other machines: give --api-keys-file, or --no-auth if that is meant"
+            f"{settings.host} can be reached by other machines: give --api-keys-file or SLIMPAJAMA_API_KEY, "
+            "or --no-auth if that is meant"
         )
 
 

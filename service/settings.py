@@ -12,9 +12,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.auth import read_key
 from service.model_source import ModelSource
 from service.settings_sources import ENV_PREFIX, SettingsError, from_environment, from_yaml
 
@@ -47,12 +57,21 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _check_key(value: SecretStr) -> SecretStr:
+    read_key(value.get_secret_value())
+    return value
+
+
 Models = Annotated[tuple[ModelSource, ...], BeforeValidator(_parse_models)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Device = Annotated[str, AfterValidator(_check_device)]
 HttpAddress = Annotated[str, AfterValidator(_check_address)]
+ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
 CacheMemory = Annotated[ByteSize, Field(gt=0, le=1 << 50)]
 ContextLength = Annotated[int, Field(ge=1, le=1 << 31)]
+
+SECRETS = frozenset({"api_key"})
+"""Settings whose values no message shows."""
 
 
 class Settings(BaseSettings):
@@ -63,6 +82,7 @@ class Settings(BaseSettings):
         frozen=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        hide_input_in_errors=True,
     )
 
     config: Path | None = _setting("Server", None, "YAML file with settings, named as here but with underscores")
@@ -139,6 +159,9 @@ class Settings(BaseSettings):
     rate_limit_tokens: int | None = _setting("Limits", None, "tokens (in and out) per minute for each API key", ge=1)
 
     api_keys_file: FilePath | None = _setting("Access", None, "file with a key a line: name:key or name:sha256:hex")
+    api_key: ApiKey | None = _setting(
+        "Access", None, "one key more, or sha256:hex; others see a flag in the list of processes: use the variable"
+    )
     admin_keys_file: FilePath | None = _setting("Access", None, "the same for /admin; unset: no management by HTTP")
     no_auth: bool = _setting("Access", False, "listen beyond this machine without any API key")
     metrics_public: bool = _setting("Access", False, "/metrics needs no key, even where there are API keys")
@@ -173,8 +196,9 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: one of them is missing")
-        if self.no_auth and self.api_keys_file is not None:
-            raise ValueError("no_auth and api_keys_file contradict each other: drop one")
+        if self.no_auth and self.has_keys:
+            given = "api_key" if self.api_keys_file is None else "api_keys_file"
+            raise ValueError(f"no_auth and {given} contradict each other: drop one")
         if self.overlap == "on" and self.tensor_parallel_size > 1:
             raise ValueError("overlap is not to be had with tensor_parallel_size above 1: leave it at auto")
         seen: set[tuple[str, str | None]] = set()
@@ -183,6 +207,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"model name '{source.name}' is given twice; tell them apart with =NAME or @VERSION")
             seen.add((source.name, source.version))
         return self
+
+    @property
+    def has_keys(self) -> bool:
+        return self.api_keys_file is not None or self.api_key is not None
 
     @property
     def is_public(self) -> bool:
@@ -263,4 +291,5 @@ def _advice(fault: Mapping[str, Any]) -> str:
         return message
     name = str(fault["loc"][0])
     flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
-    return f"{name} = {fault['input']!r}: {message} (set by {flag}, {variable} or `{name}:` in the YAML file)"
+    value = "..." if name in SECRETS else repr(fault["input"])
+    return f"{name} = {value}: {message} (set by {flag}, {variable} or `{name}:` in the YAML file)"

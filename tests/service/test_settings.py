@@ -146,6 +146,27 @@ def test_no_auth_contradicts_a_key_file(tmp_path):
         load_settings({"api_keys_file": str(file), "no_auth": True})
 
 
+def test_an_api_key_is_read_and_never_shown(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_API_KEY", "sk-0123456789")
+    settings = load_settings({})
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "sk-0123456789"
+    assert settings.has_keys
+    assert "0123456789" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_a_faulty_api_key_is_told_without_the_key(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_API_KEY", "sk 0123456789")
+    with pytest.raises(SettingsError, match=r"api_key = \.\.\.: a key is 8 to 512 printable") as caught:
+        load_settings({})
+    assert "0123456789" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_no_auth_contradicts_an_api_key():
+    with pytest.raises(SettingsError, match="no_auth and api_key contradict"):
+        load_settings({"api_key": "sk-0123456789", "no_auth": True})
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
