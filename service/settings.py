@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     config: Path | None = _setting("Server", None, "YAML file with settings, named as here but with underscores")
     host: str = _setting("Server", "127.0.0.1", "address to listen on", min_length=1)
     port: int = _setting("Server", 8000, "TCP port; 0 takes a free one", ge=0, le=65535)
-    tls_certificate: FilePath | None = _setting("Server", None, "PEM file with the certificate chain: serve HTTPS")
+    tls_certificate: FilePath | None = _setting(
+        "Server", None, "PEM file with the certificate chain: serve HTTPS; read again on change"
+    )
     tls_key: FilePath | None = _setting("Server", None, "PEM file with the certificate's private key")
     cors_origins: TextList = _setting("Server", (), "origins that browsers may call from; none: CORS is off")
     drain_timeout: float = _setting("Server", 30.0, "seconds that accepted requests get after SIGTERM", ge=0, le=86400)
