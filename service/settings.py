@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.auth import read_key
-from service.model_source import ModelSource
+from service.model_source import ModelSource, parse_alias
 from service.settings_sources import ENV_PREFIX, SettingsError, from_environment, from_yaml
 
 
@@ -62,8 +62,17 @@ def _check_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_aliases(entries: tuple[str, ...]) -> tuple[str, ...]:
+    aliases = [parse_alias(entry)[0] for entry in entries]
+    for alias in aliases:
+        if aliases.count(alias) > 1:
+            raise ValueError(f"the alias '{alias}' is given twice")
+    return entries
+
+
 Models = Annotated[tuple[ModelSource, ...], BeforeValidator(_parse_models)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Aliases = Annotated[TextList, AfterValidator(_check_aliases)]
 Device = Annotated[str, AfterValidator(_check_device)]
 HttpAddress = Annotated[str, AfterValidator(_check_address)]
 ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
@@ -96,6 +105,7 @@ class Settings(BaseSettings):
     drain_timeout: float = _setting("Server", 30.0, "seconds that accepted requests get after SIGTERM", ge=0, le=86400)
 
     model: Models = _setting("Models", (), "FOLDER_OR_HUB_NAME[=SERVED_NAME][@VERSION]; may be repeated")
+    alias: Aliases = _setting("Models", (), "ALIAS=SERVED_NAME: another name for a checkpoint; may be repeated")
     revision: str | None = _setting("Models", None, "hub revision (branch, tag or commit) of every hub model")
     offline: bool = _setting("Models", False, "take hub models from the cache alone")
     cache_dir: Path | None = _setting("Models", None, "where hub models are kept; unset: where huggingface_hub does")
@@ -208,7 +218,23 @@ class Settings(BaseSettings):
             if (source.name, source.version) in seen:
                 raise ValueError(f"model name '{source.name}' is given twice; tell them apart with =NAME or @VERSION")
             seen.add((source.name, source.version))
+        self._check_targets()
         return self
+
+    def _check_targets(self) -> None:
+        names = {source.name for source in self.model}
+        versions = {f"{source.name}@{source.version}" for source in self.model if source.version is not None}
+        for alias, name in self.aliases.items():
+            if alias in names:
+                raise ValueError(f"alias '{alias}' is the name of a checkpoint")
+            if name not in names | versions:
+                served = ", ".join(sorted(names | versions)) or "none"
+                raise ValueError(f"alias '{alias}': there is no checkpoint '{name}'; served: {served}")
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Which served name each other name stands for."""
+        return dict(parse_alias(entry) for entry in self.alias)
 
     @property
     def has_keys(self) -> bool:

@@ -4,7 +4,6 @@ HTTP only. Runs in the API process; long texts are tokenized in a thread.
 """
 
 import asyncio
-from typing import cast
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -13,7 +12,7 @@ from model.tokenizer import TokenizerError
 from service.api.generating import note_task
 from service.api.schemas_chat import DetokenizeBody, TokenizeBody
 from service.api.state import request_state
-from service.engine.models import LoadedModel, ModelDirectory
+from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.chat import Conversation, chat_prompt
 from service.tasks.prompts import INLINE_CHARS
@@ -103,7 +102,7 @@ def _conversation(body: TokenizeBody) -> Conversation:
 
 def _resolve(request: Request, name: str | None) -> LoadedModel:
     """Any checkpoint has a tokenizer, whatever its tasks; without a name it is the first loaded."""
-    models = cast(ModelDirectory, request_state(request).engine.models)
+    models = request_state(request).engine.models
     if name is not None:
         return models.named(name)
     if not models:

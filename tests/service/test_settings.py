@@ -126,6 +126,33 @@ def test_value_out_of_range_is_an_error_that_names_the_setting(name, value):
         load_settings({name: value})
 
 
+def test_aliases_stand_for_served_names(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_MODEL", "a/b=small@2,c/d")
+    monkeypatch.setenv("SLIMPAJAMA_ALIAS", "gpt-4o=small, gpt-4o-mini=small@2 ,text-embedding-3-small=c/d")
+    assert load_settings({}).aliases == {
+        "gpt-4o": "small",
+        "gpt-4o-mini": "small@2",
+        "text-embedding-3-small": "c/d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        (["gpt-4o=large"], "alias 'gpt-4o': there is no checkpoint 'large'; served: other, small"),
+        (["gpt-4o=gpt-4", "gpt-4=small"], "there is no checkpoint 'gpt-4'"),
+        (["small=other"], "alias 'small' is the name of a checkpoint"),
+        (["gpt-4o=small", "gpt-4o=other"], "'gpt-4o' is given twice"),
+        (["gpt-4o"], "must be ALIAS=NAME"),
+        (["gpt 4o=small"], "must be ALIAS=NAME"),
+        (["=small"], "must be ALIAS=NAME"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_an_error(aliases, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"model": ["a/b=small", "c/d=other"], "alias": aliases})
+
+
 def test_tls_needs_certificate_and_key(tmp_path):
     file = tmp_path / "some.pem"
     file.write_text("x")

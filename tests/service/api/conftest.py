@@ -168,7 +168,8 @@ class ScriptedEngine:
                 "phi": loaded_model("phi", "phi-3"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),
                 "encoder": loaded_model("encoder", None, tasks=("embed", "similarity"), head="embedding"),
-            }
+            },
+            other_names={"gpt-4o": "tiny", "gpt-4o-mini": "llama@v1", "gone": "unloaded"},
         )
         self.reply: str | Callable[[GenerateRequest], str] = "Hello, wörld 🦙!"
         self.refusal: ServiceError | None = None

@@ -81,6 +81,25 @@ async def test_models_are_listed_and_described(openai: AsyncOpenAI, model: str) 
         await openai.models.retrieve("no-such-model")
 
 
+@scripted
+@pytest.mark.parametrize(("alias", "served"), [("gpt-4o", "tiny"), ("gpt-4o-mini", "llama")])
+async def test_an_alias_is_listed_and_answered_by_what_it_stands_for(
+    openai: AsyncOpenAI, engine: Any, alias: str, served: str
+) -> None:
+    names = [model.id async for model in await openai.models.list()]
+    assert names[:8] == list(engine.models)
+    assert names[8:] == ["gpt-4o", "gpt-4o-mini"], "one whose checkpoint is not there any more is not listed"
+    card = await openai.models.retrieve(alias)
+    assert (card.id, card.model_extra and card.model_extra["root"]) == (alias, served)
+    answer = await openai.chat.completions.create(model=alias, messages=HELLO)
+    assert answer.model == served
+    assert engine.requests[-1].model == f"{served}@v1"
+    with pytest.raises(NotFoundError, match="encoder, gpt-4o, gpt-4o-mini"):
+        await openai.chat.completions.create(model="gpt-5", messages=HELLO)
+    with pytest.raises(NotFoundError, match="'gone' is not loaded"):
+        await openai.chat.completions.create(model="gone", messages=HELLO)
+
+
 async def test_a_completion_and_its_stream_are_the_same_text(openai: AsyncOpenAI, model: str) -> None:
     options: Any = {"model": model, "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
     answer = await openai.completions.create(**options)
