@@ -21,7 +21,7 @@ from service.settings import Settings, setting_lines
 CHART = Path(__file__).parent
 DERIVED_SETTINGS = {
     "config", "host", "port", "tls_certificate", "tls_key", "model", "revision", "offline", "cache_dir", "device",
-    "drain_timeout", "api_keys_file", "admin_keys_file", "no_auth",
+    "drain_timeout", "api_keys_file", "api_key", "admin_keys_file", "no_auth",
 }  # fmt: skip
 """What other values of the chart say, each in one place alone."""
 

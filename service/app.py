@@ -105,7 +105,11 @@ def create_app(
         settings=settings,
         engine=engine,
         metrics=registry or Metrics(build_version=package_version()),
-        authenticator=Authenticator(settings.api_keys_file, settings.admin_keys_file),
+        authenticator=Authenticator(
+            settings.api_keys_file,
+            settings.admin_keys_file,
+            settings.api_key.get_secret_value() if settings.api_key is not None else None,
+        ),
         rate_limiter=RateLimiter(
             requests_per_minute=settings.rate_limit_requests, tokens_per_minute=settings.rate_limit_tokens
         ),

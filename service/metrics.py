@@ -23,6 +23,7 @@ LATENCY_BUCKETS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0, 600.0,
 )  # fmt: skip
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+LENGTH_BUCKETS = (*SIZE_BUCKETS, 32768)
 OUTCOMES = ("stop", "length", "cancelled", "deadline", "error")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -39,6 +40,8 @@ class RequestMetrics:
     prompt_tokens: Counter
     cached_tokens: Counter
     generated_tokens: Counter
+    request_prompt_tokens: Histogram
+    request_generated_tokens: Histogram
     first_token_seconds: Histogram
     inter_token_seconds: Histogram
     queue_seconds: Histogram
@@ -61,6 +64,12 @@ class RequestMetrics:
             self.cached_tokens.inc(cached)
         if generated:
             self.generated_tokens.inc(generated)
+
+    def lengths(self, *, prompt: int, generated: int | None) -> None:
+        """Of a request that has ended and was computed; `generated` is None where it has had no token."""
+        self.request_prompt_tokens.observe(prompt)
+        if generated is not None:
+            self.request_generated_tokens.observe(generated)
 
     def queued(self, seconds: float) -> None:
         """From acceptance to the first step that holds the request."""
@@ -91,6 +100,8 @@ class ModelMetrics:
     kv_cache_usage: Gauge
     weight_bytes: Gauge
     kv_cache_bytes: Gauge
+    kv_cache_blocks: Gauge
+    kv_cache_block_tokens: Gauge
     preemptions: Counter
     draft_tokens: Counter
     accepted_draft_tokens: Counter
@@ -104,9 +115,11 @@ class ModelMetrics:
         self.running.set(running)
         self.kv_cache_usage.set(kv_cache_usage)
 
-    def memory(self, *, weight_bytes: int, kv_cache_bytes: int) -> None:
+    def memory(self, *, weight_bytes: int, kv_cache_bytes: int, num_blocks: int, block_tokens: int) -> None:
         self.weight_bytes.set(weight_bytes)
         self.kv_cache_bytes.set(kv_cache_bytes)
+        self.kv_cache_blocks.set(num_blocks)
+        self.kv_cache_block_tokens.set(block_tokens)
 
     def step(
         self,
@@ -203,7 +216,7 @@ class Metrics:
         if info is not None:
             self._model_info.remove(*info)
         if self._by_model.pop((model, version), None) is not None:
-            for gauge in (self._waiting, self._running, self._kv_cache_usage, self._weight_bytes, self._kv_cache_bytes):
+            for gauge in (self._waiting, self._running, self._weight_bytes, *self._kv_cache):
                 gauge.remove(model, version)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -235,6 +248,12 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.", _TASK)
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens found in the prefix cache.", _TASK)
         self._generated_tokens = self._counter("generated_tokens", "Tokens generated.", _TASK)
+        self._request_prompt_tokens = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of one request, when it has ended.", _TASK, LENGTH_BUCKETS
+        )
+        self._request_generated_tokens = self._histogram(
+            "request_generated_tokens", "Tokens generated for one request that had any.", _TASK, LENGTH_BUCKETS
+        )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From acceptance to the first token out.", _TASK
         )
@@ -254,6 +273,11 @@ class Metrics:
         self._kv_cache_usage = self._gauge("kv_cache_usage", "Share of KV blocks in use, 0 to 1.", _MODEL)
         self._weight_bytes = self._gauge("weight_bytes", "Memory of the weights.", _MODEL)
         self._kv_cache_bytes = self._gauge("kv_cache_bytes", "Memory of all KV blocks, in use or not.", _MODEL)
+        self._kv_cache_blocks = self._gauge("kv_cache_blocks", "KV blocks, in use or not.", _MODEL)
+        self._kv_cache_block_tokens = self._gauge("kv_cache_block_tokens", "Tokens that a KV block holds.", _MODEL)
+        self._kv_cache = (
+            self._kv_cache_usage, self._kv_cache_bytes, self._kv_cache_blocks, self._kv_cache_block_tokens,
+        )  # fmt: skip
         self._preemptions = self._counter("preemptions", "Sequences put back to waiting to free KV blocks.", _MODEL)
         self._draft_tokens = self._counter("draft_tokens", "Tokens guessed and checked in a step.", _MODEL)
         self._accepted_draft_tokens = self._counter(
@@ -284,6 +308,8 @@ class Metrics:
             prompt_tokens=self._prompt_tokens.labels(*key),
             cached_tokens=self._cached_tokens.labels(*key),
             generated_tokens=self._generated_tokens.labels(*key),
+            request_prompt_tokens=self._request_prompt_tokens.labels(*key),
+            request_generated_tokens=self._request_generated_tokens.labels(*key),
             first_token_seconds=self._first_token.labels(*key),
             inter_token_seconds=self._inter_token.labels(*key),
             queue_seconds=self._queue.labels(*key),
@@ -299,6 +325,8 @@ class Metrics:
             kv_cache_usage=self._kv_cache_usage.labels(*key),
             weight_bytes=self._weight_bytes.labels(*key),
             kv_cache_bytes=self._kv_cache_bytes.labels(*key),
+            kv_cache_blocks=self._kv_cache_blocks.labels(*key),
+            kv_cache_block_tokens=self._kv_cache_block_tokens.labels(*key),
             preemptions=self._preemptions.labels(*key),
             draft_tokens=self._draft_tokens.labels(*key),
             accepted_draft_tokens=self._accepted_draft_tokens.labels(*key),

@@ -1,4 +1,4 @@
-"""What `--model` says: where a checkpoint is, the name it is served under, and its version's label.
+"""What `--model` and `--alias` say: where a checkpoint is, the names it is served under, and its version's label.
 
 Only reads the text (and asks whether such a folder exists); finding, downloading and loading are others' work.
 """
@@ -37,6 +37,14 @@ class ModelSource:
 
     def __str__(self) -> str:
         return f"{self.location}={self.name}" + (f"@{self.version}" if self.version else "")
+
+
+def parse_alias(text: str) -> tuple[str, str]:
+    """Reads `ALIAS=NAME`: another name, and the one that it stands for. Raises ValueError."""
+    alias, equals, name = (part.strip() for part in text.partition("="))
+    if not (equals and _SERVED_NAME.fullmatch(alias) and name):
+        raise ValueError(f"'{text}' must be ALIAS=NAME, the alias 1 to 128 letters, digits, '.', '_', '/' or '-'")
+    return alias, name
 
 
 def _split(text: str) -> tuple[str, str, str]:

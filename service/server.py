@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from service.api.state import AppState, app_state
 from service.engine.memory import keep_what_is_here
+from service.http.certificate import Certificate
 from service.http.protocol import PROBE_CONNECTIONS, ConnectionLimits, bounded_protocol
 from service.settings import Settings
 from service.settings_sources import SettingsError
@@ -25,6 +26,8 @@ EXIT_ENGINE_FAILED = 3
 GRACE_SECONDS = 5
 """After the engine has drained, for the last bytes of answers to leave."""
 SPARE_DESCRIPTORS = 128
+TICKS_PER_LOOK = 10
+"""At the certificate's files: once a second."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -36,10 +39,12 @@ class DrainingServer(uvicorn.Server):
         self._state = state
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._certificate: Certificate | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._certificate = self._watched_certificate()
         keep_what_is_here()
         address, port = self.servers[0].sockets[0].getsockname()[:2]
         log.info("listening", extra={"address": address, "port": port})
@@ -61,7 +66,15 @@ class DrainingServer(uvicorn.Server):
             log.critical("the engine has failed for good: ending")
             self.exit_code = EXIT_ENGINE_FAILED
             self.should_exit = True
+        if self._certificate is not None and counter % TICKS_PER_LOOK == 0:
+            self._certificate.refresh()
         return await super().on_tick(counter)
+
+    def _watched_certificate(self) -> Certificate | None:
+        settings = self._state.settings
+        if self.config.ssl is None or settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        return Certificate(self.config.ssl, settings.tls_certificate, settings.tls_key)
 
     def _begin_drain(self) -> None:
         self._drain = asyncio.get_running_loop().create_task(self._drain_engine())
@@ -114,9 +127,10 @@ def serve(settings: Settings, app: FastAPI) -> int:
 
 
 def refuse_open_doors(settings: Settings) -> None:
-    if settings.is_public and settings.api_keys_file is None and not settings.no_auth:
+    if settings.is_public and not settings.has_keys and not settings.no_auth:
         raise SettingsError(
-            f"{settings.host} can be reached by other machines: give --api-keys-file, or --no-auth if that is meant"
+            f"{settings.host} can be reached by other machines: give --api-keys-file or SLIMPAJAMA_API_KEY, "
+            "or --no-auth if that is meant"
         )
 
 

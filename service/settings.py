@@ -12,10 +12,20 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.model_source import ModelSource
+from service.auth import read_key
+from service.model_source import ModelSource, parse_alias
 from service.settings_sources import ENV_PREFIX, SettingsError, from_environment, from_yaml
 
 
@@ -47,12 +57,30 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _check_key(value: SecretStr) -> SecretStr:
+    read_key(value.get_secret_value())
+    return value
+
+
+def _check_aliases(entries: tuple[str, ...]) -> tuple[str, ...]:
+    aliases = [parse_alias(entry)[0] for entry in entries]
+    for alias in aliases:
+        if aliases.count(alias) > 1:
+            raise ValueError(f"the alias '{alias}' is given twice")
+    return entries
+
+
 Models = Annotated[tuple[ModelSource, ...], BeforeValidator(_parse_models)]
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Aliases = Annotated[TextList, AfterValidator(_check_aliases)]
 Device = Annotated[str, AfterValidator(_check_device)]
 HttpAddress = Annotated[str, AfterValidator(_check_address)]
+ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
 CacheMemory = Annotated[ByteSize, Field(gt=0, le=1 << 50)]
 ContextLength = Annotated[int, Field(ge=1, le=1 << 31)]
+
+SECRETS = frozenset({"api_key"})
+"""Settings whose values no message shows."""
 
 
 class Settings(BaseSettings):
@@ -63,17 +91,21 @@ class Settings(BaseSettings):
         frozen=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        hide_input_in_errors=True,
     )
 
     config: Path | None = _setting("Server", None, "YAML file with settings, named as here but with underscores")
     host: str = _setting("Server", "127.0.0.1", "address to listen on", min_length=1)
     port: int = _setting("Server", 8000, "TCP port; 0 takes a free one", ge=0, le=65535)
-    tls_certificate: FilePath | None = _setting("Server", None, "PEM file with the certificate chain: serve HTTPS")
+    tls_certificate: FilePath | None = _setting(
+        "Server", None, "PEM file with the certificate chain: serve HTTPS; read again on change"
+    )
     tls_key: FilePath | None = _setting("Server", None, "PEM file with the certificate's private key")
     cors_origins: TextList = _setting("Server", (), "origins that browsers may call from; none: CORS is off")
     drain_timeout: float = _setting("Server", 30.0, "seconds that accepted requests get after SIGTERM", ge=0, le=86400)
 
     model: Models = _setting("Models", (), "FOLDER_OR_HUB_NAME[=SERVED_NAME][@VERSION]; may be repeated")
+    alias: Aliases = _setting("Models", (), "ALIAS=SERVED_NAME: another name for a checkpoint; may be repeated")
     revision: str | None = _setting("Models", None, "hub revision (branch, tag or commit) of every hub model")
     offline: bool = _setting("Models", False, "take hub models from the cache alone")
     cache_dir: Path | None = _setting("Models", None, "where hub models are kept; unset: where huggingface_hub does")
@@ -139,10 +171,16 @@ class Settings(BaseSettings):
     body_timeout: float = _setting("Limits", 30.0, "seconds a client has to send its request's body", gt=0)
     write_timeout: float = _setting("Limits", 60.0, "seconds a client may stop reading before it is dropped", gt=0)
     keep_alive_timeout: float = _setting("Limits", 75.0, "seconds an idle connection is kept", gt=0)
+    stream_keep_alive: float = _setting(
+        "Limits", 15.0, "seconds after which a stream that has nothing to say sends a comment; 0: never", ge=0
+    )
     rate_limit_requests: int | None = _setting("Limits", None, "requests per minute for each API key", ge=1)
     rate_limit_tokens: int | None = _setting("Limits", None, "tokens (in and out) per minute for each API key", ge=1)
 
     api_keys_file: FilePath | None = _setting("Access", None, "file with a key a line: name:key or name:sha256:hex")
+    api_key: ApiKey | None = _setting(
+        "Access", None, "one key more, or sha256:hex; others see a flag in the list of processes: use the variable"
+    )
     admin_keys_file: FilePath | None = _setting("Access", None, "the same for /admin; unset: no management by HTTP")
     no_auth: bool = _setting("Access", False, "listen beyond this machine without any API key")
     metrics_public: bool = _setting("Access", False, "/metrics needs no key, even where there are API keys")
@@ -177,8 +215,9 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: one of them is missing")
-        if self.no_auth and self.api_keys_file is not None:
-            raise ValueError("no_auth and api_keys_file contradict each other: drop one")
+        if self.no_auth and self.has_keys:
+            given = "api_key" if self.api_keys_file is None else "api_keys_file"
+            raise ValueError(f"no_auth and {given} contradict each other: drop one")
         if self.overlap == "on" and self.tensor_parallel_size > 1:
             raise ValueError("overlap is not to be had with tensor_parallel_size above 1: leave it at auto")
         if self.overlap == "on" and self.speculative_tokens:
@@ -188,7 +227,27 @@ class Settings(BaseSettings):
             if (source.name, source.version) in seen:
                 raise ValueError(f"model name '{source.name}' is given twice; tell them apart with =NAME or @VERSION")
             seen.add((source.name, source.version))
+        self._check_targets()
         return self
+
+    def _check_targets(self) -> None:
+        names = {source.name for source in self.model}
+        versions = {f"{source.name}@{source.version}" for source in self.model if source.version is not None}
+        for alias, name in self.aliases.items():
+            if alias in names:
+                raise ValueError(f"alias '{alias}' is the name of a checkpoint")
+            if name not in names | versions:
+                served = ", ".join(sorted(names | versions)) or "none"
+                raise ValueError(f"alias '{alias}': there is no checkpoint '{name}'; served: {served}")
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Which served name each other name stands for."""
+        return dict(parse_alias(entry) for entry in self.alias)
+
+    @property
+    def has_keys(self) -> bool:
+        return self.api_keys_file is not None or self.api_key is not None
 
     @property
     def is_public(self) -> bool:
@@ -269,4 +328,5 @@ def _advice(fault: Mapping[str, Any]) -> str:
         return message
     name = str(fault["loc"][0])
     flag, variable = "--" + name.replace("_", "-"), ENV_PREFIX + name.upper()
-    return f"{name} = {fault['input']!r}: {message} (set by {flag}, {variable} or `{name}:` in the YAML file)"
+    value = "..." if name in SECRETS else repr(fault["input"])
+    return f"{name} = {value}: {message} (set by {flag}, {variable} or `{name}:` in the YAML file)"

@@ -111,9 +111,10 @@ app.kubernetes.io/part-of: slimpajama
 {{- $_ := set $config "device" (ternary "cuda" "cpu" (eq $values.accelerator.type "nvidia")) }}
 {{- $_ := set $config "drain_timeout" (int $values.lifecycle.drainTimeoutSeconds) }}
 {{- $_ := set $config "offline" true }}
-{{- if $values.auth.enabled }}
+{{- if $values.auth.apiKeys.existingSecret }}
 {{- $_ := set $config "api_keys_file" (printf "/etc/slimpajama/api-keys/%s" $values.auth.apiKeys.key) }}
-{{- else }}
+{{- end }}
+{{- if not $values.auth.enabled }}
 {{- $_ := set $config "no_auth" true }}
 {{- end }}
 {{- if $values.auth.adminKeys.existingSecret }}

@@ -23,8 +23,10 @@ priorityClassName: {{ . }}
 {{- end }}
 # preStop {{ $values.lifecycle.preStopSleepSeconds }} + drain {{ $values.lifecycle.drainTimeoutSeconds }} + 15 = {{ include "slimpajama.shortestGrace" . }} at least.
 terminationGracePeriodSeconds: {{ default (include "slimpajama.shortestGrace" . | int) (int $values.lifecycle.terminationGracePeriodSeconds) }}
-{{- if $usesHub }}
+{{- if or $usesHub $values.extraInitContainers }}
 initContainers:
+{{- end }}
+{{- if $usesHub }}
   - name: download
     image: {{ include "slimpajama.image" . }}
     imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -54,14 +56,24 @@ initContainers:
       - {name: model-cache, mountPath: /cache}
       - {name: tmp, mountPath: /tmp}
 {{- end }}
+{{- with $values.extraInitContainers }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 containers:
   - name: slimpajama
     image: {{ include "slimpajama.image" . }}
     imagePullPolicy: {{ $values.image.pullPolicy }}
     args: [--config, /etc/slimpajama/config/service.yaml]
-    {{- with $values.extraEnv }}
+    {{- if or $values.auth.singleKey.existingSecret $values.extraEnv }}
     env:
+      {{- with $values.auth.singleKey.existingSecret }}
+      - name: SLIMPAJAMA_API_KEY
+        valueFrom:
+          secretKeyRef: {name: {{ . }}, key: {{ $values.auth.singleKey.key }}}
+      {{- end }}
+      {{- with $values.extraEnv }}
       {{- toYaml . | nindent 6 }}
+      {{- end }}
     {{- end }}
     ports:
       - {name: http, containerPort: {{ $values.server.port }}, protocol: TCP}
@@ -91,7 +103,7 @@ containers:
     {{- end }}
     volumeMounts:
       - {name: config, mountPath: /etc/slimpajama/config, readOnly: true}
-      {{- if $values.auth.enabled }}
+      {{- if $values.auth.apiKeys.existingSecret }}
       - {name: api-keys, mountPath: /etc/slimpajama/api-keys, readOnly: true}
       {{- end }}
       {{- if $values.auth.adminKeys.existingSecret }}
@@ -129,9 +141,9 @@ volumes:
     emptyDir: {sizeLimit: {{ $values.modelCache.size }}}
     {{- end }}
   {{- end }}
-  {{- if $values.auth.enabled }}
+  {{- with $values.auth.apiKeys.existingSecret }}
   - name: api-keys
-    secret: {secretName: {{ $values.auth.apiKeys.existingSecret }}, defaultMode: 0440}
+    secret: {secretName: {{ . }}, defaultMode: 0440}
   {{- end }}
   {{- with $values.auth.adminKeys.existingSecret }}
   - name: admin-keys

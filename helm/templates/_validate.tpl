@@ -2,11 +2,12 @@
 tests/helm/test_refusals.py. */ -}}
 {{- define "slimpajama.validate" -}}
 {{- $values := .Values }}
-{{- if and $values.auth.enabled (empty $values.auth.apiKeys.existingSecret) }}
-{{- fail "auth.apiKeys.existingSecret is empty: name a Secret whose file holds lines of name:key, or set auth.enabled=false to serve everybody who can reach the service" }}
+{{- $hasKeys := or $values.auth.apiKeys.existingSecret $values.auth.singleKey.existingSecret }}
+{{- if and $values.auth.enabled (not $hasKeys) }}
+{{- fail "auth.apiKeys.existingSecret is empty: name a Secret whose file holds lines of name:key (or, with auth.singleKey.existingSecret, one with a single key), or set auth.enabled=false to serve everybody who can reach the service" }}
 {{- end }}
-{{- if and (not $values.auth.enabled) $values.auth.apiKeys.existingSecret }}
-{{- fail "auth.enabled=false contradicts auth.apiKeys.existingSecret: drop one" }}
+{{- if and (not $values.auth.enabled) $hasKeys }}
+{{- fail "auth.enabled=false contradicts auth.apiKeys and auth.singleKey: drop one" }}
 {{- end }}
 {{- $names := list }}
 {{- range $values.models }}
@@ -62,7 +63,7 @@ tests/helm/test_refusals.py. */ -}}
 {{- fail (printf "podLabels and commonLabels cannot hold %s: pods are found by it; nameOverride and the release's name say what it is" $label) }}
 {{- end }}
 {{- end }}
-{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "admin_keys_file" "no_auth" }}
+{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "api_key" "admin_keys_file" "no_auth" }}
 {{- range $values.extraEnv }}
 {{- if and (hasPrefix "slimpajama_" (lower .name)) (has (lower .name | trimPrefix "slimpajama_") $derived) }}
 {{- fail (printf "extraEnv: %s would contradict what the chart derives from other values (probes, ports, grace, mounts); set those" .name) }}

@@ -15,6 +15,7 @@ from service.api.native import encode_options, envelope
 from service.api.state import request_state
 from service.api.writing import (
     WRITING_FIELDS,
+    Opening,
     Texts,
     WritingBody,
     choices_of,
@@ -85,7 +86,7 @@ async def create_answer(request: Request, body: AnswerBody) -> Response:
     choices = choices_of(body, temperature=SAMPLED_TEMPERATURE if body.samples > 1 else None)
     commissions = [Commission(model=model, assignment=assignment(entry), choices=choices) for entry in questions]
     if body.stream:
-        return await _stream(request, body, writer, commissions, questions)
+        return _stream(request, body, writer, commissions, questions)
     works = [
         partial(_outcome, writer, commission, question, body)
         for commission, question in zip(commissions, questions, strict=True)
@@ -128,7 +129,7 @@ async def _read(
     return envelope(request, model, data, usage, method="extractive")
 
 
-async def _stream(
+def _stream(
     request: Request, body: AnswerBody, writer: Writer, commissions: list[Commission], questions: list[Question]
 ) -> Response:
     if not (isinstance(body.question, str) and isinstance(body.context, str | None)):
@@ -136,9 +137,13 @@ async def _stream(
     if body.samples > 1:
         raise UnsupportedParameter("samples are counted when all have come: they are not streamed", param="samples")
     commission = commissions[0]
-    prompt = await answer_prompt(commission, questions[0], truncate=body.truncate)
-    text = SerialText(writer, commission.model, [prompt])
-    return await stream_text(request, commission.model, text, {"object": "answer.chunk", "method": "generative"})
+
+    async def begin() -> Opening:
+        prompt = await answer_prompt(commission, questions[0], truncate=body.truncate)
+        text = SerialText(writer, commission.model, [prompt])
+        return Opening(text=text, head={"object": "answer.chunk", "method": "generative"})
+
+    return stream_text(request, commission.model, begin)
 
 
 async def _outcome(

@@ -5,6 +5,7 @@ Knows HTTP and nothing of what is sent. Runs in the API process, on the event lo
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.state import scope_record
 from service.errors import ClientGone, ServiceError
 from service.http.envelope import encode_error
+from service.http.faults import answer_service_error
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+SIGN_OF_LIFE = b": keep-alive\n\n"
+"""A comment: whoever reads events passes over it."""
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -56,23 +60,43 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """Sends events as they come. A fault in mid-stream is an `error` event, and then there is no `[DONE]`.
+    """Sends events as they come, and a comment whenever none has come for `quiet_seconds` (0: never).
 
-    The generator is always closed, and soon: at its end, at a fault, or when the client has left.
+    Status and headers go out with the first of either. A fault before them is answered with its own status; after them
+    it is an `error` event, and then there is no `[DONE]`. The generator is always closed, and soon: at its end, at a
+    fault, or when the client has left.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, on_close: Callable[[], None]) -> None:
-        """`on_close` is called at the end in any case, even if the first event was never asked for."""
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        quiet_seconds: float,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_close` is called at the end in any case, before the generator is closed."""
         self.status_code = 200
         self.background: BackgroundTask | None = None
         self.raw_headers = list(HEADERS)
         self._events = events
+        self._quiet_seconds = quiet_seconds
         self._on_close = on_close
+        self._beginning = asyncio.Lock()
+        self._has_begun = False
+        self._last_sent = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_all(scope, send))
+        try:
+            await self._run(scope, receive, send)
+        except ServiceError as error:  # nothing has been sent
+            await answer_service_error(Request(scope), error)(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._last_sent = time.monotonic()
+        signs = asyncio.ensure_future(self._send_signs(send))
+        sending = asyncio.ensure_future(self._send_all(scope, send, signs))
         gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -81,26 +105,54 @@ class EventStream(Response):
             else:
                 scope_record(scope).error = ClientGone.code or ""
         finally:
-            self._on_close()
-            await _cancel(gone, sending)
+            if self._on_close is not None:
+                self._on_close()
+            await _cancel(gone, signs, sending)
             await self._events.aclose()
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _send_all(self, scope: Scope, send: Send, signs: "asyncio.Future[None]") -> None:
+        """Raises what happens before the status is out; what happens after it is told in the stream."""
         try:
             async for event in self._events:
+                if not self._has_begun:
+                    await self._begin(send)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-        except ServiceError as error:
-            await self._send_error(scope, send, error)
+                self._last_sent = time.monotonic()
+            await self._begin(send)
         except OSError:
             raise  # the connection, not the work
-        except Exception:
-            log.exception("fault in a stream")
-            await self._send_error(scope, send, ServiceError("internal error; the answer is incomplete"))
+        except Exception as error:
+            async with self._beginning:  # the status may be on its way, with a sign of life
+                if not self._has_begun:
+                    raise
+            await self._send_error(scope, send, error)
+        finally:
+            signs.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _begin(self, send: Send) -> None:
+        """Status and headers, once, whoever comes first: an event or a sign of life."""
+        async with self._beginning:
+            if not self._has_begun:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                self._has_begun = True
+
+    async def _send_signs(self, send: Send) -> None:
+        """For proxies that cut a connection on which nothing moves. Sleeps while events flow: they set no timers."""
+        while self._quiet_seconds:
+            seconds = self._last_sent + self._quiet_seconds - time.monotonic()
+            if seconds > 0:
+                await asyncio.sleep(seconds)
+                continue
+            await self._begin(send)
+            await send({"type": "http.response.body", "body": SIGN_OF_LIFE, "more_body": True})
+            self._last_sent = time.monotonic()
+
     @staticmethod
-    async def _send_error(scope: Scope, send: Send, error: ServiceError) -> None:
+    async def _send_error(scope: Scope, send: Send, error: Exception) -> None:
+        if not isinstance(error, ServiceError):
+            log.error("fault in a stream", exc_info=error)
+            error = ServiceError("internal error; the answer is incomplete")
         scope_record(scope).error = error.code or ""
         event = b"event: error\ndata: " + encode_error(error) + b"\n\n"
         await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -147,25 +147,23 @@ def kept_prompt_tokens(body: GenerationBody, model: LoadedModel, max_tokens: int
 
 
 async def respond(request: Request, generation: Generation, writer: AnswerWriter, body: GenerationBody) -> Response:
-    """Runs the generation to its end, closes it whatever happens, and answers.
-
-    A stream begins with its first tokens, so that faults before them have a status of their own.
-    """
+    """Runs the generation to its end, closes it whatever happens, and answers."""
     _note_start(request, generation, stream=body.stream)
     deltas = _noted(request, generation)
-    if not body.stream:
-        try:
-            await until_gone(request, _collect(deltas, writer))
-        finally:
-            await _close(deltas, generation)
-        answer = writer.answer(usage_answer(generation, body))
-        return Response(answer.model_dump_json(), media_type="application/json")
+    if body.stream:
+        events = _events(deltas, generation, writer, body)
+        return EventStream(events, quiet_seconds=quiet_seconds(request), on_close=generation.close)
     try:
-        first = await until_gone(request, _next(deltas))
-    except BaseException:
+        await until_gone(request, _collect(deltas, writer))
+    finally:
         await _close(deltas, generation)
-        raise
-    return EventStream(_events(first, deltas, generation, writer, body), on_close=generation.close)
+    answer = writer.answer(usage_answer(generation, body))
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def quiet_seconds(request: Request) -> float:
+    """After which a stream that has nothing to say gives a sign of life; 0: it gives none."""
+    return request_state(request).settings.stream_keep_alive
 
 
 def usage_answer(generation: Generation, body: GenerationBody) -> UsageAnswer:
@@ -181,14 +179,13 @@ def usage_answer(generation: Generation, body: GenerationBody) -> UsageAnswer:
 
 
 async def _events(
-    first: Delta,
     deltas: AsyncGenerator[Delta, None],
     generation: Generation,
     writer: AnswerWriter,
     body: GenerationBody,
 ) -> AsyncGenerator[bytes, None]:
     try:
-        yield writer.chunk(first)
+        yield writer.chunk(await first_of(deltas))
         async for delta in deltas:
             event = writer.chunk(delta)
             if event:
@@ -198,7 +195,7 @@ async def _events(
         await _close(deltas, generation)
 
 
-async def _next(deltas: AsyncIterator[Delta]) -> Delta:
+async def first_of(deltas: AsyncIterator[Delta]) -> Delta:
     async for delta in deltas:
         return delta
     raise ServiceError("the engine ended the request without an answer")

@@ -18,10 +18,12 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 class ModelCard(BaseModel):
     id: str
-    """The name to ask for it by: `name@version` where another version has the name itself."""
+    """A name to ask for it by: `name@version` where another version has the name itself, or an alias."""
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "slimpajama"
+    root: str
+    """The name it is served under: another one than `id` where that is an alias."""
     version: str
     architecture: str
     tasks: list[str]
@@ -45,16 +47,18 @@ class ModelList(BaseModel):
 @router.get("/models", summary="The loaded checkpoints")
 async def list_models(request: Request) -> ModelList:
     state = request_state(request)
-    return ModelList(data=[_card(served, model, state.started_at) for served, model in state.engine.models.items()])
+    names = state.engine.models.names()
+    return ModelList(data=[_card(name, model, state.started_at) for name, model in names.items()])
 
 
 @router.get("/models/{name:path}", summary="One checkpoint, by name or name@version")
 async def get_model(request: Request, name: str) -> ModelCard:
     state = request_state(request)
-    for served, model in state.engine.models.items():
-        if name in (served, model.key):
-            return _card(served, model, state.started_at)
-    loaded = ", ".join(state.engine.models) or "none"
+    names = state.engine.models.names()
+    for known, model in names.items():
+        if name in (known, model.key):
+            return _card(known, model, state.started_at)
+    loaded = ", ".join(names) or "none"
     raise ModelNotFound(f"model '{name[:128]}' is not loaded; loaded: {loaded}", param="model")
 
 
@@ -63,6 +67,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
     return ModelCard(
         id=served,
         created=created,
+        root=model.name,
         version=model.version,
         architecture=model.description.architecture,
         tasks=list(model.description.tasks),

@@ -5,7 +5,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, cast
@@ -15,7 +14,7 @@ from starlette.types import Scope
 
 from service.admission import RateLimiter
 from service.auth import Authenticator
-from service.engine.models import LoadedModel
+from service.engine.models import ModelDirectory
 from service.logs import RequestRecord
 from service.metrics import Metrics
 from service.settings import Settings
@@ -42,7 +41,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def models(self) -> Mapping[str, LoadedModel]: ...
+    def models(self) -> ModelDirectory: ...
 
     async def start(self) -> None: ...
 

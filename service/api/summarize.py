@@ -16,6 +16,7 @@ from service.api.schemas_openai import INT32
 from service.api.state import request_state
 from service.api.writing import (
     WRITING_FIELDS,
+    Opening,
     Texts,
     WritingBody,
     choices_of,
@@ -67,7 +68,7 @@ async def create_summary(request: Request, body: SummarizeBody) -> Response:
     )
     summarizer = Summarizer(Writer(engine, writing_options(request, body, TASK)), commission, shape)
     if body.stream:
-        return await _stream(request, body, summarizer, commission)
+        return _stream(request, body, summarizer, commission)
     works = [partial(_outcome, summarizer, text, body.truncate) for text in texts]
     outcomes = await until_gone(request, side_by_side(works))
     return _answer(request, body, model, method, outcomes)
@@ -77,14 +78,18 @@ async def _outcome(summarizer: Summarizer, text: str, truncate: bool) -> Summary
     return await settled(summarizer.summarize(text, truncate=truncate))
 
 
-async def _stream(request: Request, body: SummarizeBody, summarizer: Summarizer, commission: Commission) -> Response:
+def _stream(request: Request, body: SummarizeBody, summarizer: Summarizer, commission: Commission) -> Response:
     text = one_alone(body.input)
     refuse(body, ("max_sentences",), "is for whole summaries: it cannot be kept to in a stream")
     if commission.is_sequence_to_sequence and body.style != "paragraph":
         refuse(body, ("style",), "is for whole summaries: this checkpoint's own are in paragraphs")
-    prompt, summary = await until_gone(request, summarizer.begin(text, truncate=body.truncate))
-    head = {"object": "summary.chunk", "method": "abstractive", "pieces": summary.num_pieces}
-    return await stream_text(request, commission.model, summarizer.start(prompt), head, before=summary.spent)
+
+    async def begin() -> Opening:
+        prompt, summary = await summarizer.begin(text, truncate=body.truncate)
+        head = {"object": "summary.chunk", "method": "abstractive", "pieces": summary.num_pieces}
+        return Opening(text=summarizer.start(prompt), head=head, before=summary.spent)
+
+    return stream_text(request, commission.model, begin)
 
 
 def _answer(

@@ -5,7 +5,6 @@ long texts are tokenized in a thread.
 """
 
 import asyncio
-from typing import cast
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -14,7 +13,7 @@ from model.tokenizer import TokenizerError
 from service.api.generating import note_task
 from service.api.schemas_chat import DetokenizeBody, TokenizeBody
 from service.api.state import request_state
-from service.engine.models import LoadedModel, ModelDirectory
+from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, ModelNotFound
 from service.tasks.chat import Conversation, chat_prompt
 from service.tasks.prompts import INLINE_CHARS
@@ -114,7 +113,7 @@ def _conversation(body: TokenizeBody) -> Conversation:
 
 def _resolve(request: Request, name: str | None) -> LoadedModel:
     """Any checkpoint has a tokenizer, whatever its tasks; without a name it is the first loaded."""
-    models = cast(ModelDirectory, request_state(request).engine.models)
+    models = request_state(request).engine.models
     if name is not None:
         return models.named(name)
     if not models:

@@ -15,6 +15,7 @@ from service.api.native import envelope
 from service.api.schemas_openai import INT32
 from service.api.state import request_state
 from service.api.writing import (
+    Opening,
     Texts,
     WritingBody,
     choices_of,
@@ -61,9 +62,14 @@ async def create_translation(request: Request, body: TranslateBody) -> Response:
     translator = Translator(writer, commission, chosen.target)
     languages = {"source": chosen.source, "target": chosen.target}
     if body.stream:
-        pieces = await until_gone(request, translator.cut(one_alone(body.input), truncate=body.truncate))
-        head = {"object": "translation.chunk", **languages, "pieces": len(pieces.prompts)}
-        return await stream_text(request, chosen.model, translator.start(pieces), head)
+        text = one_alone(body.input)
+
+        async def begin() -> Opening:
+            pieces = await translator.cut(text, truncate=body.truncate)
+            head = {"object": "translation.chunk", **languages, "pieces": len(pieces.prompts)}
+            return Opening(text=translator.start(pieces), head=head)
+
+        return stream_text(request, chosen.model, begin)
     texts = [body.input] if isinstance(body.input, str) else body.input
     works = [partial(_outcome, translator, text, body.truncate) for text in texts]
     outcomes = await until_gone(request, side_by_side(works))

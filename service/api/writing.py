@@ -3,7 +3,8 @@
 HTTP only: what is written, the tasks know. Runs in the API process, on the event loop.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -13,8 +14,8 @@ from starlette.responses import Response
 
 from model.generation_defaults import Choices
 from service.api.answers_openai import DONE
-from service.api.event_stream import EventStream, until_gone
-from service.api.generating import deadline_of, priority_of
+from service.api.event_stream import EventStream
+from service.api.generating import deadline_of, first_of, priority_of, quiet_seconds
 from service.api.native import MAX_ITEMS, NativeBody, error_item, note
 from service.api.schemas_openai import INT32, INT64, Count
 from service.api.state import request_record
@@ -135,52 +136,40 @@ def truncation(spent: Spent) -> dict[str, Any]:
     return {"truncated": True, "kept_tokens": spent.prompt_tokens} if spent.truncated_tokens else {}
 
 
-async def stream_text(
-    request: Request,
-    model: LoadedModel,
-    text: SerialText,
-    head: Mapping[str, Any],
-    *,
-    before: Spent | None = None,
-) -> Response:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A text under way: what stands in each of its chunks, and what was spent until it could be begun."""
+
+    text: SerialText
+    head: Mapping[str, Any]
+    before: Spent = field(default_factory=Spent)
+
+
+def stream_text(request: Request, model: LoadedModel, begin: Callable[[], Awaitable[Opening]]) -> Response:
     """The text as it is written: chunks of `delta`, the last with reason and usage, then `[DONE]`.
 
-    It begins with its first tokens, so that faults before them have a status of their own. `before` is what was spent
-    until then.
+    To begin may take its time (the pieces of a long text are read first): the stream is open meanwhile.
     """
     record = request_record(request)
     record.model, record.version, record.stream = model.name, model.version, True
-    deltas = aiter(text)
-    try:
-        first = await until_gone(request, _next(deltas))
-    except BaseException:
-        text.close()
-        raise
-
-    def usage() -> dict[str, int]:
-        found = usage_of(Spent.total([before or Spent(), text.spent]))
-        note(request, model, found)
-        return found
-
-    common = {**head, "model": model.name, "model_version": model.version}
-    return EventStream(_events(first, deltas, common, usage, text), on_close=text.close)
-
-
-async def _next(deltas: AsyncIterator[Delta]) -> Delta:
-    async for delta in deltas:
-        return delta
-    raise ServiceError("the engine ended the request without an answer")
+    return EventStream(_events(request, model, begin), quiet_seconds=quiet_seconds(request))
 
 
 async def _events(
-    first: Delta,
-    deltas: AsyncGenerator[Delta, None],
-    common: Mapping[str, Any],
-    usage: Callable[[], dict[str, int]],
-    text: SerialText,
+    request: Request, model: LoadedModel, begin: Callable[[], Awaitable[Opening]]
 ) -> AsyncGenerator[bytes, None]:
+    opening = await begin()
+    text = opening.text
+    common = {**opening.head, "model": model.name, "model_version": model.version}
+
+    def usage() -> dict[str, int]:
+        found = usage_of(Spent.total([opening.before, text.spent]))
+        note(request, model, found)
+        return found
+
+    deltas = aiter(text)
     try:
-        yield _event(common, first, usage)
+        yield _event(common, await first_of(deltas), usage)
         async for delta in deltas:
             yield _event(common, delta, usage)
         yield DONE

@@ -51,6 +51,7 @@ class Accounting:
         series.outcome(outcome, seconds=now - flight.accepted)
         if flight.started is not None:
             series.tokens(prompt=flight.num_prompt_tokens, cached=flight.num_cached_tokens)
+            series.lengths(prompt=flight.num_prompt_tokens, generated=flight.num_output_tokens or None)
         if flight.first_output is not None:
             series.decoded(now - flight.first_output)
         self._drain_rate.record(flight.cost_tokens, now)
@@ -91,7 +92,12 @@ class Accounting:
         )
         lane = self._lane(model)
         lane.load(waiting=0, running=0)
-        lane.memory(weight_bytes=model.loaded.weight_bytes, kv_cache_bytes=model.loaded.kv_cache_bytes)
+        lane.memory(
+            weight_bytes=model.loaded.weight_bytes,
+            kv_cache_bytes=model.loaded.kv_cache_bytes,
+            num_blocks=model.loaded.num_blocks,
+            block_tokens=model.loaded.block_size,
+        )
 
     def _of(self, flight: Flight) -> RequestMetrics:
         return self.metrics.request_metrics(model=flight.model.name, version=flight.model.version, task=flight.task)

@@ -44,7 +44,7 @@ def load_directory(settings: Settings) -> ModelDirectory:
     Raises:
         CheckpointError: one cannot be found or is not what it should be.
     """
-    directory = ModelDirectory()
+    directory = ModelDirectory(other_names=settings.aliases)
     for source in settings.model:
         model = load_model(source, settings)
         directory[model.key if model.name in directory else model.name] = model

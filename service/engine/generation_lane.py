@@ -92,6 +92,7 @@ class GenerationLane:
             delivered += self._forget_ended(self._scheduler.expire(now))
         delivered += self._take_grammars()
         batch = self._scheduler.schedule(now)
+        started_ids = self._newly_started()  # before those are forgotten that end with their first step
         if self._flight is None:  # else there are two steps that may be at fault
             self.on_batch(self._scheduler.step_request_ids)
         self._note_smaller_steps()
@@ -104,7 +105,7 @@ class GenerationLane:
         self.busy_seconds += seconds
         return Step(
             model=self.loaded.model,
-            started_ids=self._newly_started(),
+            started_ids=started_ids,
             tokens=delivered,
             stats=self._stats(seconds),
         )

@@ -49,8 +49,12 @@ class ModelDirectory(dict[str, LoadedModel]):
     """Served name to checkpoint, in the order of loading; of a name's versions the heaviest has the name itself, the
     others have `name@version`."""
 
-    def __init__(self, models: Mapping[str, LoadedModel] | None = None) -> None:
+    def __init__(
+        self, models: Mapping[str, LoadedModel] | None = None, other_names: Mapping[str, str] | None = None
+    ) -> None:
+        """`other_names` stand for served ones, whichever checkpoint has those at the time."""
         super().__init__(models or {})
+        self.other_names = dict(other_names or {})
         self.aliases: dict[str, Alias] = {}
         self.pending: dict[str, LoadedModel] = {}
         """Being loaded or tested, by key."""
@@ -70,6 +74,15 @@ class ModelDirectory(dict[str, LoadedModel]):
 
     def versions_of(self, name: str) -> dict[str, LoadedModel]:
         return {model.version: model for model in self.values() if model.name == name}
+
+    def names(self) -> dict[str, LoadedModel]:
+        """All that requests may name: served names in the order of loading, then the others that stand for one."""
+        stand_for = {other: self._served(name) for other, name in self.other_names.items()}
+        return {**self, **{other: model for other, model in stand_for.items() if model is not None}}
+
+    def _served(self, name: str) -> LoadedModel | None:
+        """By `name` or `name@version`."""
+        return self.get(name) or next((model for model in self.values() if model.key == name), None)
 
     def resolve(self, name: str | None, task: str) -> LoadedModel:
         """The checkpoint of that name (`name` or `name@version`), or the first that can do the task.
@@ -94,14 +107,12 @@ class ModelDirectory(dict[str, LoadedModel]):
         return model
 
     def named(self, name: str) -> LoadedModel:
-        """The checkpoint of that name (`name` or `name@version`). Raises ModelNotFound."""
-        if name in self:
-            found = self[name]
-            return self.share_of(found) if name == found.name else found
-        for model in self.values():
-            if model.key == name:
-                return model
-        raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self)}", param="model")
+        """The checkpoint of that name (`name`, `name@version` or another name for one). Raises ModelNotFound."""
+        served = self.other_names.get(name, name)
+        found = self._served(served)
+        if found is None:
+            raise ModelNotFound(f"model '{name}' is not loaded; loaded: {', '.join(self.names())}", param="model")
+        return self.share_of(found) if served == found.name else found
 
     def offered(self) -> list[LoadedModel]:
         """What a caller who names no checkpoint may get, in the order of loading: of each name the version that this

@@ -136,6 +136,8 @@ class Versions:
         return model
 
     async def _prepared(self, name: str, deployment: Deployment) -> LoadedModel:
+        if name in self._owner.models.other_names:
+            raise SwapFailed(f"'{name}' is another name of '{self._owner.models.other_names[name]}': deploy that one")
         if self._prepare is None or self._owner.state not in ("ready", "restarting"):
             raise Unavailable(f"the service is {self._owner.state}: no version can be loaded now", retry_after=2.0)
         try:

@@ -1,7 +1,7 @@
 """Reads a request's body whole, within its limits, and lets only sound JSON through to the handlers.
 
-Size (declared or chunked), time, memory over all requests, media type, encoding and JSON itself are checked here, once,
-so that no handler has to. Pure ASGI. Runs in the API process, on the event loop.
+Size (declared, chunked or inflated from gzip), time, memory over all requests, media type, encoding and JSON itself are
+checked here, once, so that no handler has to. Pure ASGI. Runs in the API process, on the event loop.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from service.api.state import BODY_KEY, scope_record
 from service.engine.aliases import sticky_key_context
 from service.errors import ClientGone, InvalidRequest, PayloadTooLarge, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, UnsupportedMediaType, UrlTooLong, send_error
+from service.http.inflating import Inflater, InvalidEncoding, inflater_of
 from service.http.strict_json import check_json
 
 MAX_URL_BYTES = 8192
@@ -49,7 +50,8 @@ class BodyReader:
                 return
             except ServiceError as error:
                 scope_record(scope).error = error.code or ""
-                await send_error(send, error, close=error.status in (408, 413, 414, 415, 503))
+                unread = error.status in (408, 413, 414, 415, 503) or isinstance(error, InvalidEncoding)
+                await send_error(send, error, close=unread)
                 return
             await self._app(scope, _replay(bytes(body), receive) if reads else receive, send)
         finally:
@@ -58,12 +60,13 @@ class BodyReader:
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Fills `body`, whose bytes count as held as soon as they are in it."""
         headers = dict(scope["headers"])
+        inflater = inflater_of(headers)
         declared = _declared_length(headers)
         if declared is not None and declared > self._limits.max_bytes:
             raise self._too_large(f"{declared:,}")
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
-                await self._receive_all(receive, body)
+                await self._receive_all(receive, body, inflater)
         except TimeoutError as error:
             message = f"the body did not arrive within {self._limits.timeout_seconds:g} seconds"
             raise BodyTimeout(message) from error
@@ -72,7 +75,7 @@ class BodyReader:
             said = scope["state"][BODY_KEY] = check_json(bytes(body), self._limits.max_json_depth)
             _note_user(scope, said)
 
-    async def _receive_all(self, receive: Receive, body: bytearray) -> None:
+    async def _receive_all(self, receive: Receive, body: bytearray, inflater: Inflater | None) -> None:
         more = True
         while more:
             message = await receive()
@@ -80,12 +83,16 @@ class BodyReader:
                 raise ClientGone("the client left while sending its body")
             chunk = message.get("body", b"")
             more = message.get("more_body", False)
+            if inflater is not None:
+                chunk = inflater.feed(chunk, self._limits.max_bytes - len(body))
             if len(body) + len(chunk) > self._limits.max_bytes:
                 raise self._too_large(f"more than {self._limits.max_bytes:,}")
             if self._held_bytes + len(chunk) > HELD_BODIES * self._limits.max_bytes:
                 raise Unavailable("too many large bodies are being read: retry", retry_after=1.0)
             body += chunk
             self._held_bytes += len(chunk)
+        if inflater is not None:
+            inflater.finish()
 
     def _too_large(self, size: str) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body has {size} bytes; the limit is {self._limits.max_bytes:,}")
@@ -126,9 +133,6 @@ def _declared_length(headers: dict[bytes, bytes]) -> int | None:
 
 
 def _check_media_type(headers: dict[bytes, bytes]) -> None:
-    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-    if encoding != b"identity":
-        raise UnsupportedMediaType("send the body as it is, without Content-Encoding")
     media_type, _, parameters = headers.get(b"content-type", b"").decode("latin-1").lower().partition(";")
     media_type = media_type.strip()
     if not (media_type == "application/json" or (media_type.startswith("application/") and "+json" in media_type)):

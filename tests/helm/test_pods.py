@@ -202,3 +202,25 @@ def test_only_the_init_container_sees_the_hubs_token(chart: Any) -> None:
     pod = chart.only(chart.ci("gpu-hub-values.yaml"), "Deployment")["spec"]["template"]["spec"]
     assert [env["name"] for env in pod["initContainers"][0]["env"] if "valueFrom" in env] == ["HF_TOKEN"]
     assert "HF_TOKEN" not in str(pod["containers"])
+
+
+def test_a_single_key_is_a_variable_from_its_secret_and_enough(chart: Any) -> None:
+    """The value itself is in no object that the chart makes."""
+    values = {"auth": {"singleKey": {"existingSecret": "one"}}, "extraEnv": [{"name": "A", "value": "b"}]}
+    objects = chart.render(values)
+    variables = {entry["name"]: entry for entry in server(chart, objects)["env"]}
+    assert variables["SLIMPAJAMA_API_KEY"]["valueFrom"] == {"secretKeyRef": {"name": "one", "key": "api-key"}}
+    assert variables["A"]["value"] == "b"
+    deployment = chart.only(objects, "Deployment")
+    config = chart.only_named(objects, "ConfigMap", deployment["metadata"]["name"])["data"]["service.yaml"]
+    assert "api_keys_file" not in config
+    assert "no_auth" not in config
+    assert "api-keys" not in {volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+
+
+def test_init_containers_of_ones_own_come_after_the_models_are_fetched(chart: Any) -> None:
+    more = {"extraInitContainers": [{"name": "prepare", "image": "a:1"}]}
+    hub = {"models": [{"name": "a", "hub": {"repository": "b/c"}}]}
+    for values, names in ((more, ["prepare"]), (more | hub, ["download", "prepare"])):
+        deployment = chart.only(chart.render({"auth": {"enabled": False}} | values), "Deployment")
+        assert [each["name"] for each in deployment["spec"]["template"]["spec"]["initContainers"]] == names

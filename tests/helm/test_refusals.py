@@ -239,6 +239,20 @@ def test_an_old_cluster_is_refused(chart: Any) -> None:
         chart.render(OPEN, kube_version="1.29.0")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"auth": {"enabled": False, "singleKey": {"existingSecret": "a"}}}, "contradicts"),
+        (OPEN | {"extraEnv": [{"name": "SLIMPAJAMA_API_KEY", "value": "in-the-open"}]}, "API_KEY would contradict"),
+        (OPEN | {"settings": {"api_key": "in-the-open"}}, "api_key"),
+    ],
+    ids=["keys and none", "a key in the values", "a key in the ConfigMap"],
+)
+def test_a_single_key_has_its_secret_as_the_only_place(chart: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chart.render(values)
+
+
 def test_every_rule_has_a_failing_case() -> None:
     num_rules = (CHART / "templates" / "_validate.tpl").read_text().count("{{- fail ")
     assert num_rules == len(COMBINATIONS) + 1, "the image volume's case has a test of its own"

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.engine.models import ModelDirectory
 from service.settings import Settings
 
 
@@ -37,7 +38,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.state = "ready"
-        self.models: dict[str, Any] = {"tiny": FakeModel("tiny")}
+        self.models: Any = ModelDirectory({"tiny": FakeModel("tiny")})  # type: ignore[dict-item]
         self.calls: list[str] = []
 
     async def start(self) -> None:

@@ -104,3 +104,19 @@ def test_without_files_nothing_is_needed_and_nobody_manages():
     assert not authenticator.needs_key
     assert not authenticator.allows_management
     assert authenticator.manager("anything-at-all", 0.0) is None
+
+
+def test_a_key_without_a_file_is_known_beside_those_of_the_file(key_file):
+    authenticator = Authenticator(key_file(f"alice:{KEY}\n"), None, "the-only-key")
+    assert authenticator.client(KEY, 0.0) == "alice"
+    assert authenticator.client("the-only-key", 0.0) == "--api-key"
+    assert authenticator.client("the-other-key", 0.0) is None
+    assert authenticator.manager("the-only-key", 0.0) is None
+
+
+def test_a_key_without_a_file_is_enough_and_may_be_a_hash():
+    authenticator = Authenticator(None, None, f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}")
+    assert authenticator.needs_key
+    assert authenticator.client(KEY, 0.0) == "--api-key"
+    assert authenticator.client("", 0.0) is None
+    assert KEY not in repr(vars(Authenticator(None, None, KEY)))

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gzip
+import tracemalloc
 
 import pytest
 from fastapi import FastAPI
@@ -16,6 +18,7 @@ from service.http.strict_json import InvalidJson, check_json
 from service.logs import RequestRecord
 
 JSON = {"content-type": "application/json"}
+GZIP = JSON | {"content-encoding": "gzip"}
 
 
 # JSON
@@ -109,7 +112,16 @@ async def client(make_client, make_app):
         (b"{}", {}, 415, "unsupported_media_type"),
         (b"{}", {"content-type": "text/json"}, 415, "unsupported_media_type"),
         (b"{}", {"content-type": "application/json; charset=latin-1"}, 415, "unsupported_media_type"),
-        (b"{}", {**JSON, "content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        (b"{}", {**JSON, "content-encoding": "br"}, 415, "unsupported_media_type"),
+        (gzip.compress(b"{}"), {**JSON, "content-encoding": "gzip, gzip"}, 415, "unsupported_media_type"),
+        (b"{}", GZIP, 400, "invalid_encoding"),
+        (gzip.compress(b"{}")[:-1], GZIP, 400, "invalid_encoding"),
+        (gzip.compress(b"{}") * 2, GZIP, 400, "invalid_encoding"),
+        (gzip.compress(b"{}") + b"x", GZIP, 400, "invalid_encoding"),
+        (gzip.compress(b"{"), GZIP, 400, "invalid_json"),
+        (gzip.compress(b"{}"), {"content-encoding": "gzip"}, 415, "unsupported_media_type"),
+        (gzip.compress(b'"' + b"x" * 999 + b'"'), GZIP, 413, "payload_too_large"),
+        (gzip.compress(b"0" * 100_000_000), {**GZIP, "content-length": "900"}, 413, "payload_too_large"),
         (b"{}", {**JSON, "content-length": "-2"}, 400, "invalid_request"),
     ],
 )
@@ -142,6 +154,21 @@ async def test_chunked_body_is_counted_while_it_comes(client):
 async def test_body_of_exactly_the_limit_passes(client):
     response = await client.post("/v1/count", content=b'"' + b"x" * 998 + b'"', headers=JSON)
     assert response.json() == {"num_bytes": 1000}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZip", "x-gzip"])
+async def test_compressed_body_of_exactly_the_limit_passes(client, encoding):
+    content = gzip.compress(b'"' + b"x" * 998 + b'"')
+    response = await client.post("/v1/count", content=content, headers=JSON | {"content-encoding": encoding})
+    assert response.json() == {"num_bytes": 1000}
+
+
+async def test_compressed_body_may_come_byte_by_byte(client):
+    async def chunks():
+        for byte in gzip.compress(b'{"a": 1}'):
+            yield bytes([byte])
+
+    assert (await client.post("/v1/count", content=chunks(), headers=GZIP)).json() == {"num_bytes": 8}
 
 
 async def test_long_url_is_refused(client):
@@ -235,6 +262,20 @@ async def test_many_large_bodies_at_once_are_bounded_and_given_back(make_reader,
     await asyncio.gather(*stuck, return_exceptions=True)
     status, _ = await drive(reader, [part(big, False), GONE])
     assert status == 200
+
+
+async def test_a_bomb_is_refused_before_it_takes_room(make_reader, drive):
+    """100 MB of noughts in 100 KB: no more of them are ever made than the limit allows, and none is held after."""
+    reader, seen = make_reader(max_bytes=10_000)
+    bomb = gzip.compress(b"0" * 100_000_000)
+    headers = [(name.encode(), value.encode()) for name, value in GZIP.items()]
+    tracemalloc.start()
+    status, record = await drive(reader, [part(bomb[:9000], True), None], [*headers, (b"content-length", b"9999")])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (status, record.error, seen) == (413, "payload_too_large", [])
+    assert most < 1_000_000
+    assert reader._held_bytes == 0
 
 
 async def test_body_of_no_bytes_is_given_to_the_application_though_nothing_more_comes(make_reader, drive):

@@ -21,6 +21,8 @@ CONTRACT = {
     "prompt_tokens": ("model", "version", "task"),
     "cached_tokens": ("model", "version", "task"),
     "generated_tokens": ("model", "version", "task"),
+    "request_prompt_tokens": ("model", "version", "task"),
+    "request_generated_tokens": ("model", "version", "task"),
     "time_to_first_token_seconds": ("model", "version", "task"),
     "inter_token_seconds": ("model", "version", "task"),
     "queue_seconds": ("model", "version", "task"),
@@ -38,6 +40,8 @@ CONTRACT = {
     "kv_cache_usage": ("model", "version"),
     "weight_bytes": ("model", "version"),
     "kv_cache_bytes": ("model", "version"),
+    "kv_cache_blocks": ("model", "version"),
+    "kv_cache_block_tokens": ("model", "version"),
     "model_info": ("model", "version", "architecture", "dtype", "device"),
     "worker_up": (),
     "build_info": ("version",),
@@ -64,12 +68,13 @@ def full(metrics):
     series = metrics.request_metrics(**LABELS)
     series.accepted()
     series.tokens(prompt=7, cached=3, generated=2)
+    series.lengths(prompt=7, generated=2)
     for record in (series.queued, series.first_token, series.inter_token, series.prefilled, series.decoded):
         record(0.25)
     series.outcome("stop", seconds=0.5)
     lane = metrics.model_metrics(model="tiny", version="1")
     lane.load(waiting=1, running=2, kv_cache_usage=0.5)
-    lane.memory(weight_bytes=10, kv_cache_bytes=20)
+    lane.memory(weight_bytes=10, kv_cache_bytes=20, num_blocks=4, block_tokens=16)
     lane.step(seconds=0.01, forward_seconds=0.01, tokens=64, sequences=4, preempted=1, drafted=5, accepted=3)
     return metrics
 
@@ -114,6 +119,8 @@ def test_what_was_recorded_is_what_is_read(full):
     assert value(full, "request_outcomes_total", **LABELS, outcome="error") == 0
     assert value(full, "request_seconds_sum", **LABELS) == 0.5
     assert value(full, "requests_running", model="tiny", version="1") == 2
+    assert value(full, "kv_cache_blocks", model="tiny", version="1") == 4
+    assert value(full, "kv_cache_block_tokens", model="tiny", version="1") == 16
     assert value(full, "step_tokens_sum", model="tiny", version="1") == 64
     assert value(full, "preemptions_total", model="tiny", version="1") == 1
     assert value(full, "build_info", version="9.9") == 1
@@ -129,6 +136,14 @@ def test_totals_are_over_all_models_and_tasks(full):
 
 def test_latency_buckets_begin_at_a_millisecond(full):
     assert value(full, "inter_token_seconds_bucket", **LABELS, le="0.001") == 0
+
+
+def test_lengths_are_told_up_to_32k_tokens(full):
+    full.request_metrics(**LABELS).lengths(prompt=32_768, generated=None)
+    assert value(full, "request_prompt_tokens_bucket", **LABELS, le="8.0") == 1
+    assert value(full, "request_prompt_tokens_bucket", **LABELS, le="16384.0") == 1
+    assert value(full, "request_prompt_tokens_bucket", **LABELS, le="32768.0") == 2
+    assert value(full, "request_generated_tokens_count", **LABELS) == 1, "only of requests that had a token"
 
 
 def test_an_unknown_method_is_not_a_new_label_value(metrics):
@@ -148,6 +163,8 @@ def test_unloaded_model_keeps_its_counters_and_loses_its_gauges(full):
     assert value(full, "kv_cache_usage", model="tiny", version="1") is None
     assert value(full, "weight_bytes", model="tiny", version="1") is None
     assert value(full, "kv_cache_bytes", model="tiny", version="1") is None
+    assert value(full, "kv_cache_blocks", model="tiny", version="1") is None
+    assert value(full, "kv_cache_block_tokens", model="tiny", version="1") is None
     assert not families(full)["slimpajama_model_info"].samples
     assert value(full, "preemptions_total", model="tiny", version="1") == 1
     full.model_metrics(model="tiny", version="1").load(waiting=3, running=0)

@@ -37,11 +37,11 @@ class Service:
         self._threads = ThreadPoolExecutor()
 
     def wait_for(self, message: str) -> dict[str, Any]:
-        """Reads the log up to the line that says so."""
+        """Reads the log up to the line that begins so."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             fields: dict[str, Any] = json.loads(line)
-            if fields["message"] == message:
+            if fields["message"].startswith(message):
                 return fields
         pytest.fail(f"the service ended before it said '{message}'")
 
@@ -136,13 +136,62 @@ def test_engine_that_failed_for_good_ends_the_process_with_its_own_exit_code(mak
     assert service.exit_code() == 3
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made with openssl, which is not here")
-def test_certificate_and_key_make_it_https(make_service, tmp_path):
-    certificate, key = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key]
-    subprocess.run([*command.split(), *options], check=True, capture_output=True)
-    service = make_service(tls_certificate=certificate, tls_key=key)
+@pytest.fixture
+def make_certificate(tmp_path) -> Callable[[str], dict[str, str]]:
+    """make_certificate(name): a new self-signed certificate and its key, as settings."""
+    if shutil.which("openssl") is None:
+        pytest.skip("a certificate is made with openssl, which is not here")
+
+    def make(name: str) -> dict[str, str]:
+        certificate, key = str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.key")
+        command = (
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+        )
+        options = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key]
+        subprocess.run([*command.split(), *options], check=True, capture_output=True)
+        return {"tls_certificate": certificate, "tls_key": key}
+
+    return make
+
+
+def test_certificate_and_key_make_it_https(make_service, make_certificate):
+    service = make_service(**make_certificate("server"))
     assert service.client.get("/readyz").status_code == 200
     service.process.send_signal(signal.SIGTERM)
     assert service.exit_code() == 0
+
+
+def put_in_place(new: dict[str, str], old: dict[str, str]) -> None:
+    for name, path in new.items():
+        Path(path).replace(old[name])
+
+
+def shown_certificate(service: Service) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", service.client.base_url.port or 0), timeout=PATIENCE_SECONDS)
+
+
+def test_a_renewed_certificate_is_shown_to_new_connections_and_cuts_none(make_service, make_certificate):
+    files, renewed = make_certificate("server"), make_certificate("renewed")
+    former, expected = Path(files["tls_certificate"]).read_text(), Path(renewed["tls_certificate"]).read_text()
+    service = make_service(**files)
+    assert shown_certificate(service).strip() == former.strip()
+    held = service.hold()
+    put_in_place(renewed, files)
+    service.wait_for("certificate reloaded")
+    assert shown_certificate(service).strip() == expected.strip()
+    service.order("finish")
+    assert held.result().content == b"begun done"
+    assert service.client.get("/readyz").status_code == 200, "on the connection that knows the former certificate"
+
+
+def test_a_key_that_does_not_fit_leaves_the_former_certificate_in_use(make_service, make_certificate):
+    """As it is for a moment where certificate and key are written one after the other."""
+    files, renewed = make_certificate("server"), make_certificate("renewed")
+    former, expected = Path(files["tls_certificate"]).read_text(), Path(renewed["tls_certificate"]).read_text()
+    service = make_service(**files)
+    put_in_place({"tls_key": renewed["tls_key"]}, files)
+    service.wait_for("certificate not reloaded")
+    assert shown_certificate(service).strip() == former.strip()
+    put_in_place({"tls_certificate": renewed["tls_certificate"]}, files)
+    service.wait_for("certificate reloaded")
+    assert shown_certificate(service).strip() == expected.strip()

@@ -126,6 +126,33 @@ def test_value_out_of_range_is_an_error_that_names_the_setting(name, value):
         load_settings({name: value})
 
 
+def test_aliases_stand_for_served_names(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_MODEL", "a/b=small@2,c/d")
+    monkeypatch.setenv("SLIMPAJAMA_ALIAS", "gpt-4o=small, gpt-4o-mini=small@2 ,text-embedding-3-small=c/d")
+    assert load_settings({}).aliases == {
+        "gpt-4o": "small",
+        "gpt-4o-mini": "small@2",
+        "text-embedding-3-small": "c/d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        (["gpt-4o=large"], "alias 'gpt-4o': there is no checkpoint 'large'; served: other, small"),
+        (["gpt-4o=gpt-4", "gpt-4=small"], "there is no checkpoint 'gpt-4'"),
+        (["small=other"], "alias 'small' is the name of a checkpoint"),
+        (["gpt-4o=small", "gpt-4o=other"], "'gpt-4o' is given twice"),
+        (["gpt-4o"], "must be ALIAS=NAME"),
+        (["gpt 4o=small"], "must be ALIAS=NAME"),
+        (["=small"], "must be ALIAS=NAME"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_an_error(aliases, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"model": ["a/b=small", "c/d=other"], "alias": aliases})
+
+
 def test_tls_needs_certificate_and_key(tmp_path):
     file = tmp_path / "some.pem"
     file.write_text("x")
@@ -144,6 +171,27 @@ def test_no_auth_contradicts_a_key_file(tmp_path):
     file.write_text("a:12345678")
     with pytest.raises(SettingsError, match="contradict"):
         load_settings({"api_keys_file": str(file), "no_auth": True})
+
+
+def test_an_api_key_is_read_and_never_shown(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_API_KEY", "sk-0123456789")
+    settings = load_settings({})
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "sk-0123456789"
+    assert settings.has_keys
+    assert "0123456789" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_a_faulty_api_key_is_told_without_the_key(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_API_KEY", "sk 0123456789")
+    with pytest.raises(SettingsError, match=r"api_key = \.\.\.: a key is 8 to 512 printable") as caught:
+        load_settings({})
+    assert "0123456789" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_no_auth_contradicts_an_api_key():
+    with pytest.raises(SettingsError, match="no_auth and api_key contradict"):
+        load_settings({"api_key": "sk-0123456789", "no_auth": True})
 
 
 def test_settings_are_frozen():

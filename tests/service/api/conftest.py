@@ -17,6 +17,7 @@ from model.batch import SamplingParams, TokenLogprobs
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription
 from model.tokenizer import Tokenizer, TokenizerConfig
+from service.api.state import app_state
 from service.app import create_app
 from service.engine.flight import GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel, ModelDirectory
@@ -184,7 +185,8 @@ class ScriptedEngine:
                 "gemma": loaded_model("gemma", "gemma-2"),
                 "words": loaded_model("words", None, tokenizer=word_tokenizer()),
                 "encoder": loaded_model("encoder", None, tasks=("embed", "similarity"), head="embedding"),
-            }
+            },
+            other_names={"gpt-4o": "tiny", "gpt-4o-mini": "llama@v1", "gone": "unloaded"},
         )
         self.reply: str | Callable[[GenerateRequest], str] = "Hello, wörld 🦙!"
         self.refusal: ServiceError | None = None
@@ -245,6 +247,13 @@ def engine() -> ScriptedEngine:
 @pytest.fixture
 def app(engine: ScriptedEngine) -> FastAPI:
     return create_app(Settings(), engine)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def impatient(app: FastAPI) -> None:
+    """Streams give signs of life almost at once."""
+    state = app_state(app)
+    state.settings = state.settings.model_copy(update={"stream_keep_alive": 0.01})
 
 
 @pytest.fixture

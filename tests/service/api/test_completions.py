@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.engine.protocol import Loaded
-from service.errors import GenerationFailed, Overloaded
+from service.errors import GenerationFailed, Overloaded, Unavailable
 
 URL = "/v1/completions"
 
@@ -312,6 +312,47 @@ async def test_a_fault_in_mid_stream_is_an_error_event_without_done(client: http
     assert len(chunks) == 3
     assert error["error"]["code"] == "generation_failed"
     assert "[DONE]" not in response.text
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_stream_that_waits_for_its_first_token_gives_signs_of_life(base_url: str, engine: Any) -> None:
+    engine.hold_after = 0
+    async with (
+        httpx.AsyncClient(base_url=base_url) as client,
+        client.stream("POST", URL, json={"prompt": "x", "max_tokens": 100, "stream": True}) as response,
+    ):
+        assert response.status_code == 200
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": keep-alive"
+        engine.released.set()
+        rest = [line async for line in lines if line]
+    text = "".join(json.loads(line[6:])["choices"][0]["text"] for line in rest if line.startswith("data: {"))
+    assert (text, rest[-1]) == ("Hello, wörld 🦙!", "data: [DONE]")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_fails_after_a_sign_of_life_is_an_error_event(base_url: str, engine: Any) -> None:
+    engine.hold_after, engine.fail_after, engine.failure = 0, 1, Unavailable("the worker is gone")
+    async with (
+        httpx.AsyncClient(base_url=base_url) as client,
+        client.stream("POST", URL, json={"prompt": "x", "stream": True}) as response,
+    ):
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": keep-alive"
+        engine.released.set()
+        rest = [line async for line in lines if line]
+    assert "event: error" in rest
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "unavailable"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_is_no_stream_waits_in_silence(base_url: str, engine: Any) -> None:
+    engine.hold_after = 0
+    async with httpx.AsyncClient(base_url=base_url) as client:
+        request = asyncio.create_task(client.post(URL, json={"prompt": "x", "max_tokens": 100}))
+        await engine.until(lambda: bool(engine.streams))
+        engine.released.set()
+        assert (await request).json()["choices"][0]["text"] == "Hello, wörld 🦙!"
 
 
 async def test_when_one_of_several_is_not_accepted_none_runs_on(client: httpx.AsyncClient, engine: Any) -> None:

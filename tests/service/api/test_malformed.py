@@ -261,7 +261,8 @@ RAW: list[tuple[str, bytes, dict[str, str], int]] = [
     ("a timeout header that is no number", b'{"prompt": "x"}', {"x-request-timeout": "soon"}, 400),
     ("a negative timeout header", b'{"prompt": "x"}', {"x-request-timeout": "-1"}, 400),
     ("an infinite timeout header", b'{"prompt": "x"}', {"x-request-timeout": "inf"}, 400),
-    ("compressed", b"\x1f\x8b", {"content-encoding": "gzip"}, 415),
+    ("compressed and cut off", b"\x1f\x8b", {"content-encoding": "gzip"}, 400),
+    ("compressed in an unknown way", b"\x1f\x8b", {"content-encoding": "zstd"}, 415),
 ]  # fmt: skip
 
 

@@ -81,6 +81,25 @@ async def test_models_are_listed_and_described(openai: AsyncOpenAI, model: str) 
         await openai.models.retrieve("no-such-model")
 
 
+@scripted
+@pytest.mark.parametrize(("alias", "served"), [("gpt-4o", "tiny"), ("gpt-4o-mini", "llama")])
+async def test_an_alias_is_listed_and_answered_by_what_it_stands_for(
+    openai: AsyncOpenAI, engine: Any, alias: str, served: str
+) -> None:
+    names = [model.id async for model in await openai.models.list()]
+    assert names[:8] == list(engine.models)
+    assert names[8:] == ["gpt-4o", "gpt-4o-mini"], "one whose checkpoint is not there any more is not listed"
+    card = await openai.models.retrieve(alias)
+    assert (card.id, card.model_extra and card.model_extra["root"]) == (alias, served)
+    answer = await openai.chat.completions.create(model=alias, messages=HELLO)
+    assert answer.model == served
+    assert engine.requests[-1].model == f"{served}@v1"
+    with pytest.raises(NotFoundError, match="encoder, gpt-4o, gpt-4o-mini"):
+        await openai.chat.completions.create(model="gpt-5", messages=HELLO)
+    with pytest.raises(NotFoundError, match="'gone' is not loaded"):
+        await openai.chat.completions.create(model="gone", messages=HELLO)
+
+
 async def test_a_completion_and_its_stream_are_the_same_text(openai: AsyncOpenAI, model: str) -> None:
     options: Any = {"model": model, "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
     answer = await openai.completions.create(**options)
@@ -125,6 +144,26 @@ async def test_a_reply_and_its_stream_are_the_same_message(openai: AsyncOpenAI, 
     assert final.usage is not None
     assert answer.usage is not None
     assert final.usage.completion_tokens == answer.usage.completion_tokens
+
+
+@scripted
+@pytest.mark.usefixtures("impatient")
+async def test_signs_of_life_are_passed_over(openai: AsyncOpenAI, model: str, engine: Any) -> None:
+    engine.hold_after = 0
+    chunks = await openai.chat.completions.create(model=model, messages=HELLO, stream=True)
+    assert not engine.released.is_set()
+    engine.released.set()
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in chunks]) == "Hello, wörld 🦙!"
+
+
+@scripted
+@pytest.mark.usefixtures("impatient")
+async def test_a_fault_after_a_sign_of_life_is_raised(openai: AsyncOpenAI, model: str, engine: Any) -> None:
+    engine.hold_after, engine.fail_after, engine.failure = 0, 1, Unavailable("the worker is gone")
+    chunks = await openai.chat.completions.create(model=model, messages=HELLO, stream=True)
+    engine.released.set()
+    with pytest.raises(APIError, match="the worker is gone"):
+        _ = [chunk async for chunk in chunks]
 
 
 async def test_logprobs_of_a_reply_are_one_for_each_token(openai: AsyncOpenAI, model: str) -> None:

@@ -30,8 +30,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def check_books(engine: EngineClient) -> None:
-    """Accepted = ended, to the unit."""
+    """Accepted = ended, to the unit; requests' lengths add up to the tokens that were counted."""
     assert sample(engine, "slimpajama_requests_accepted_total") == sample(engine, "slimpajama_request_outcomes_total")
+    for kind in ("prompt", "generated"):
+        counted = sample(engine, f"slimpajama_{kind}_tokens_total")
+        assert sample(engine, f"slimpajama_request_{kind}_tokens_sum") == counted
 
 
 @pytest.mark.parametrize(
@@ -205,11 +208,24 @@ async def test_past_the_restart_budget_what_is_left_fails_with_a_retryable_error
     check_books(engine)
 
 
+async def test_a_request_that_ends_with_its_first_step_is_counted_whole(make_engine: MakeEngine) -> None:
+    """It was forgotten before it was told as started: its prompt and its time in the queue were in no metric."""
+    engine = await make_engine()
+    assert len(await read_ids(submit(engine, PROMPT, max_tokens=1))) == 1
+    assert sample(engine, "slimpajama_prompt_tokens_total") == len(PROMPT)
+    assert sample(engine, "slimpajama_queue_seconds_count") == 1
+    assert sample(engine, "slimpajama_request_prompt_tokens_sum") == len(PROMPT)
+    assert sample(engine, "slimpajama_request_generated_tokens_sum") == 1
+    check_books(engine)
+
+
 async def test_a_client_that_leaves_frees_its_blocks_within_a_step(make_engine: MakeEngine) -> None:
     engine = await make_engine(prefix_caching=False)
     stream = submit(engine, PROMPT, max_tokens=400)
     await stream.__anext__()
     assert sample(engine, "slimpajama_kv_cache_usage") > 0
+    assert sample(engine, "slimpajama_kv_cache_blocks") > 0
+    assert sample(engine, "slimpajama_kv_cache_block_tokens") == 16
     await stream.aclose()
     assert await read_ids(submit(engine, PROMPT, max_tokens=1))  # the step after the cancellation
     assert sample(engine, "slimpajama_kv_cache_usage") == 0

@@ -331,6 +331,19 @@ async def test_a_version_with_a_share_and_the_last_checkpoint_cannot_be_removed(
         engine.versions.remove(f"{NAME}@2")
 
 
+async def test_a_name_that_stands_for_another_cannot_be_deployed_and_follows_what_it_stands_for(
+    make_scripted: MakeScripted, make_folder: MakeFolder
+) -> None:
+    engine = await make_scripted(make_folder(11))
+    engine.models.other_names["gpt-4o"] = NAME
+    assert engine.resolve("gpt-4o", "generate").version == "1"
+    with pytest.raises(SwapFailed, match=f"another name of '{NAME}'"):
+        await engine.versions.deploy("gpt-4o", deployment(make_folder(12), "2"))
+    await engine.versions.deploy(NAME, deployment(make_folder(13), "3"))
+    assert engine.resolve("gpt-4o", "generate").version == "3"
+    assert list(engine.models.names()) == [NAME, "gpt-4o"]
+
+
 async def test_a_deployment_goes_on_when_the_one_who_asked_for_it_leaves(
     make_scripted: MakeScripted, make_folder: MakeFolder
 ) -> None:

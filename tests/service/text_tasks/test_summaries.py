@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.engine.models import LoadedModel
+from service.errors import Overloaded
 from service.tasks.extractive_summaries import most_telling
 from service.tasks.pieces import cut_text
 from service.tasks.sentences import split_sentences
@@ -87,6 +88,20 @@ async def test_a_summary_of_beams_streams_at_its_end(
     assert f'"delta":"{whole["data"][0]["summary"]}"' in chunks[0]
     single = await client.post("/v1/summarize", json={"input": ARTICLE, "stream": True, "num_beams": 1})
     assert len([line for line in single.text.split("\n\n") if line]) > 5
+
+
+async def test_what_cannot_be_begun_has_a_status_though_a_stream_was_asked_for(
+    load: Callable[..., LoadedModel], engine: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces of a long text are read with the stream open: a refusal of the first is told as ever."""
+    load("bart-declared")
+
+    def refuse(_request: Any) -> None:
+        raise Overloaded("the queue is full", retry_after=3)
+
+    monkeypatch.setattr(engine, "generate", refuse)
+    response = await client.post("/v1/summarize", json={"input": LONG, "stream": True})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
 
 
 # -- extraction
