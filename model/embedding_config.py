@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from model.architectures.raw import RawConfig, read_json, read_json_list
 from model.errors import UnsupportedArchitectureError
+from model.text_messages import MessageFormat, read_message_format
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -101,6 +102,8 @@ class EmbeddingConfig:
     truncated_size: int | None = None
     """Only so many leading numbers of each vector are meant to be used."""
     logit_score: LogitScore | None = None
+    messages: MessageFormat | None = None
+    """Where texts go through the chat template."""
 
     @property
     def normalized(self) -> bool:
@@ -148,6 +151,7 @@ def read_embedding_config(folder: Path) -> EmbeddingConfig:
         similarity=similarities.get(named, "cosine"),
         truncated_size=settings.size("truncate_dim") if "truncate_dim" in settings else None,
         logit_score=score,
+        messages=read_message_format(transformer),
     )
 
 

@@ -134,7 +134,7 @@ async def pair_similarities(
     An embedding checkpoint reads every distinct text once; a cross-encoder reads each pair together.
     """
     if model.description.head == "cross_encoder":
-        ranked = await _score_together(engine, model, pairs, options, side="longest")
+        ranked = await _score_together(engine, model, pairs, options, side="longest", prompt=prompt)
         return [PairScore(read=(row.encoded,), score=row.score) for row in ranked], [row.encoded for row in ranked]
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     encoded = await embed(engine, model, distinct, options, prompt=prompt)
@@ -169,12 +169,13 @@ async def rerank(
 ) -> list[Ranked]:
     """The documents in their given order with their scores.
 
-    A cross-encoder's score is its logit through the checkpoint's own activation (none with `raw_scores`); an embedding
-    checkpoint's is the similarity of query and document under their prompts.
+    A cross-encoder's score is its logit, under its default prompt, through the checkpoint's own activation (none with
+    `raw_scores`); an embedding checkpoint's is the similarity of query and document under their prompts.
     """
     if model.description.head == "cross_encoder":
         pairs = [(query, document) for document in documents]
-        return await _score_together(engine, model, pairs, options, side="second", raw_scores=raw_scores)
+        prompt = prompt_of(model, prompt_name=None, input_type=None)
+        return await _score_together(engine, model, pairs, options, side="second", prompt=prompt, raw_scores=raw_scores)
     return await _rerank_by_embedding(engine, model, query, documents, options)
 
 
@@ -185,9 +186,10 @@ async def _score_together(
     options: EncodeOptions,
     *,
     side: Side,
+    prompt: str,
     raw_scores: bool = False,
 ) -> list[Ranked]:
-    encoded = await tokenize(model, pairs, truncate=options.truncate, side=side)
+    encoded = await tokenize(model, pairs, truncate=options.truncate, side=side, prompt=prompt)
     await run_texts(engine, model, encoded, "logits", options)
     activation = None if raw_scores else model.description.score_activation
     return [Ranked(index=index, encoded=text, score=_score(text, activation)) for index, text in enumerate(encoded)]

@@ -19,6 +19,7 @@ from service.engine.flight import EncodeRequest
 from service.engine.models import LoadedModel
 from service.engine.protocol import EncodeInput, EncodeOutput, EncodeResult
 from service.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest, ServiceError
+from service.tasks.templated import encode_templated
 
 INLINE_CHARS = 4_000
 """More text than this is tokenized in a thread."""
@@ -82,8 +83,8 @@ async def tokenize(
 ) -> list[EncodedText]:
     """Each text's ids; one that cannot be read whole and may not be truncated carries its error.
 
-    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does. `max_tokens` lowers
-    the limit.
+    `prompt` is put before each text (of a pair: before the first), or told to the chat template that the texts go
+    through, as sentence-transformers does. `max_tokens` lowers the limit.
     """
     limit = max_input_tokens(model) if max_tokens is None else min(max_tokens, max_input_tokens(model))
     if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
@@ -100,6 +101,9 @@ def _tokenize(
     model: LoadedModel, texts: Sequence[Text], truncate: Truncation, side: Side, prompt: str, limit: int
 ) -> list[EncodedText]:
     embedding = model.description.embedding
+    if embedding is not None and embedding.messages is not None:
+        templated = encode_templated(model, embedding.messages, texts, prompt, limit=limit)
+        return [_fit(encoding, limit, truncate, side, 0) for encoding in templated]
     lower = embedding is not None and embedding.lowercase
     prepared = [_prepared(text, prompt, lower) for text in texts]
     skip = 0
