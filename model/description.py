@@ -6,6 +6,7 @@ checkpoint that the worker is still loading. Both processes.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 from model.sentiment_labels import valences
 from model.task_heads import TaskHeadConfig, TaskHeadKind, read_task_heads
+
+log = logging.getLogger("slimpajama.checkpoint")
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
@@ -94,6 +97,11 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
+    _warn_of_own_code(folder, raw, name)
+    if head == "language_model" and not getattr(config, "causal", True):
+        raise UnsupportedArchitectureError(
+            f"{raw.file}: a decoder without causal attention is an embedder, not a language model", file=raw.file
+        )
     embedding = read_embedding_config(folder) if head in ("embedding", "cross_encoder") else None
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
@@ -149,6 +157,16 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
     asked = ", ".join(names) or "no architecture"
     known = ", ".join(sorted(ARCHITECTURES))
     raise UnsupportedArchitectureError(f"{folder}: config.json names {asked}; supported: {known}", file="config.json")
+
+
+def _warn_of_own_code(folder: Path, raw: RawConfig, name: str) -> None:
+    """Warns of code of the checkpoint's own, which is never run: the class of that name here may compute otherwise.
+
+    Most such code is what transformers has taken in since; what its config says beyond that is read or refused.
+    """
+    if "auto_map" in raw:
+        modules = ", ".join(sorted({str(value) for value in raw.section("auto_map").values.values()}))
+        log.warning("%s brings code of its own (%s), which is not run: read as the usual %s", folder, modules, name)
 
 
 def has_chat_template(folder: Path) -> bool:

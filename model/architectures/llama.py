@@ -61,8 +61,16 @@ def windows(raw: RawConfig, window: int | None, slides: Callable[[int], bool] | 
     return tuple(window if slides is None or slides(layer) else None for layer in range(num_layers))
 
 
+def is_causal(raw: RawConfig) -> bool:
+    """False where a decoder was made into an embedder that sees the whole text (gte-Qwen2), by either key."""
+    return raw.flag("is_causal", True) and not raw.flag("use_bidirectional_attention", False)
+
+
 def optional_window(raw: RawConfig) -> int | None:
-    return raw.size("sliding_window") if "sliding_window" in raw else None
+    """How many tokens a position sees, itself among them; of one that looks both ways the key is one side's reach."""
+    if "sliding_window" not in raw:
+        return None
+    return raw.size("sliding_window") + (0 if is_causal(raw) else 1)
 
 
 def extensible(raw: RawConfig) -> bool:
@@ -89,6 +97,7 @@ def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
         context_length=length,
         norm_epsilon=raw.number("rms_norm_eps", 1e-6),
         rotary=rotary(raw, head_size, length=length),
+        causal=is_causal(raw),
         attention_scale=head_size**-0.5,
         query_key_value_bias=bias,
         attention_output_bias=bias,

@@ -63,6 +63,13 @@ def test_a_causal_model_does_every_task_that_prompting_can(make: Make) -> None:
     assert found.labels == ()
 
 
+def test_code_of_a_checkpoints_own_is_not_run_and_that_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    describe(make(LLAMA))
+    assert not caplog.records
+    describe(make(LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling_other.OtherModel"}}))
+    assert "modeling_other.OtherModel" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
