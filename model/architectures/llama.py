@@ -143,11 +143,15 @@ def weights(config: DecoderConfig) -> WeightMap:
     parameters = {"embedding.weight": part("model.embed_tokens.weight"), "norm.weight": part("model.norm.weight")}
     for layer in range(config.num_layers):
         parameters |= _layer(config, f"layers.{layer}", f"model.layers.{layer}")
-    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
-    if not tied:
-        parameters["output.weight"] = part("lm_head.weight")
-    ignored = (*IGNORED, r"lm_head\.weight") if tied else IGNORED
-    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="model.")
+    parameters["output.weight"] = part("lm_head.weight")
+    return WeightMap(
+        parameters=parameters, aliases=tied(config, "model.embed_tokens.weight"), ignored=IGNORED, prefix="model."
+    )
+
+
+def tied(config: DecoderConfig, embedding: str) -> tuple[tuple[str, ...], ...]:
+    """The embedding and the head as one matrix, where the config says so and no two different ones are stored."""
+    return ((embedding, "lm_head.weight"),) if config.tied_embeddings else ()
 
 
 def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:

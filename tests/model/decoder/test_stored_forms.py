@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
@@ -151,6 +152,32 @@ def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> No
         for _ in range(20):
             ids.append(int(run_packed(network, [ids])[0][-1].argmax()))
         assert ids[len(case["prompt_ids"]) :] == case["new_ids"][:20]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("form", ["differing", "equal", "head alone"])
+def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(
+    save_reference: Save, run_packed: Run, tmp_path: Path, kind: str, form: str
+) -> None:
+    """A head that was trained apart from the embedding was dropped for it, without a word."""
+    heads = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+    sizes = GPT2 if kind == "gpt2" else {"model_type": kind, "vocab_size": 97, **heads}
+    folder, _ = save_reference(**sizes, tie_word_embeddings=True)
+    embedding = {"llama": "model.embed_tokens", "gpt2": "transformer.wte", "gpt_neox": "gpt_neox.embed_in"}[kind]
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        stored = tensors[f"{embedding}.weight"]
+        head = stored.flip(0).contiguous() if form == "differing" else stored.clone()
+        kept = {name: value for name, value in tensors.items() if form != "head alone" or value is not stored}
+        return kept | {"lm_head.weight": head}
+
+    changed = rewrite(folder, tmp_path, change)
+    reference = AutoModelForCausalLM.from_pretrained(changed)
+    network = load_network(changed)
+    ours = run_packed(network, [TEXT])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+    shared = network.get_parameter("output.weight") is network.get_parameter("embedding.weight")
+    assert shared == (form != "differing")
 
 
 TINY = {
