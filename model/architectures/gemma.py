@@ -15,6 +15,7 @@ from model.architectures.llama import (
     optional_window,
     weights,
     windows,
+    with_defaults,
 )
 from model.architectures.mapping import Architecture, WeightMap
 from model.architectures.raw import RawConfig
@@ -49,7 +50,7 @@ GEMMA3_DEFAULTS: Mapping[str, Any] = {
 
 
 def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    raw = RawConfig({**GEMMA2_DEFAULTS, **raw.values}, raw.file)
+    raw = with_defaults(raw, GEMMA2_DEFAULTS)
     return replace(
         _configure(raw, limit),
         architecture="Gemma2ForCausalLM",
@@ -58,7 +59,7 @@ def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 
 def configure_gemma3(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    raw = RawConfig({**GEMMA3_DEFAULTS, **raw.values}, raw.file)
+    raw = with_defaults(raw, GEMMA3_DEFAULTS)
     config = _configure(raw, limit)
     pattern = raw.size("sliding_window_pattern", 6)
     window = optional_window(raw)

@@ -3,7 +3,7 @@
 The fused projection is stored head by head and is regrouped. Knows no tensors.
 """
 
-from model.architectures.llama import ACTIVATIONS, context_length, extensible, tied
+from model.architectures.llama import ACTIVATIONS, context_length, most_positions, tied
 from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
@@ -14,7 +14,7 @@ def configure_gpt_neox(raw: RawConfig, limit: int | None) -> DecoderConfig:
     hidden_size, num_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_size = hidden_size // num_heads
     trained = raw.size("max_position_embeddings", 2048)
-    length = context_length(raw, limit, trained=trained, extensible=extensible(raw))
+    length = context_length(raw, limit, trained=trained, most=most_positions(raw, trained))
     theta, partial = raw.number("rotary_emb_base", 10000.0), raw.number("rotary_pct", 0.25)
     bias = raw.flag("attention_bias", True)
     return DecoderConfig(
