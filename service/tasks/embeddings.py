@@ -4,6 +4,7 @@ An embedding checkpoint gives one vector per text; a cross-encoder reads query a
 Knows neither HTTP nor tensors beyond numpy. Runs in the API process.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -219,11 +220,25 @@ async def _rerank_by_embedding(
 def _score(text: EncodedText, activation: ActivationName | None) -> float | None:
     if text.values is None:
         return None
-    logit = float(text.values[0])
+    return _activated(float(text.values[0]), activation)
+
+
+def _activated(logit: float, activation: ActivationName | None) -> float:
+    """What torch's module of that name makes of it; GELU is the exact one."""
     match activation:
         case "sigmoid":
-            return float(1.0 / (1.0 + np.exp(-np.float64(logit))))
+            return _sigmoid(logit)
         case "tanh":
             return float(np.tanh(logit))
+        case "relu":
+            return max(logit, 0.0)
+        case "gelu":
+            return logit * 0.5 * (1.0 + math.erf(logit / math.sqrt(2.0)))
+        case "silu":
+            return logit * _sigmoid(logit)
         case _:
             return logit
+
+
+def _sigmoid(logit: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-np.float64(logit))))
