@@ -116,6 +116,11 @@ class EmbeddingConfig:
         return self.logit_score is not None or any(isinstance(step, Dense) and step.scores for step in self.steps)
 
     @property
+    def pools(self) -> bool:
+        """Whether a text becomes one vector; else each of its tokens is one."""
+        return any(isinstance(step, Pooling) for step in self.steps)
+
+    @property
     def include_prompt(self) -> bool:
         return all(step.include_prompt for step in self.steps if isinstance(step, Pooling))
 
@@ -153,6 +158,12 @@ def read_embedding_config(folder: Path) -> EmbeddingConfig:
         logit_score=score,
         messages=read_message_format(transformer),
     )
+
+
+def pools(folder: Path) -> bool:
+    """Whether the folder's modules pool the states of its network, whatever head `config.json` names."""
+    path = folder / "modules.json"
+    return path.is_file() and any(str(entry.get("type")).endswith(".Pooling") for entry in read_json_list(path))
 
 
 def score_activation(folder: Path, raw: RawConfig, num_labels: int) -> ActivationName:

@@ -221,5 +221,6 @@ def test_a_decoder_that_sees_the_whole_text_is_an_embedder(
     (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": [name]}))
     with pytest.raises(UnsupportedArchitectureError, match="without causal attention"):
         describe(tmp_path)
-    (tmp_path / "modules.json").write_text("[]")
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
     assert describe(tmp_path).head == "embedding"
