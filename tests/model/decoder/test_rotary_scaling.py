@@ -107,6 +107,14 @@ def test_old_and_new_keys_of_gemma_3_mean_the_same() -> None:
     assert configure(old, "Gemma3ForCausalLM") == configure({**SIZES, "rope_scaling": scaling}, "Gemma3ForCausalLM")
 
 
+def test_the_length_that_was_trained_first_may_stand_inside_the_section() -> None:
+    scaling = {**LONGROPE, "original_max_position_embeddings": 24}
+    found = configure({**SIZES, "max_position_embeddings": 96, "rope_parameters": scaling}, "Phi3ForCausalLM").rotary
+    assert found is not None
+    assert found.scaling is not None
+    assert found.scaling.original_length == 24
+
+
 def test_phi_3_scaling_by_its_first_names_is_longrope() -> None:
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 24}
     rows = [{**LONGROPE, "rope_type": None, "type": name} for name in ("su", "yarn", "longrope")]
