@@ -106,8 +106,6 @@ def fill(
             _set_parameter(network, target, filled[key])
             if progress is not None:
                 progress(done, total)
-    for target, source in weight_map.tied.items():
-        _set_parameter(network, target, network.get_parameter(source))
     unfilled = [name for name, tensor in network.named_parameters() if tensor.is_meta]
     assert not unfilled, f"the weight map leaves out {unfilled}"
 
@@ -139,9 +137,13 @@ def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
         elif not ignored.fullmatch(name) and not stored.adds_nothing(tensor):
             extra.append(tensor)
     for group in weight_map.aliases:
-        standing_in = next((found[name] for name in group if name in found), None)
-        if standing_in is not None:
-            found |= {name: standing_in for name in group if name not in found}
+        first = next((found[name] for name in group if name in found), None)
+        if first is not None:
+            found |= {
+                name: first
+                for name in group
+                if name not in found or (name in wanted and _are_same(stored, first, found[name]))
+            }
     missing = sorted(wanted.difference(found, weight_map.zeros))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -154,6 +156,12 @@ def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
             tensor=extra[0].name,
         )
     return found
+
+
+def _are_same(stored: StoredWeights, one: str, other: str) -> bool:
+    first, second = stored.tensors[one], stored.tensors[other]
+    alike = (first.shape, first.dtype) == (second.shape, second.dtype)
+    return one == other or (alike and torch.equal(stored.read(first), stored.read(second)))
 
 
 def _fill_parameter(

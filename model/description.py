@@ -14,13 +14,15 @@ from typing import Any, BinaryIO
 
 from model.architectures.mapping import Architecture, Head, Network
 from model.architectures.raw import RawConfig, read_json
-from model.architectures.table import ARCHITECTURES
+from model.architectures.table import ARCHITECTURES, bare_class, usual_classes
 from model.calibration import FILE_NAME as CALIBRATION_FILE
 from model.calibration import Calibration, read_calibration
-from model.embedding_config import ActivationName, EmbeddingConfig, read_embedding_config, score_activation
+from model.declared_rules import DeclaredRules, read_declared_rules
+from model.embedding_config import ActivationName, EmbeddingConfig, pools, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 from model.quantized.config import read_quantization
+from model.remarks import tell_of_length, tell_of_own_code, tell_of_what_is_left_out
 from model.sentiment_labels import valences
 from model.task_heads import TaskHeadConfig, TaskHeadKind, read_task_heads
 
@@ -60,6 +62,8 @@ class CheckpointDescription:
     has_chat_template: bool = False
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     """`generation_config.json` without its token ids."""
+    declared_rules: DeclaredRules = field(default_factory=DeclaredRules)
+    """Decoders: bans and the like from `generation_config.json`."""
     sequence_to_sequence: GenerationDefaults | None = None
     """Encoder-decoders: how the checkpoint wants to be decoded."""
     embedding: EmbeddingConfig | None = None
@@ -95,10 +99,24 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
+    if head == "language_model" and not getattr(config, "causal", True):
+        raise UnsupportedArchitectureError(
+            f"{raw.file}: a decoder without causal attention is an embedder, not a language model", file=raw.file
+        )
     embedding = read_embedding_config(folder) if head in ("embedding", "cross_encoder") else None
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
+    elif embedding is not None and head == "embedding" and not embedding.pools:
+        raise UnsupportedArchitectureError(
+            f"{folder}: modules.json has no Pooling; a vector per token (ColBERT) is not supported", file="modules.json"
+        )
+    eos_ids = _ids(ids, "eos_token_id")
     seq2seq = architecture.network == "encoder_decoder"
+    generates = head == "language_model" and not seq2seq
+    tell_of_own_code(folder, raw, name)
+    tell_of_length(folder, config, max_model_len)
+    if generates:
+        tell_of_what_is_left_out(folder, ids[0])
     heads = read_task_heads(folder) if head == "embedding" else {}
     version = fingerprint(folder)
     return CheckpointDescription(
@@ -113,17 +131,18 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         version=version,
         labels=labels if head in LABELLED else (),
         problem_type=raw.text("problem_type") if "problem_type" in raw else None,
-        eos_ids=_ids(ids, "eos_token_id"),
+        eos_ids=eos_ids,
         bos_id=next(iter(_ids(ids, "bos_token_id")), None),
         pad_id=next(iter(_ids(ids, "pad_token_id")), None),
         decoder_start_id=next(iter(_ids(ids, "decoder_start_token_id")), None),
         has_chat_template=template,
         generation_defaults={key: value for key, value in generation.items() if not NOT_DEFAULTS.fullmatch(key)},
+        declared_rules=read_declared_rules(ids[0], eos_ids) if generates else DeclaredRules(),
         sequence_to_sequence=read_generation_defaults(folder, raw, config.context_length) if seq2seq else None,
         embedding=embedding,
         embedding_size=embedding.size(config.hidden_size) if embedding is not None and head == "embedding" else None,
         score_activation=score_activation(folder, raw, max(len(labels), 1)) if head == "cross_encoder" else None,
-        weight_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        weight_bytes=_weight_bytes(folder),
         heads=heads,
         calibration=read_calibration(folder, version),
         raw=raw.values,
@@ -139,9 +158,10 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
         raise CheckpointError(f"{folder} is not a folder")
     raw = RawConfig(read_json(folder / "config.json"))
     read_quantization(raw)  # refuses what the worker could not read
-    names = raw.texts("architectures") if "architectures" in raw else ()
+    names = raw.texts("architectures") if "architectures" in raw else usual_classes(raw.text("model_type", ""))
     for name in names:
         if name in ARCHITECTURES:
+            name = bare_class(name) if pools(folder) else name
             return raw, name, ARCHITECTURES[name]
     asked = ", ".join(names) or "no architecture"
     known = ", ".join(sorted(ARCHITECTURES))
@@ -190,6 +210,12 @@ def _digest_weights(file: BinaryIO, update: Callable[[bytes], None]) -> None:
             if 0 <= offset < MAX_FILE_BYTES:
                 file.seek(offset)
                 update(file.read(SAMPLED_BYTES))
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Of the files that are read: `consolidated.safetensors` holds the same weights once more."""
+    files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
+    return sum(file.stat().st_size for file in files)
 
 
 def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:

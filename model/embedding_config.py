@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from model.architectures.raw import RawConfig, read_json, read_json_list
 from model.errors import UnsupportedArchitectureError
+from model.text_messages import MessageFormat, read_message_format
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -101,6 +102,8 @@ class EmbeddingConfig:
     truncated_size: int | None = None
     """Only so many leading numbers of each vector are meant to be used."""
     logit_score: LogitScore | None = None
+    messages: MessageFormat | None = None
+    """Where texts go through the chat template."""
 
     @property
     def normalized(self) -> bool:
@@ -111,6 +114,11 @@ class EmbeddingConfig:
     def scores(self) -> bool:
         """Whether the modules end in a cross-encoder's logits, not in a vector."""
         return self.logit_score is not None or any(isinstance(step, Dense) and step.scores for step in self.steps)
+
+    @property
+    def pools(self) -> bool:
+        """Whether a text becomes one vector; else each of its tokens is one."""
+        return any(isinstance(step, Pooling) for step in self.steps)
 
     @property
     def include_prompt(self) -> bool:
@@ -148,7 +156,14 @@ def read_embedding_config(folder: Path) -> EmbeddingConfig:
         similarity=similarities.get(named, "cosine"),
         truncated_size=settings.size("truncate_dim") if "truncate_dim" in settings else None,
         logit_score=score,
+        messages=read_message_format(transformer),
     )
+
+
+def pools(folder: Path) -> bool:
+    """Whether the folder's modules pool the states of its network, whatever head `config.json` names."""
+    path = folder / "modules.json"
+    return path.is_file() and any(str(entry.get("type")).endswith(".Pooling") for entry in read_json_list(path))
 
 
 def score_activation(folder: Path, raw: RawConfig, num_labels: int) -> ActivationName:

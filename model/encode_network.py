@@ -203,16 +203,13 @@ def _decoder_weights(network: EncodeNetwork, weights: WeightMap) -> WeightMap:
     """The decoder's map with our names one level deeper, without the output where there is none, and the head's."""
     kept = dict(weights.parameters)
     dropped: tuple[str, ...] = ()
-    tied = dict(weights.tied)
     if network.logit_score is None:
         dropped = tuple(re.escape(source.name) for source in kept.pop("output.weight", ()))
-        tied.pop("output.weight", None)
     parameters = {f"network.{name}": sources for name, sources in kept.items()}
     if network.head is not None:
         parameters["head.output.weight"] = part("score.weight")
     return replace(
         weights,
         parameters=parameters,
-        tied={f"network.{target}": f"network.{source}" for target, source in tied.items()},
         ignored=(*weights.ignored, *dropped),
     )

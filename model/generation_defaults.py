@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from model.architectures.raw import RawConfig, read_json
 from model.batch import BeamParams, SamplingParams
+from model.declared_rules import NEUTRAL, bans, not_implemented, one_id
 from model.errors import CheckpointError
 
 ASSUMED_BEAMS = 4
@@ -21,26 +22,16 @@ ASSUMED_MAX_TOKENS = 256
 UNSET_MAX_LENGTH = 20
 """The default of `transformers`, which old configs spell out without meaning it."""
 
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1,),
-    "diversity_penalty": (0,),
-    "num_beam_groups": (1,),
-    "penalty_alpha": (0,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "guidance_scale": (1,),
-    "exponential_decay_length_penalty": (),
-    "sequence_bias": (),
-    "begin_suppress_tokens": ([],),
-    "constraints": ([],),
-    "force_words_ids": ([],),
-    "top_h": (),
-    "watermarking_config": (),
-    "stop_strings": ([],),
+CLASS_IDS: Mapping[str, Mapping[str, int]] = {
+    "bart": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0, "forced_eos_token_id": 2},
+    "marian": {"decoder_start_token_id": 58100, "eos_token_id": 0, "forced_eos_token_id": 0},
+    "mbart": {"eos_token_id": 2, "bos_token_id": 0, "forced_eos_token_id": 2},
+    "m2m_100": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
+    "pegasus": {"decoder_start_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": 1},
+    "t5": {"eos_token_id": 1},
+    "mt5": {"eos_token_id": 1},
 }
-"""Parameters that change the output and that are not implemented, with the values that mean "off"."""
+"""By `model_type`: what a `config.json` that leaves these keys out means to transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +92,7 @@ class GenerationDefaults:
             min_tokens = min(_min_tokens(values), max_tokens)
         if min_tokens > max_tokens:
             raise ValueError(f"min_tokens is {min_tokens:,}; max_tokens is {max_tokens:,}")
+        suppressed, sequences = bans(values, self.eos_ids)
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -114,8 +106,9 @@ class GenerationDefaults:
             seed=choices.seed,
             stop_ids=self.eos_ids,
             forced_bos_id=_first(choices.forced_bos_id, values.get("forced_bos_token_id"), None),
-            forced_eos_id=_one_id(values.get("forced_eos_token_id")),
-            suppressed_ids=_suppressed(values, self.eos_ids),
+            forced_eos_id=one_id(values.get("forced_eos_token_id")),
+            suppressed_ids=suppressed,
+            banned_sequences=sequences,
             beam=None if sampled else _beam(values, choices),
         )
 
@@ -139,16 +132,15 @@ def read_generation_defaults(folder: Path, raw: RawConfig, context_length: int) 
 
     Raises: CheckpointError if the start of the target is nowhere said, or if a parameter is not implemented.
     """
+    raw = RawConfig({**CLASS_IDS.get(raw.text("model_type", ""), {}), **raw.values}, raw.file)
     path = folder / "generation_config.json"
     file = RawConfig(read_json(path), path.name) if path.is_file() else raw
     declared = {key: value for key, value in file.values.items() if value is not None}
-    for key, neutral in NEUTRAL.items():
-        if key in declared and declared[key] not in neutral:
-            raise CheckpointError(
-                f"{file.file} asks for {key!r}: {declared[key]!r}, which is not implemented; take it out to decode "
-                "without it",
-                file=file.file,
-            )
+    for key, value in not_implemented(declared, NEUTRAL).items():
+        raise CheckpointError(
+            f"{file.file} asks for {key!r}: {value!r}, which is not implemented; take it out to decode without it",
+            file=file.file,
+        )
     start = _id_of("decoder_start_token_id", file, raw)
     start = _id_of("bos_token_id", file, raw) if start is None else start
     if start is None:
@@ -168,9 +160,11 @@ def read_generation_defaults(folder: Path, raw: RawConfig, context_length: int) 
 def sequence_to_sequence_tasks(raw: RawConfig) -> tuple[str, ...]:
     """What an encoder-decoder checkpoint can be asked for, as far as its config tells."""
     kind = raw.text("model_type", "")
-    if kind in ("marian", "m2m_100", "mbart"):
-        return ("generate", "translate")
     names = list(raw.section("task_specific_params")) if "task_specific_params" in raw else []
+    summarizes = any(name.startswith("summarization") for name in names)
+    if kind in ("marian", "m2m_100") or (kind == "mbart" and not summarizes):
+        return ("generate", "translate")
+    # Most mBARTs translate; one that was made to summarize says so, and need not be told languages.
     tasks = ["generate", "summarize"]
     if any(name.startswith("translation") for name in names):
         tasks.append("translate")
@@ -205,19 +199,6 @@ def _beam(values: Mapping[str, Any], choices: Choices) -> BeamParams | None:
         early_stopping=_first(choices.early_stopping, values.get("early_stopping"), False),
         renormalize_logits=values.get("renormalize_logits") is True,
     )
-
-
-def _suppressed(values: Mapping[str, Any], eos_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Ids that are never generated. The end is never among them, as in `transformers`' NoBadWordsLogitsProcessor."""
-    banned = [words[0] for words in values.get("bad_words_ids") or [] if len(words) == 1 and words[0] not in eos_ids]
-    return tuple(dict.fromkeys([*banned, *(values.get("suppress_tokens") or [])]))
-
-
-def _one_id(value: Any) -> int | None:
-    """`forced_eos_token_id` may be a list; the most likely of several would be forced, so the first stands for them."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return None if value is None else int(value)
 
 
 def _first(*values: Any) -> Any:

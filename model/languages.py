@@ -48,6 +48,30 @@ SCRIPTS = {
 
 REGION_SCRIPTS = {"tw": "hant", "hk": "hant", "mo": "hant", "cn": "hans", "sg": "hans"}
 
+GROUPS: Mapping[str, str] = {
+    "roa romance itc": "an ast ca co es fr fur gl it la lad lij lmo mwl oc pms pt rm ro sc scn vec wa",
+    "gem": "af da de en fo fy is lb nds nl nb nn no sv yi",
+    "gmw": "af de en fy lb nds nl yi",
+    "gmq scandinavia": "da fo is nb nn no sv",
+    "sla": "be bg bs cs dsb hr hsb mk pl ru sh sk sl sr uk",
+    "zle": "be ru rue uk",
+    "zlw": "cs dsb hsb pl sk",
+    "zls": "bg bs hr mk sh sl sr",
+    "bat": "lt lv",
+    "cel celtic": "br cy ga gd gv kw",
+    "fiu urj": "et fi hu se vro",
+    "trk": "az ba cv kk ky sah tk tr tt ug uz",
+    "iir": "as bho bn fa gu hi ku mr ne or pa ps sa sd si tg ur",
+    "inc": "as bho bn gu hi mr ne or pa sa sd si ur",
+    "dra": "kn ml ta te",
+    "sem": "am ar he mt ti",
+    "afa": "am ar ha he mt om so ti",
+    "bnt": "lg ln ny rn rw sn ss st sw tn ts ve xh zu",
+    "poz": "ceb fj haw id jv mg mi ms sm su tl to ty",
+}
+"""Groups of languages that Marian checkpoints are named after (ISO 639-5, or their makers' words), and members of them.
+`mul` has all. The network is told nothing of the source, so a member is translated as the group is."""
+
 LANGUAGE_TOKEN = re.compile(
     r"__(?P<m2m>[a-z]{2,3})__|(?P<nllb>[a-z]{3}_[A-Z][a-z]{3})|(?P<mbart>[a-z]{2}_[A-Z]{2})|>>(?P<marian>[\w-]+)<<"
 )
@@ -110,7 +134,7 @@ class Languages:
         fitting = [
             pair
             for pair in self.pairs
-            if (source is None or match(source, [pair[0]])) and (target is None or match(target, [pair[1]]))
+            if (source is None or match_source(source, [pair[0]])) and (target is None or match(target, [pair[1]]))
         ]
         if len(fitting) != 1:
             asked = f"{source or 'any language'} to {target or 'any language'}"
@@ -126,7 +150,7 @@ class Languages:
             return known[0] if known else None
         if not known:
             return asked
-        found = match(asked, known)
+        found = match_source(asked, known) if side == "source" else match(asked, known)
         if len(found) != 1:
             reason = f"{asked!r} may mean {', '.join(found)}" if found else f"no {side} language {asked!r}"
             raise UnknownLanguage(f"{reason}; this checkpoint has {', '.join(known)}")
@@ -228,6 +252,18 @@ def match(asked: str, known: Iterable[str]) -> list[str]:
         usual = SCRIPTS.get(language)
         found = [code for code in found if _parts(code)[1] == usual] or found
     return found
+
+
+def match_source(asked: str, known: Iterable[str]) -> list[str]:
+    """As `match`; where there is no such language, the groups that it belongs to."""
+    known = list(known)
+    language = _parts(asked)[0]
+    return match(asked, known) or [code for code in known if _holds(_plain(code), language)]
+
+
+def _holds(group: str, language: str) -> bool:
+    members = next((members for names, members in GROUPS.items() if group in names.split()), "")
+    return group == "mul" or language in members.split()
 
 
 def _plain(code: str) -> str:

@@ -19,6 +19,7 @@ from model.detokenizer import IncrementalDetokenizer, Pieces
 from model.errors import CheckpointError
 from model.plain_vocabularies import plain_backend
 from model.sentencepiece_families import sentencepiece_backend
+from model.tokenizer_settings import apply_settings, check_class
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MAX_TOKEN_ID = 2**32 - 1
@@ -78,15 +79,14 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            converted = sentencepiece_backend(folder) or plain_backend(folder)
-            if converted is None:
-                raise CheckpointError(f"{folder.name} has no tokenizer.json", file=path.name)
-            return cls(converted, load_tokenizer_config(folder))
+            return cls(_made_of_other_files(folder), load_tokenizer_config(folder))
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
             raise CheckpointError(f"tokenizer.json cannot be read: {error}", file=path.name) from error
-        return cls(backend, load_tokenizer_config(folder))
+        tokenizer = cls(backend, load_tokenizer_config(folder))
+        apply_settings(backend, _read_json(folder / "config.json"), _read_files(folder))
+        return tokenizer
 
     # -- text to ids --------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ def _encoding(found: Any) -> Encoding:
 
 def load_tokenizer_config(folder: Path) -> TokenizerConfig:
     """tokenizer_config.json wins over special_tokens_map.json; both may be absent."""
-    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+    config = _read_files(folder)
     special = {name: text for name in SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
     if isinstance(extra, dict):
@@ -208,6 +208,10 @@ def load_tokenizer_config(folder: Path) -> TokenizerConfig:
         model_max_length=int(length) if isinstance(length, (int, float)) and 0 < length < 10**9 else None,
         chat_template=_named_templates(config.get("chat_template")),
     )
+
+
+def _read_files(folder: Path) -> dict[str, Any]:
+    return {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -250,3 +254,28 @@ def _add_missing_tokens(backend: Backend, config: TokenizerConfig) -> None:
     missing.extend(AddedToken(text, special=True, normalized=False) for text in new)
     if missing:
         backend.add_tokens(missing)
+
+
+def _made_of_other_files(folder: Path) -> Backend:
+    config = _read_files(folder)
+    check_class(_read_json(folder / "config.json"), config)
+    backend = sentencepiece_backend(folder) or plain_backend(folder)
+    if backend is None:
+        raise CheckpointError(f"{folder.name} has no tokenizer.json", file="tokenizer.json")
+    _add_listed_tokens(backend, folder, config)
+    return backend
+
+
+def _add_listed_tokens(backend: Backend, folder: Path, config: dict[str, Any]) -> None:
+    """The tokens of `added_tokens.json`, which older folders have in place of `added_tokens_decoder`.
+
+    Raises: CheckpointError if one would get another id than the file says.
+    """
+    listed = {} if config.get("added_tokens_decoder") else _read_json(folder / "added_tokens.json")
+    special = {text for name in SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
+    special |= {text for value in config.get("additional_special_tokens") or () if (text := _token_text(value))}
+    for token, id in sorted(listed.items(), key=lambda item: int(item[1])):
+        backend.add_tokens([AddedToken(token, special=token in special, normalized=token not in special)])
+        if backend.token_to_id(token) != id:
+            message = f"added_tokens.json gives {token!r} the id {id}; behind the vocabulary it has another"
+            raise CheckpointError(message, file="added_tokens.json")

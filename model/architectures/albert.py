@@ -7,12 +7,23 @@ from dataclasses import replace
 
 from model.architectures.bert import configure_bert, embeddings
 from model.architectures.encoders import UNUSED, Kind, biased, family, fused
+from model.architectures.llama import with_defaults
 from model.architectures.mapping import WeightMap
 from model.architectures.raw import RawConfig
 from model.config import EncoderConfig
 
+DEFAULTS = {
+    "vocab_size": 30000,
+    "hidden_size": 4096,
+    "num_attention_heads": 64,
+    "intermediate_size": 16384,
+    "hidden_act": "gelu_new",
+}
+"""What a `config.json` that leaves these keys out means, where that is not BERT's."""
+
 
 def configure(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderConfig:
+    raw = with_defaults(raw, DEFAULTS)
     config = configure_bert(raw, limit, kind)
     groups, inner = raw.size("num_hidden_groups", 1), raw.size("inner_group_num", 1)
     per_group = config.num_layers / groups

@@ -26,14 +26,14 @@ SINUSOIDS = (r"model\.(encoder|decoder)\.embed_positions\.weights?",)
 """Stored by old conversions; the formula gives the same numbers."""
 
 
-def configure(raw: RawConfig, limit: int | None, *, extensible: bool = False) -> EncoderDecoderConfig:
+def configure(raw: RawConfig, limit: int | None, *, most: int | None = None) -> EncoderDecoderConfig:
     width = raw.size("d_model", 1024)
     num_heads, num_encoder_heads = raw.size("decoder_attention_heads", 16), raw.size("encoder_attention_heads", 16)
     for key, count in (("decoder_attention_heads", num_heads), ("encoder_attention_heads", num_encoder_heads)):
         if width % count:
             raise raw.wrong(key, f"a divisor of the {width} of d_model")
     num_positions = raw.size("max_position_embeddings", 1024)
-    length = context_length(raw, limit, trained=num_positions, extensible=extensible)
+    length = context_length(raw, limit, trained=num_positions, most=most)
     return EncoderDecoderConfig(
         architecture="BartForConditionalGeneration",
         vocab_size=raw.size("vocab_size"),

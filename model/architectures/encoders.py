@@ -28,8 +28,12 @@ TENSORFLOW_NORMS = ((".gamma", ".weight"), (".beta", ".bias"))
 """How checkpoints converted from TensorFlow call the two parameters of a norm."""
 
 
-UNUSED = (r".*embeddings\.position_ids", r".*embeddings\.token_type_ids", r"cls\..*", r"lm_head\..*")
-"""Buffers of older checkpoints, and the heads of pre-training."""
+UNUSED = (
+    r".*embeddings\.position_ids",
+    r".*embeddings\.token_type_ids",
+    r"(cls|lm_head|classifier|pre_classifier|qa_outputs)\..*",
+)
+"""Buffers of older checkpoints, the heads of pre-training, and those of classifiers where their states are pooled."""
 
 
 class Configure(Protocol):

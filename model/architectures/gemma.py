@@ -15,12 +15,12 @@ from model.architectures.llama import (
     optional_window,
     weights,
     windows,
+    with_defaults,
 )
 from model.architectures.mapping import Architecture, WeightMap
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig, Rotary
-from model.errors import UnsupportedArchitectureError
 
 GEMMA2_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000,
@@ -50,7 +50,7 @@ GEMMA3_DEFAULTS: Mapping[str, Any] = {
 
 
 def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    raw = RawConfig({**GEMMA2_DEFAULTS, **raw.values}, raw.file)
+    raw = with_defaults(raw, GEMMA2_DEFAULTS)
     return replace(
         _configure(raw, limit),
         architecture="Gemma2ForCausalLM",
@@ -59,28 +59,17 @@ def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 
 def configure_gemma3(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    config = configure_gemma3_text(raw, limit)
-    if not config.causal:
-        raise UnsupportedArchitectureError(
-            f"{raw.file}: a Gemma with bidirectional attention is an embedder, not a language model", file=raw.file
-        )
-    return config
-
-
-def configure_gemma3_text(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    raw = RawConfig({**GEMMA3_DEFAULTS, **raw.values}, raw.file)
+    raw = with_defaults(raw, GEMMA3_DEFAULTS)
     config = _configure(raw, limit)
     pattern = raw.size("sliding_window_pattern", 6)
-    causal = not raw.flag("use_bidirectional_attention", False)
     window = optional_window(raw)
-    if window is not None and not causal:
+    if window is not None and not config.causal:
         # The stored number is the width of the whole window; ours counts one side and the token itself.
-        window = window // 2 + 1
+        window = raw.size("sliding_window") // 2 + 1
     return replace(
         config,
         architecture="Gemma3ForCausalLM",
         windows=windows(raw, window, lambda layer: (layer + 1) % pattern != 0),
-        causal=causal,
         # QK-norm took the place of Gemma 2's cap on attention scores; the key lives on in configs and means nothing.
         attention_softcap=None,
         query_key_norm="head",
@@ -132,9 +121,7 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": decoder(configure_gemma2),
     "Gemma3ForCausalLM": decoder(configure_gemma3),
     # EmbeddingGemma.
-    "Gemma3TextModel": Architecture(
-        network="decoder", head="embedding", configure=configure_gemma3_text, weights=weights
-    ),
+    "Gemma3TextModel": Architecture(network="decoder", head="embedding", configure=configure_gemma3, weights=weights),
     "Gemma3ForConditionalGeneration": Architecture(
         network="decoder",
         head="language_model",

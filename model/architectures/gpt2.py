@@ -6,7 +6,7 @@ and the scales of muP (arXiv 2203.03466). Knows no tensors.
 
 from dataclasses import replace
 
-from model.architectures.llama import ACTIVATIONS, context_length
+from model.architectures.llama import ACTIVATIONS, context_length, tied
 from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
@@ -89,12 +89,11 @@ def weights(config: DecoderConfig) -> WeightMap:
             parameters |= _linear(f"{ours}.mlp.gate_up", f"{theirs}.mlp.c_fc2", f"{theirs}.mlp.c_fc")
         else:
             parameters |= _linear(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc")
-    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
-    if not tied:
-        parameters["output.weight"] = part("lm_head.weight")
+    parameters["output.weight"] = part("lm_head.weight")
     masks = (r"(.*\.)?attn\.(masked_)?bias", r"(transformer\.)?relative_pe\.slopes")
-    ignored = (*masks, r"lm_head\.weight") if tied else masks
-    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="transformer.")
+    return WeightMap(
+        parameters=parameters, aliases=tied(config, "transformer.wte.weight"), ignored=masks, prefix="transformer."
+    )
 
 
 def _norm(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:

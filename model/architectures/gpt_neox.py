@@ -3,7 +3,7 @@
 The fused projection is stored head by head and is regrouped. Knows no tensors.
 """
 
-from model.architectures.llama import ACTIVATIONS, context_length, extensible
+from model.architectures.llama import ACTIVATIONS, context_length, most_positions, tied
 from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
@@ -14,7 +14,7 @@ def configure_gpt_neox(raw: RawConfig, limit: int | None) -> DecoderConfig:
     hidden_size, num_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_size = hidden_size // num_heads
     trained = raw.size("max_position_embeddings", 2048)
-    length = context_length(raw, limit, trained=trained, extensible=extensible(raw))
+    length = context_length(raw, limit, trained=trained, most=most_positions(raw, trained))
     theta, partial = raw.number("rotary_emb_base", 10000.0), raw.number("rotary_pct", 0.25)
     bias = raw.flag("attention_bias", True)
     return DecoderConfig(
@@ -56,14 +56,12 @@ def weights(config: DecoderConfig) -> WeightMap:
         parameters |= _both(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
         parameters |= _both(f"{ours}.mlp.up", f"{theirs}.mlp.dense_h_to_4h")
         parameters |= _both(f"{ours}.mlp.down", f"{theirs}.mlp.dense_4h_to_h")
-    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
-    if not tied:
-        parameters["output.weight"] = part("lm_head.weight")
+    parameters["output.weight"] = part("lm_head.weight")
     masks = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
-    ignored = (*masks, r"lm_head\.weight") if tied else masks
     # The head's name before transformers 5.
     renamed = (("embed_out.", "lm_head."),)
-    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="gpt_neox.", renamed=renamed)
+    aliases = tied(config, "gpt_neox.embed_in.weight")
+    return WeightMap(parameters=parameters, aliases=aliases, ignored=masks, prefix="gpt_neox.", renamed=renamed)
 
 
 def _both(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:

@@ -1,7 +1,7 @@
-"""Decoders without their language-model head: embedders (`Qwen3Model`), classifiers (`...ForSequenceClassification`).
+"""Class names without a head: embedders (`Qwen3Model`) and classifiers of decoders, encoder-decoders (`BartModel`).
 
-Config and network are the causal language model's; `model.encode_network` leaves out its output projection. Pure data;
-both processes.
+A decoder's config and network are the causal language model's; `model.encode_network` leaves out its output projection.
+Pure data; both processes.
 """
 
 from collections.abc import Mapping
@@ -24,3 +24,10 @@ def headless(decoders: Mapping[str, Architecture[Any]]) -> dict[str, Architectur
         rows[f"{prefix}Model"] = replace(row, head="embedding")
         rows[f"{prefix}ForSequenceClassification"] = replace(row, head="sequence_classification")
     return {name: row for name, row in rows.items() if name not in decoders}
+
+
+def bare(encoder_decoders: Mapping[str, Architecture[Any]]) -> dict[str, Architecture[Any]]:
+    """The rows of encoder-decoders by their bare names, which mean the same: the head is the embedding (bart-base)."""
+    suffix = "ForConditionalGeneration"
+    rows = {name: row for name, row in encoder_decoders.items() if name.endswith(suffix)}
+    return {f"{name.removesuffix(suffix)}Model": row for name, row in rows.items()}

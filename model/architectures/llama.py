@@ -3,8 +3,10 @@
 Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s parameters; knows no tensors.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
@@ -24,18 +26,32 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
+UNBOUNDED = sys.maxsize
+"""Positions of a formula that has no end."""
 
-def context_length(raw: RawConfig, limit: int | None, *, trained: int, extensible: bool = False) -> int:
-    """The longest sequence to be run: as many positions as were trained, or the caller's `limit` if that is fewer.
+MISTRAL_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+    "max_position_embeddings": 131072,
+}
+QWEN2_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_position_embeddings": 32768,
+}
+QWEN3_DEFAULTS: Mapping[str, Any] = {**QWEN2_DEFAULTS, "head_dim": 128}
+"""What a `config.json` that leaves these keys out means to transformers (one that says null means none)."""
 
-    Only where positions are `extensible` can a limit be above the trained length. (One limit is set for all checkpoints
-    of a worker, so that one above the length of some is no mistake.)
+
+def context_length(raw: RawConfig, limit: int | None, *, trained: int, most: int | None = None) -> int:
+    """The longest sequence to be run: as many positions as were trained, or the caller's `limit`.
+
+    That may be above the trained length where positions reach up to `most` of them. (One limit is set for all
+    checkpoints of a worker, so that one above the length of some is no mistake.)
     """
     if limit is not None and limit < 1:
         raise CheckpointError(f"{raw.file}: a context of {limit:,} tokens holds nothing", file=raw.file)
-    if limit is None:
-        return trained
-    return limit if extensible else min(limit, trained)
+    return trained if limit is None else min(limit, max(trained, most or 0))
 
 
 def heads(raw: RawConfig) -> tuple[int, int, int]:
@@ -61,21 +77,40 @@ def windows(raw: RawConfig, window: int | None, slides: Callable[[int], bool] | 
     return tuple(window if slides is None or slides(layer) else None for layer in range(num_layers))
 
 
+def is_causal(raw: RawConfig) -> bool:
+    """False where a decoder was made into an embedder that sees the whole text (gte-Qwen2), by either key."""
+    return raw.flag("is_causal", True) and not raw.flag("use_bidirectional_attention", False)
+
+
 def optional_window(raw: RawConfig) -> int | None:
-    return raw.size("sliding_window") if "sliding_window" in raw else None
+    """How many tokens a position sees, itself among them; of one that looks both ways the key is one side's reach."""
+    if "sliding_window" not in raw:
+        return None
+    return raw.size("sliding_window") + (0 if is_causal(raw) else 1)
 
 
-def extensible(raw: RawConfig) -> bool:
-    """Whether more positions than `max_position_embeddings` are meant to be used ("dynamic" grows with the text)."""
+def most_positions(raw: RawConfig, trained: int) -> int:
+    """How many positions the scaling of the rotary ones can reach; `max_position_embeddings` often leaves it out.
+
+    "dynamic" grows with the text. "linear" and "yarn" reach their factor times what they stretch, as vLLM reckons it
+    (`_get_and_verify_max_len`); unlike there, more than `max_position_embeddings` is not used unasked, since a linear
+    factor may be in it already.
+    """
     section = raw.section("rope_scaling") if "rope_scaling" in raw else RawConfig({}, raw.file)
     section = raw.section("rope_parameters") if "rope_parameters" in raw else section
-    return section.text("rope_type", section.text("type", "default")) == "dynamic"
+    kind = section.text("rope_type", section.text("type", "default"))
+    if kind == "dynamic":
+        return UNBOUNDED
+    if kind not in ("linear", "yarn") or "factor" not in section:
+        return trained
+    original = section.size("original_max_position_embeddings", trained) if kind == "yarn" else trained
+    return int(original * section.number("factor"))
 
 
 def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
     num_heads, num_kv_heads, head_size = heads(raw)
     trained = raw.size("max_position_embeddings", 2048)
-    length = context_length(raw, limit, trained=trained, extensible=extensible(raw))
+    length = context_length(raw, limit, trained=trained, most=most_positions(raw, trained))
     bias = raw.flag("attention_bias", False)
     return DecoderConfig(
         architecture="LlamaForCausalLM",
@@ -89,6 +124,7 @@ def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
         context_length=length,
         norm_epsilon=raw.number("rms_norm_eps", 1e-6),
         rotary=rotary(raw, head_size, length=length),
+        causal=is_causal(raw),
         attention_scale=head_size**-0.5,
         query_key_value_bias=bias,
         attention_output_bias=bias,
@@ -98,7 +134,12 @@ def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
     )
 
 
+def with_defaults(raw: RawConfig, defaults: Mapping[str, Any]) -> RawConfig:
+    return RawConfig({**defaults, **raw.values}, raw.file)
+
+
 def configure_mistral(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = with_defaults(raw, MISTRAL_DEFAULTS)
     return replace(
         configure_llama(raw, limit),
         architecture="MistralForCausalLM",
@@ -107,6 +148,7 @@ def configure_mistral(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 
 def configure_qwen2(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = with_defaults(raw, QWEN2_DEFAULTS)
     window = optional_window(raw) if raw.flag("use_sliding_window", False) else None
     first = raw.whole("max_window_layers", 28)
     return replace(
@@ -119,6 +161,7 @@ def configure_qwen2(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 
 def configure_qwen3(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = with_defaults(raw, QWEN3_DEFAULTS)
     bias = raw.flag("attention_bias", False)
     return replace(
         configure_qwen2(raw, limit),
@@ -134,11 +177,15 @@ def weights(config: DecoderConfig) -> WeightMap:
     parameters = {"embedding.weight": part("model.embed_tokens.weight"), "norm.weight": part("model.norm.weight")}
     for layer in range(config.num_layers):
         parameters |= _layer(config, f"layers.{layer}", f"model.layers.{layer}")
-    tied = {"output.weight": "embedding.weight"} if config.tied_embeddings else {}
-    if not tied:
-        parameters["output.weight"] = part("lm_head.weight")
-    ignored = (*IGNORED, r"lm_head\.weight") if tied else IGNORED
-    return WeightMap(parameters=parameters, tied=tied, ignored=ignored, prefix="model.")
+    parameters["output.weight"] = part("lm_head.weight")
+    return WeightMap(
+        parameters=parameters, aliases=tied(config, "model.embed_tokens.weight"), ignored=IGNORED, prefix="model."
+    )
+
+
+def tied(config: DecoderConfig, embedding: str) -> tuple[tuple[str, ...], ...]:
+    """The embedding and the head as one matrix, where the config says so and no two different ones are stored."""
+    return ((embedding, "lm_head.weight"),) if config.tied_embeddings else ()
 
 
 def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:

@@ -6,6 +6,7 @@ Maps `config.json` onto `EncoderDecoderConfig`; tensor names are BART's. Knows n
 from dataclasses import replace
 
 from model.architectures import bart
+from model.architectures.llama import UNBOUNDED
 from model.architectures.mapping import Architecture
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig
@@ -17,7 +18,7 @@ DEFAULTS = {"scale_embedding": True, "activation_function": "relu"}
 def configure(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
     raw = RawConfig(DEFAULTS | dict(raw.values), raw.file)
     return replace(
-        bart.configure(raw, limit, extensible=True),
+        bart.configure(raw, limit, most=UNBOUNDED),
         architecture="M2M100ForConditionalGeneration",
         norm_first=True,
         embedding_norm=False,

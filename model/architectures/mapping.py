@@ -5,7 +5,7 @@ in the API process.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from model.architectures.raw import RawConfig
@@ -71,15 +71,14 @@ class WeightMap:
     """
 
     parameters: dict[str, tuple[Part, ...]]
-    tied: dict[str, str] = field(default_factory=dict)
-    """Parameters that are another parameter: {"output.weight": "embedding.weight"}."""
     ignored: tuple[str, ...] = ()
     """Regular expressions (matched from the start to the end) of stored names that may be there and are not used."""
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
     aliases: tuple[tuple[str, ...], ...] = ()
     """Groups of stored names that mean one tensor: those of a group that are stored, the first before the others, stand
-    for those that are not. (Savers keep any one name of a tied matrix.)"""
+    for those that are not, and for those that hold the same numbers. (Savers keep any one name of a tied matrix, or
+    all; where they hold different numbers, the config that ties them is wrong, as transformers 5 sees it.)"""
     zeros: tuple[str, ...] = ()
     """Stored names that may be missing and are zeros then."""
 

@@ -7,13 +7,14 @@ tensor names are BART's. Knows no tensors.
 from dataclasses import replace
 
 from model.architectures import bart
+from model.architectures.llama import UNBOUNDED
 from model.architectures.mapping import Architecture, WeightMap
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig
 
 
 def configure(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
-    config = bart.configure(raw, limit, extensible=True)
+    config = bart.configure(raw, limit, most=UNBOUNDED)
     source_vocab_size = config.vocab_size
     return replace(
         config,

@@ -99,7 +99,7 @@ def weights(config: EncoderConfig) -> WeightMap:
         parameters |= biased(f"{ours}.mlp.gate_up", f"{theirs}.mlp.Wi", bias=config.mlp_bias)
         parameters |= biased(f"{ours}.mlp.down", f"{theirs}.mlp.Wo", bias=config.mlp_bias)
     if config.head is None:
-        return WeightMap(parameters=parameters, ignored=(r"head\..*", r"decoder\..*"), prefix="model.")
+        return WeightMap(parameters=parameters, ignored=(r"(head|decoder|classifier)\..*",), prefix="model.")
     parameters |= biased("head.dense", "head.dense", bias=config.head.dense_bias)
     parameters |= biased("head.norm", "head.norm", bias=config.head.norm_bias)
     parameters |= biased("head.output", "classifier")

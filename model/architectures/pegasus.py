@@ -6,6 +6,7 @@ Maps `config.json` onto `EncoderDecoderConfig`; tensor names are BART's. Knows n
 from dataclasses import replace
 
 from model.architectures import bart
+from model.architectures.llama import UNBOUNDED
 from model.architectures.mapping import Architecture
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig
@@ -13,7 +14,7 @@ from model.config import EncoderDecoderConfig
 
 def configure(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
     return replace(
-        bart.configure(raw, limit, extensible=True),
+        bart.configure(raw, limit, most=UNBOUNDED),
         architecture="PegasusForConditionalGeneration",
         norm_first=True,
         embedding_norm=False,

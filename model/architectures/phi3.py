@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
-from model.architectures.llama import configure_llama, optional_window, weights, windows
+from model.architectures.llama import configure_llama, optional_window, weights, windows, with_defaults
 from model.architectures.mapping import Architecture, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
 
+PHI3_DEFAULTS = {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+
 
 def configure_phi3(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    raw = with_defaults(raw, PHI3_DEFAULTS)
     return replace(
         configure_llama(raw, limit),
         architecture="Phi3ForCausalLM",

@@ -96,8 +96,8 @@ def _mscale(factor: float, mscale: float) -> float:
 
 def _longrope(raw: RawConfig, section: RawConfig, length: int, size: int) -> RotaryScaling:
     trained = raw.size("max_position_embeddings", 2048)
-    inner = section.size("original_max_position_embeddings", trained)
-    original = raw.size("original_max_position_embeddings", inner)
+    outer = raw.size("original_max_position_embeddings", trained)
+    original = section.size("original_max_position_embeddings", outer)
     factor = section.number("factor", trained / original)
     attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     for key in ("short_factor", "long_factor"):

@@ -6,7 +6,7 @@ tensors.
 
 from dataclasses import replace
 
-from model.architectures.llama import ACTIVATIONS, context_length
+from model.architectures.llama import ACTIVATIONS, UNBOUNDED, context_length
 from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig
@@ -38,7 +38,7 @@ def configure(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
         num_encoder_heads=num_heads,
         encoder_head_size=raw.size("d_kv", 64),
         encoder_intermediate_size=raw.size("d_ff", 2048),
-        context_length=context_length(raw, limit, trained=raw.size("n_positions", 512), extensible=True),
+        context_length=context_length(raw, limit, trained=raw.size("n_positions", 512), most=UNBOUNDED),
         norm="rms",
         norm_epsilon=raw.number("layer_norm_epsilon", 1e-6),
         norm_first=True,

@@ -26,7 +26,7 @@ from model.architectures import (
     phi3,
     t5,
 )
-from model.architectures.headless import headless
+from model.architectures.headless import bare, headless
 from model.architectures.mapping import Architecture
 
 DECODERS: Mapping[str, Architecture[Any]] = {
@@ -38,6 +38,15 @@ DECODERS: Mapping[str, Architecture[Any]] = {
     **gpt_neox.ARCHITECTURES,
 }
 
+SEQUENCE_TO_SEQUENCE: Mapping[str, Architecture[Any]] = {
+    **t5.ARCHITECTURES,
+    **bart.ARCHITECTURES,
+    **mbart.ARCHITECTURES,
+    **marian.ARCHITECTURES,
+    **m2m100.ARCHITECTURES,
+    **pegasus.ARCHITECTURES,
+}
+
 ARCHITECTURES: Mapping[str, Architecture[Any]] = {
     **DECODERS,
     **headless(DECODERS),
@@ -47,10 +56,26 @@ ARCHITECTURES: Mapping[str, Architecture[Any]] = {
     **albert.ARCHITECTURES,
     **modernbert.ARCHITECTURES,
     **deberta_v2.ARCHITECTURES,
-    **t5.ARCHITECTURES,
-    **bart.ARCHITECTURES,
-    **mbart.ARCHITECTURES,
-    **marian.ARCHITECTURES,
-    **m2m100.ARCHITECTURES,
-    **pegasus.ARCHITECTURES,
+    **SEQUENCE_TO_SEQUENCE,
+    **bare(SEQUENCE_TO_SEQUENCE),
 }
+
+BARE = "Model"
+WITH_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel", BARE)
+"""Endings of class names, those first which are meant where a checkpoint names none."""
+CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering", "cross_encoder")
+
+
+def usual_classes(model_type: str) -> tuple[str, ...]:
+    """What a `config.json` without `architectures` means: the language model of its type, or else the bare encoder."""
+    plain = model_type.replace("-", "").replace("_", "")
+    known = {name.lower(): name for name in ARCHITECTURES}
+    wanted = (plain + ending.lower() for ending in WITH_HEADS if plain)
+    return tuple(known[name] for name in wanted if name in known)
+
+
+def bare_class(name: str) -> str:
+    """The class without a classifier's head, where there is one: what sentence-transformers pools the states of."""
+    prefix, _, _ = name.partition("For")
+    classifies = ARCHITECTURES[name].head in CLASSIFIERS
+    return prefix + BARE if classifies and prefix + BARE in ARCHITECTURES else name

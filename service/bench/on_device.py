@@ -86,8 +86,8 @@ def make_decoder(shape: str, device: torch.device, dtype: torch.dtype, quantizat
     assert isinstance(config, DecoderConfig)
     network = Decoder(config, device)
     fill_at_random(network, device, dtype)
-    for target, source in architecture.weights(config).tied.items():
-        network.get_submodule(target.rpartition(".")[0]).weight = network.get_parameter(source)
+    if config.tied_embeddings:
+        network.output.weight = network.embedding.weight
     compile_layers(network, quantization, wide=network.output)
     join_layers(network)
     fuse_layers(network)

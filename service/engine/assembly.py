@@ -12,6 +12,7 @@ from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription, describe
 from model.hub import resolve
 from model.languages import Languages, read_languages
+from model.text_messages import check_template
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
@@ -57,14 +58,17 @@ def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
     )
     description = describe(folder, settings.max_model_len)
     version = source.version or description.version
-    tokenizer = Tokenizer.load(folder)
+    tokenizer, chat_template = Tokenizer.load(folder), ChatTemplate.load(folder)
+    if description.embedding is not None and description.embedding.messages is not None:
+        pairs = description.head == "cross_encoder"
+        check_template(description.embedding.messages, chat_template, pairs=pairs)
     return LoadedModel(
         name=source.name,
         version=version,
         spec=_spec(source, version, folder, settings),
         description=description,
         tokenizer=tokenizer,
-        chat_template=ChatTemplate.load(folder),
+        chat_template=chat_template,
         languages=languages_of(description, tokenizer),
     )
 

@@ -4,6 +4,7 @@ An embedding checkpoint gives one vector per text; a cross-encoder reads query a
 Knows neither HTTP nor tensors beyond numpy. Runs in the API process.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -172,7 +173,7 @@ async def pair_similarities(
     reads each pair together, and `scale` is of its scores.
     """
     if model.description.head == "cross_encoder":
-        ranked = await _score_together(engine, model, pairs, options, side="longest", scale=scale)
+        ranked = await _score_together(engine, model, pairs, options, side="longest", prompt=prompt, scale=scale)
         return [PairScore(read=(row.encoded,), score=row.score) for row in ranked], [row.encoded for row in ranked]
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     encoded = await embed(engine, model, distinct, options, prompt=prompt)
@@ -207,13 +208,14 @@ async def rerank(
 ) -> tuple[list[Ranked], list[EncodedText]]:
     """The documents in their given order with their scores, and all that was read for them.
 
-    A cross-encoder's own score is its logit through the checkpoint's activation; an embedding checkpoint's is the
-    similarity of query and document under their prompts. Where texts are cut, a cross-encoder's query is not: each
-    document is compared by it.
+    A cross-encoder's own score is its logit, under its default prompt, through the checkpoint's activation; that of an
+    embedding checkpoint is the similarity of query and document under their prompts. Where texts are cut, a
+    cross-encoder's query is not: each document is compared by it.
     """
     if model.description.head == "cross_encoder":
         pairs = [(query, document) for document in documents]
-        ranked = await _score_together(engine, model, pairs, options, side="second", scale=scale)
+        prompt = prompt_of(model, prompt_name=None, input_type=None)
+        ranked = await _score_together(engine, model, pairs, options, side="second", prompt=prompt, scale=scale)
         return ranked, [entry.encoded for entry in ranked]
     ranked, asked = await _rerank_by_embedding(engine, model, query, documents, options)
     for entry in ranked:
@@ -229,10 +231,11 @@ async def _score_together(
     options: EncodeOptions,
     *,
     side: Side,
+    prompt: str,
     scale: Scale,
 ) -> list[Ranked]:
     """By a cross-encoder; a logit comes into [0, 1] by its sigmoid, whatever the checkpoint's activation is."""
-    encoded = await tokenize(model, pairs, room=options.room(side=side))
+    encoded = await tokenize(model, pairs, room=options.room(side=side), prompt=prompt)
     await run_texts(engine, model, encoded, "logits", options)
     activations: dict[Scale, ActivationName | None] = {
         "own": model.description.score_activation, "logit": None, "unit": "sigmoid",
@@ -267,11 +270,25 @@ async def _rerank_by_embedding(
 def _score(text: EncodedText, activation: ActivationName | None) -> float | None:
     if text.values is None:
         return None
-    logit = float(text.values[0])
+    return _activated(float(text.values[0]), activation)
+
+
+def _activated(logit: float, activation: ActivationName | None) -> float:
+    """What torch's module of that name makes of it; GELU is the exact one."""
     match activation:
         case "sigmoid":
-            return float(1.0 / (1.0 + np.exp(-np.float64(logit))))
+            return _sigmoid(logit)
         case "tanh":
             return float(np.tanh(logit))
+        case "relu":
+            return max(logit, 0.0)
+        case "gelu":
+            return logit * 0.5 * (1.0 + math.erf(logit / math.sqrt(2.0)))
+        case "silu":
+            return logit * _sigmoid(logit)
         case _:
             return logit
+
+
+def _sigmoid(logit: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-np.float64(logit))))

@@ -19,6 +19,7 @@ from service.engine.flight import EncodeRequest
 from service.engine.models import LoadedModel
 from service.engine.protocol import EncodeInput, EncodeOutput, EncodeResult
 from service.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest, ServiceError
+from service.tasks.templated import encode_templated
 
 INLINE_CHARS = 4_000
 """More text than this is tokenized in a thread."""
@@ -114,7 +115,8 @@ async def tokenize(
 ) -> list[EncodedText]:
     """Each text's ids; one that cannot be read whole and may not be truncated carries its error.
 
-    `prompt` is put before each text (of a pair: before the first), as sentence-transformers does.
+    `prompt` is put before each text (of a pair: before the first), or told to the chat template that the texts go
+    through, as sentence-transformers does.
     """
     if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
         encoded = await asyncio.to_thread(_tokenize, model, texts, room, prompt)
@@ -128,6 +130,11 @@ async def tokenize(
 
 def _tokenize(model: LoadedModel, texts: Sequence[Text], room: Room, prompt: str) -> list[EncodedText]:
     embedding = model.description.embedding
+    limit = max_input_tokens(model) if room.max_tokens is None else min(room.max_tokens, max_input_tokens(model))
+    if embedding is not None and embedding.messages is not None:
+        free = limit if room.max_part_tokens is None else 0  # whose a token is matters from here on
+        templated = encode_templated(model, embedding.messages, texts, prompt, limit=free)
+        return [_fit(encoding, limit, room, 0) for encoding in templated]
     lower = embedding is not None and embedding.lowercase
     prepared = [_prepared(text, prompt, lower) for text in texts]
     skip = 0
@@ -139,7 +146,6 @@ def _tokenize(model: LoadedModel, texts: Sequence[Text], room: Room, prompt: str
         encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared)]
     except TokenizerError:
         encodings = [_encode_one(model, text) for text in prepared]
-    limit = max_input_tokens(model) if room.max_tokens is None else min(room.max_tokens, max_input_tokens(model))
     return [_fit(encoding, limit, room, skip) for encoding in encodings]
 
 

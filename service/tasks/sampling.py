@@ -84,6 +84,7 @@ def sampling_params(
     top_p = options.top_p if options.top_p is not None else _number(sampled, "top_p", 1.0)
     repetition = options.repetition_penalty
     eos_ids = () if options.ignore_eos else end_ids(model)
+    rules = model.description.declared_rules
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -95,9 +96,13 @@ def sampling_params(
         frequency_penalty=options.frequency_penalty,
         logit_bias={int(key): value for key, value in options.logit_bias.items()},
         seed=seed_of(options.seed),
-        min_tokens=options.min_tokens,
+        # What only a default asks for gives way to a shorter limit that was asked for.
+        min_tokens=max(options.min_tokens, min(rules.min_tokens(num_prompt_tokens), max_tokens)),
+        no_repeat_ngram_size=rules.no_repeat_ngram_size,
+        forced_eos_id=rules.forced_eos_id,
+        suppressed_ids=rules.suppressed_ids,
         allowed_ids=options.allowed_token_ids,
-        banned_sequences=_banned(model, options.bad_words),
+        banned_sequences=(*rules.banned_sequences, *_banned(model, options.bad_words)),
         stop_ids=tuple(dict.fromkeys((*eos_ids, *options.stop_token_ids))),
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,

@@ -97,6 +97,23 @@ def test_marian_with_one_pair_needs_no_words(tmp_path: Path) -> None:
         found.direction("en", "fr")
 
 
+@pytest.mark.parametrize(
+    ("group", "asked", "fits"),
+    [("ROMANCE", "fr", True), ("gmq", "nb-NO", True), ("mul", "sw", True), ("zle", "de", False), ("de", "nl", False)],
+)
+def test_a_group_of_languages_is_the_source_of_its_members(tmp_path: Path, group: str, asked: str, fits: bool) -> None:
+    """opus-mt-ROMANCE-en refused French."""
+    several = read(tmp_path, "marian", [">>eng<<", ">>por<<"], {"source_lang": group})
+    one = read(tmp_path, "marian", ["hello"], {"source_lang": group, "target_lang": "en"})
+    for found, prefix in ((several, ">>eng<< "), (one, "")):
+        if fits:
+            expected = Direction(source=group, target="eng" if prefix else "en", text_prefix=prefix)
+            assert found.direction(asked, "en") == expected
+        else:
+            with pytest.raises(UnknownLanguage):
+                found.direction(asked, "en")
+
+
 def test_t5_has_the_pairs_of_its_tasks(tmp_path: Path) -> None:
     tasks: dict[str, Any] = {"summarization": {}, "translation_en_to_de": {}, "translation_en_to_fr": {}}
     found = read(tmp_path, "t5", [], {}, task_specific_params=tasks)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.architectures.raw import RawConfig
@@ -107,6 +107,14 @@ def test_old_and_new_keys_of_gemma_3_mean_the_same() -> None:
     assert configure(old, "Gemma3ForCausalLM") == configure({**SIZES, "rope_scaling": scaling}, "Gemma3ForCausalLM")
 
 
+def test_the_length_that_was_trained_first_may_stand_inside_the_section() -> None:
+    scaling = {**LONGROPE, "original_max_position_embeddings": 24}
+    found = configure({**SIZES, "max_position_embeddings": 96, "rope_parameters": scaling}, "Phi3ForCausalLM").rotary
+    assert found is not None
+    assert found.scaling is not None
+    assert found.scaling.original_length == 24
+
+
 def test_phi_3_scaling_by_its_first_names_is_longrope() -> None:
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 24}
     rows = [{**LONGROPE, "rope_type": None, "type": name} for name in ("su", "yarn", "longrope")]
@@ -137,6 +145,23 @@ def test_a_limit_lowers_the_context_and_never_raises_it(save_reference: Save) ->
     assert lengths == [32, 16, 32]
     with pytest.raises(CheckpointError):
         load_network(folder, max_model_len=0)
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 128),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}, 32),
+        ({"rope_type": "llama3", **LLAMA3}, 32),
+        ({"rope_type": "dynamic", "factor": 2.0}, 200),
+    ],
+)
+def test_a_limit_raises_the_context_as_far_as_the_scaling_reaches(rope: dict[str, Any], most: int) -> None:
+    """Qwen2.5's cards say to add YaRN and leave `max_position_embeddings` as it is: no longer text was let in."""
+    values = {**SIZES, "max_position_embeddings": 32, "rope_scaling": rope}
+    lengths = [ARCHITECTURES["LlamaForCausalLM"].configure(RawConfig(values), limit) for limit in (None, 24, 200)]
+    assert [config.context_length for config in lengths] == [32, 24, most]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +199,25 @@ def test_frequencies_of_real_head_sizes_are_those_of_transformers(rope: dict[str
     ours, our_factor = rotary_frequencies(rotary)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0.0)
     assert our_factor == pytest.approx(their_factor)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2"])
+def test_what_a_config_leaves_out_is_what_it_is_in_transformers(kind: str) -> None:
+    """Mistral's window and heads, Qwen3's head size: small configs leave out what their class says already."""
+    given = {"vocab_size": 97, "hidden_size": 4096, "intermediate_size": 48, "num_hidden_layers": 2}
+    given |= {"num_attention_heads": 64, "use_sliding_window": True, "max_window_layers": 1}
+    theirs = AutoConfig.for_model(kind, **given)
+    names = {name.lower().removesuffix("forcausallm"): name for name in ARCHITECTURES if name.endswith("ForCausalLM")}
+    ours = configure({**given, "model_type": kind}, names[kind])
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_size == (getattr(theirs, "head_dim", None) or 64)
+    assert ours.context_length == theirs.max_position_embeddings
+    assert ours.norm_epsilon == theirs.rms_norm_eps
+    assert ours.window(1) == getattr(theirs, "sliding_window", None)
+    for key, value in {"sliding_window": None, "num_key_value_heads": None}.items():
+        if kind == "mistral":
+            explicit = configure({**given, key: value}, names[kind])
+            assert (explicit.window(0), explicit.num_kv_heads) in {(None, 8), (4096, 64)}
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
-    Gemma3TextModel,
     PreTrainedModel,
     SiglipVisionConfig,
 )
@@ -22,6 +23,7 @@ from model.attention.attend import PackedAttend
 from model.attention.interface import PackedLayout
 from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
+from model.description import describe
 from model.encode_network import load_encode_network
 from model.errors import UnsupportedArchitectureError
 
@@ -152,22 +154,60 @@ def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> No
         assert ids[len(case["prompt_ids"]) :] == case["new_ids"][:20]
 
 
-def test_a_gemma_that_sees_the_whole_text_is_an_embedder(run_packed: Run, tmp_path: Path) -> None:
-    """EmbeddingGemma: windows look both ways; as a language model it is refused."""
-    config = Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=7,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=6,
-        pad_token_id=0,
-        use_bidirectional_attention=True,
-    )
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("form", ["differing", "equal", "head alone"])
+def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(
+    save_reference: Save, run_packed: Run, tmp_path: Path, kind: str, form: str
+) -> None:
+    """A head that was trained apart from the embedding was dropped for it, without a word."""
+    heads = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48}
+    sizes = GPT2 if kind == "gpt2" else {"model_type": kind, "vocab_size": 97, **heads}
+    folder, _ = save_reference(**sizes, tie_word_embeddings=True)
+    embedding = {"llama": "model.embed_tokens", "gpt2": "transformer.wte", "gpt_neox": "gpt_neox.embed_in"}[kind]
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        stored = tensors[f"{embedding}.weight"]
+        head = stored.flip(0).contiguous() if form == "differing" else stored.clone()
+        kept = {name: value for name, value in tensors.items() if form != "head alone" or value is not stored}
+        return kept | {"lm_head.weight": head}
+
+    changed = rewrite(folder, tmp_path, change)
+    reference = AutoModelForCausalLM.from_pretrained(changed)
+    network = load_network(changed)
+    ours = run_packed(network, [TEXT])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+    shared = network.get_parameter("output.weight") is network.get_parameter("embedding.weight")
+    assert shared == (form != "differing")
+
+
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Gemma3Text", {"sliding_window": 6, "use_bidirectional_attention": True}),
+        ("Qwen2", {"is_causal": False}),
+        ("Qwen3", {"is_causal": False}),
+        ("Mistral", {"is_causal": False, "sliding_window": 4}),
+    ],
+)
+def test_a_decoder_that_sees_the_whole_text_is_an_embedder(
+    run_packed: Run, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    """EmbeddingGemma, gte-Qwen2: windows look both ways; as a language model it is refused."""
     torch.manual_seed(0)
-    reference = Gemma3TextModel(config).eval()
+    config = getattr(transformers, f"{kind}Config")(**TINY, **changes)
+    reference = getattr(transformers, f"{kind}Model")(config).eval()
     reference.save_pretrained(tmp_path)
     network = load_encode_network(tmp_path)
     positions = torch.arange(len(TEXT))
@@ -177,6 +217,10 @@ def test_a_gemma_that_sees_the_whole_text_is_an_embedder(run_packed: Run, tmp_pa
     theirs = reference(torch.tensor([TEXT])).last_hidden_state[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     raw = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["Gemma3ForCausalLM"]}))
-    with pytest.raises(UnsupportedArchitectureError):
-        load_network(tmp_path)
+    name = f"{kind.removesuffix('Text')}ForCausalLM"
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": [name]}))
+    with pytest.raises(UnsupportedArchitectureError, match="without causal attention"):
+        describe(tmp_path)
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert describe(tmp_path).head == "embedding"

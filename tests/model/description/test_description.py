@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from model.declared_rules import DeclaredRules
 from model.description import describe, fingerprint
 from model.errors import CheckpointError, UnsupportedArchitectureError
 
@@ -61,6 +62,100 @@ def test_a_causal_model_does_every_task_that_prompting_can(make: Make) -> None:
     assert found.tasks == ("generate", "classify", "sentiment", "summarize", "translate", "answer")
     assert (found.context_length, found.vocab_size) == (64, 50)
     assert found.labels == ()
+
+
+def test_rules_that_a_decoder_declares_are_kept_and_what_cannot_be_done_is_said(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`bad_words_ids` and their like were dropped without a word."""
+    declared = {
+        "eos_token_id": 2,
+        "no_repeat_ngram_size": 3,
+        "suppress_tokens": [7],
+        "bad_words_ids": [[2], [5], [8, 9]],
+        "min_new_tokens": 4,
+        "forced_eos_token_id": [2],
+        "num_beams": 1,
+        "begin_suppress_tokens": [11],
+    }
+    found = describe(make(LLAMA, {"generation_config.json": declared})).declared_rules
+    assert found == DeclaredRules(
+        no_repeat_ngram_size=3,
+        suppressed_ids=(5, 7),
+        banned_sequences=((8, 9),),
+        min_new_tokens=4,
+        forced_eos_id=2,
+    )
+    assert "begin_suppress_tokens: [11]" in caplog.text
+    assert "num_beams" not in caplog.text
+    assert DeclaredRules(min_length=10).min_tokens(4) == 6
+    with pytest.raises(CheckpointError, match="generation_config"):
+        describe(make(LLAMA, {"generation_config.json": {"bad_words_ids": [5]}}))
+
+
+def test_a_limit_that_is_not_reached_and_a_choice_of_positions_are_said(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert describe(make(LLAMA), max_model_len=100).context_length == 64
+    assert "of the 100 tokens that are allowed for it can hold 64" in caplog.text
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    phi = LLAMA | {"architectures": ["Phi3ForCausalLM"], "rope_scaling": rope, "original_max_position_embeddings": 32}
+    for limit, which in ((None, "long"), (32, "short")):
+        caplog.clear()
+        describe(make(phi), max_model_len=limit)
+        assert f"LongRoPE's {which} factors" in caplog.text
+
+
+TRANSFORMER = {"type": "sentence_transformers.models.Transformer", "path": ""}
+
+
+@pytest.mark.parametrize("dense", [[], [{"type": "pylate.models.Dense.Dense", "path": "1_Dense"}]])
+def test_a_vector_per_token_is_refused(make: Make, dense: list[dict[str, str]]) -> None:
+    """ColBERT's folders gave something that was no vector of the text."""
+    folder = make(BERT | {"architectures": ["BertModel"]}, {"modules.json": [TRANSFORMER, *dense]})
+    (folder / "1_Dense").mkdir()
+    sizes = {"in_features": 32, "out_features": 8, "activation_function": "torch.nn.modules.linear.Identity"}
+    (folder / "1_Dense" / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(UnsupportedArchitectureError, match="no Pooling"):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (BERT, "BertModel"),
+        (BERT | {"model_type": "deberta-v2"}, "DebertaV2Model"),
+        (BERT | {"model_type": "xlm-roberta"}, "XLMRobertaModel"),
+        (LLAMA, "LlamaForCausalLM"),
+        (LLAMA | {"model_type": "t5", "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 40, "num_layers": 2}, "T5For"),
+    ],
+)
+def test_a_config_without_a_class_means_that_of_its_type(make: Make, config: dict[str, Any], architecture: str) -> None:
+    """microsoft/deberta-v3-base names none."""
+    found = describe(make({**config, "architectures": None, "decoder_start_token_id": 0}))
+    assert found.architecture.startswith(architecture)
+
+
+def test_a_class_without_a_head_means_the_language_model_where_there_is_but_one(make: Make) -> None:
+    """facebook/bart-base."""
+    found = describe(make({"architectures": ["BartModel"], "model_type": "bart", "vocab_size": 50}))
+    assert (found.head, found.network) == ("language_model", "encoder_decoder")
+
+
+def test_a_second_layout_of_the_weights_is_not_counted(make: Make) -> None:
+    folder = make(LLAMA)
+    save_file({"a": np.zeros(10, np.float32)}, folder / "model.safetensors")
+    alone = describe(folder).weight_bytes
+    save_file({"a": np.zeros(10, np.float32)}, folder / "consolidated.safetensors")
+    assert describe(folder).weight_bytes == alone
+
+
+def test_code_of_a_checkpoints_own_is_not_run_and_that_is_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    describe(make(LLAMA))
+    assert not caplog.records
+    describe(make(LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling_other.OtherModel"}}))
+    assert "modeling_other.OtherModel" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +229,7 @@ def test_an_encoder_is_its_head(make: Make, architecture: str, head: str, task: 
 
 
 def test_a_sentence_transformers_folder_embeds_whatever_its_config_names(make: Make) -> None:
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules = [TRANSFORMER, {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
     found = describe(make({**BERT, "architectures": ["BertForMaskedLM"]}, {"modules.json": json.dumps(modules)}))
     assert found.head == "embedding"
     assert {"embed", "similarity", "rerank"} <= set(found.tasks)

@@ -1,6 +1,7 @@
 """Folders in the layout before and since sentence-transformers 5.4 give the vectors of `SentenceTransformer.encode`."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,21 @@ def test_decoder_embedder_pools_its_last_token(
     model = SentenceTransformer(modules=modules, device="cpu")
     model.save(str(tmp_path / "saved"), create_model_card=False)
     assert_same(encode(make_runner, tokenizer, tmp_path / "saved", SENTENCES), model.encode(SENTENCES))
+
+
+@pytest.mark.parametrize("suffix", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"])
+def test_a_classifier_whose_states_are_pooled_is_an_embedder(
+    suffix: str, make_model: MakeModel, make_runner: MakeRunner, tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    """sentence-transformers loads the bare network, whatever head config.json names."""
+    base, _ = make_model("bert", suffix)
+    tokenizer.save_pretrained(base)
+    model = SentenceTransformer(modules=[models.Transformer(str(base)), models.Pooling(32)], device="cpu")
+    model.save(str(tmp_path / "saved"), create_model_card=False)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(base / name, tmp_path / "saved" / name)
+    assert_same(encode(make_runner, tokenizer, tmp_path / "saved", SENTENCES), model.encode(SENTENCES))
+    assert describe(tmp_path / "saved").head == "embedding"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,19 @@ def test_older_checkpoints_load_as_they_are(
         assert_allclose(found, expected)
 
 
+def test_albert_without_an_activation_has_its_class_own(
+    make_model: MakeModel, run: Run, texts: list[list[int]]
+) -> None:
+    """BERT's exact GELU stood in for the approximation that ALBERT was trained with."""
+    folder, model = make_model("albert")
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    assert raw.pop("hidden_act") == "gelu_new"
+    path.write_text(json.dumps(raw))
+    expected = model(torch.tensor([texts[1]])).last_hidden_state[0].detach().numpy()
+    assert_allclose(run(folder, texts)[1], expected, atol=1e-5)
+
+
 def test_bare_encoder_stored_under_its_prefix_loads(
     family: str, make_model: MakeModel, run: Run, texts: list[list[int]]
 ) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from model.architectures.raw import RawConfig
 from model.batch import BeamParams
 from model.description import describe
 from model.errors import CheckpointError
-from model.generation_defaults import Choices, GenerationDefaults, read_generation_defaults
+from model.generation_defaults import Choices, GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
 
 BART_CNN = {
     "bos_token_id": 0,
@@ -118,17 +119,29 @@ def test_a_short_limit_is_not_refused_for_a_declared_minimum(tmp_path: Path) -> 
         found.sampling(choices=Choices(max_tokens=20, min_tokens=30))
 
 
+@pytest.mark.parametrize("kind", ["bart", "marian", "mbart", "m2m_100", "pegasus", "t5"])
+def test_ids_that_a_config_leaves_out_are_those_of_its_class(tmp_path: Path, kind: str) -> None:
+    """BART's target began with its `bos_token_id` where nothing was said, and nothing ended it."""
+    theirs = AutoConfig.for_model(kind)
+    start = getattr(theirs, "decoder_start_token_id", None)
+    found = defaults(tmp_path, {"model_type": kind, **({} if start is not None else {"decoder_start_token_id": 3})})
+    assert found.decoder_start_id == (3 if start is None else start)
+    assert found.eos_ids == (theirs.eos_token_id,)
+    assert found.sampling().forced_eos_id == getattr(theirs, "forced_eos_token_id", None)
+
+
 def test_marians_padding_is_never_generated_and_its_end_stays_allowed(tmp_path: Path) -> None:
     config = {
         "decoder_start_token_id": 58100,
         "eos_token_id": 0,
-        "bad_words_ids": [[58100], [0]],
+        "bad_words_ids": [[58100], [0], [7, 8]],
         "num_beams": 6,
         "max_length": 512,
         "renormalize_logits": True,
     }
     params = defaults(tmp_path, config).sampling()
     assert params.suppressed_ids == (58100,)
+    assert params.banned_sequences == ((7, 8),)
     assert params.beam == BeamParams(num_beams=6, renormalize_logits=True)
     assert params.max_tokens == 511
 
@@ -164,3 +177,18 @@ def test_description_says_tasks_and_defaults(save_seq2seq: Callable[..., tuple[P
     assert marian.tasks == ("generate", "translate")
     assert marian.sequence_to_sequence is not None
     assert marian.sequence_to_sequence.sampling().suppressed_ids == (95,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "tasks"),
+    [
+        ("mbart", ["translation_en_to_ro"], ("generate", "translate")),
+        ("mbart", ["summarization"], ("generate", "summarize")),
+        ("mbart", ["summarization", "translation_en_to_ro"], ("generate", "summarize", "translate")),
+        ("m2m_100", ["summarization"], ("generate", "translate")),
+        ("bart", ["summarization"], ("generate", "summarize")),
+    ],
+)
+def test_an_mbart_that_was_made_to_summarize_does(kind: str, names: list[str], tasks: tuple[str, ...]) -> None:
+    raw = RawConfig({"model_type": kind, "task_specific_params": {name: {} for name in names}})
+    assert sequence_to_sequence_tasks(raw) == tasks

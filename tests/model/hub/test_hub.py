@@ -44,6 +44,7 @@ def checkpoint(seed: int) -> dict[str, bytes]:
         "config.json": json.dumps(CONFIG).encode(),
         "model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": weight_map}).encode(),
         "pytorch_model.bin": b"a pickle",
+        "consolidated.safetensors": b"the same weights once more",
         "README.md": b"# tiny",
         "onnx/model.json": b"{}",
     }
@@ -61,7 +62,9 @@ def fetch(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return call
 
 
-def test_a_sharded_checkpoint_is_fetched_by_name_without_its_pickles(hub: Any, fetch: Callable[..., Path]) -> None:
+def test_a_sharded_checkpoint_is_fetched_by_name_without_pickles_and_second_layouts(
+    hub: Any, fetch: Callable[..., Path]
+) -> None:
     folder = fetch()
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert sorted(path.name for path in folder.rglob("*")) == [

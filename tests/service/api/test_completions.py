@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model.declared_rules import DeclaredRules
 from service.engine.protocol import Loaded
 from service.errors import GenerationFailed, Overloaded, Unavailable
 
@@ -128,6 +129,20 @@ async def test_the_checkpoint_s_own_defaults_hold_unless_the_request_sets_them(
     await post(client, **body)
     sampling = engine.requests[0].sampling
     assert {name: getattr(sampling, name) for name in expected} == expected
+
+
+async def test_rules_that_the_checkpoint_declares_hold_beside_those_of_the_request(
+    client: httpx.AsyncClient, engine: Any
+) -> None:
+    rules = DeclaredRules(no_repeat_ngram_size=2, suppressed_ids=(9,), banned_sequences=((3, 4),), min_new_tokens=6)
+    object.__setattr__(engine.models["tiny"].description, "declared_rules", rules)
+    await post(client, max_tokens=4)
+    await post(client, max_tokens=8, min_tokens=7, bad_words=["a"])
+    first, second = (request.sampling for request in engine.requests)
+    assert (first.min_tokens, first.no_repeat_ngram_size, first.suppressed_ids) == (4, 2, (9,))
+    assert second.min_tokens == 7
+    assert second.banned_sequences[0] == (3, 4)
+    assert len(second.banned_sequences) > 1
 
 
 async def test_a_stream_is_the_answer_in_pieces(client: httpx.AsyncClient) -> None:

@@ -87,8 +87,8 @@ async def test_an_alias_is_listed_and_answered_by_what_it_stands_for(
     openai: AsyncOpenAI, engine: Any, alias: str, served: str
 ) -> None:
     names = [model.id async for model in await openai.models.list()]
-    assert names[:8] == list(engine.models)
-    assert names[8:] == ["gpt-4o", "gpt-4o-mini"], "one whose checkpoint is not there any more is not listed"
+    assert names[:-2] == list(engine.models)
+    assert names[-2:] == ["gpt-4o", "gpt-4o-mini"], "one whose checkpoint is not there any more is not listed"
     card = await openai.models.retrieve(alias)
     assert (card.id, card.model_extra and card.model_extra["root"]) == (alias, served)
     answer = await openai.chat.completions.create(model=alias, messages=HELLO)

@@ -64,7 +64,8 @@ async def test_a_head_on_an_embedders_body_answers_as_a_checkpoint_of_its_own(
     head.load_state_dict({"weight": tagger.classifier.weight.half(), "bias": tagger.classifier.bias.half()})
     tagger.bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
     (folder / "modules.json").write_text(json.dumps(modules))
     save_head(head, folder / "heads" / "parts", temperature=2.0)
     engine.load(folder)

@@ -73,7 +73,8 @@ def refused(client: httpx.AsyncClient) -> Post:
 def tokenizer() -> PreTrainedTokenizerFast:
     """Words and letters, BERT's special tokens; a limit of 64 tokens."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    digits = "01234"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters), *digits]
     vocabulary = {piece: id for id, piece in enumerate(dict.fromkeys(pieces))}
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()

@@ -103,6 +103,17 @@ async def test_scores_of_a_cross_encoder_are_those_of_predict(make_reranker: Any
     assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(logits, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ReLU", "GELU", "SiLU", "Tanh", "Identity"])
+async def test_a_cross_encoders_own_activation_is_applied(make_reranker: Any, post: Any, name: str) -> None:
+    """ReLU, GELU and SiLU were taken for none at all."""
+    folder = make_reranker(sbert_ce_default_activation_function=f"torch.nn.modules.activation.{name}")
+    reference = CrossEncoder(str(folder), device="cpu", activation_fn=getattr(torch.nn, name)())
+    expected = reference.predict([("the cat", document) for document in DOCUMENTS]).tolist()
+    answer = await post("/v1/rerank", query="the cat", documents=DOCUMENTS)
+    found = {entry["index"]: entry["relevance_score"] for entry in answer["results"]}
+    assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(expected, **CLOSE)
+
+
 async def test_an_embedding_checkpoint_ranks_by_similarity_under_its_prompts(make_embedder: Any, post: Any) -> None:
     reference = make_embedder(prompts={"query": "query : ", "document": "passage : "})
     expected = reference.similarity(reference.encode_query(["the cat"]), reference.encode_document(DOCUMENTS))[0]
