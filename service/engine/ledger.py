@@ -145,14 +145,14 @@ class Ledger:
             self._dispatcher.made_progress(flight)
             self._books.tokens(flight, len(output.token_ids), now)
         flight.num_cached_tokens = max(flight.num_cached_tokens, output.num_cached_tokens)
+        reason, is_late = output.finish_reason, output.finish_reason == "deadline"
+        if is_late:
+            output.finish_reason = None  # the tokens are read first, and then the error
         flight.deliver(output)
-        match output.finish_reason:
-            case None:
-                pass
-            case "deadline":
-                self._finish(flight, "deadline", _too_late())
-            case reason:
-                self._finish(flight, reason)
+        if is_late:
+            self._finish(flight, "deadline", _too_late())
+        elif reason is not None:
+            self._finish(flight, reason)
 
     def _take_encoded(self, flight: EncodeFlight, result: EncodeResult) -> None:
         self._dispatcher.made_progress(flight)

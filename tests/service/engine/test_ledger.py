@@ -12,11 +12,12 @@ from model.batch import SamplingParams
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
-from service.engine.flight import Flight, GenerateRequest, generate_flight
+from service.engine.flight import Flight, GenerateFlight, GenerateRequest, generate_flight
 from service.engine.ledger import GUILTY_DEATHS, Ledger
-from service.engine.protocol import WorkerConfig
+from service.engine.protocol import LaneStats, Step, TokenOutput, WorkerConfig
 from service.engine.shadow import Comparison
-from service.errors import Quarantined, Unavailable
+from service.engine.stream import GenerationStream
+from service.errors import DeadlineExceeded, Quarantined, Unavailable
 from service.metrics import Metrics
 from tests.service.engine.faults.scripted import stub_model
 
@@ -83,3 +84,19 @@ async def test_a_shadow_that_ended_with_its_convicted_original_is_not_run_again(
     assert isinstance(original.error, Quarantined)
     assert (twin.outcome, twin.num_replays) == ("cancelled", 0)
     assert (len(ledger), dispatcher.num_of("m@1"), dispatcher.num_of("m@2")) == (0, 0, 0)
+
+
+async def test_a_deadline_that_the_worker_finds_is_an_error_behind_the_tokens(
+    ledger: Ledger, make_flight: MakeFlight
+) -> None:
+    """It was a finish reason that no client knows, and a 200."""
+    flight = make_flight("1")
+    assert isinstance(flight, GenerateFlight)
+    ledger.admit(flight)
+    late = TokenOutput(request_id=flight.number, token_ids=[7], finish_reason="deadline")
+    ledger.take_step(Step(model="m@1", tokens=[late], stats=LaneStats()), None)
+    stream = GenerationStream(flight, ledger.end)
+    output = await anext(stream)
+    assert (output.token_ids, output.finish_reason) == ([7], None)
+    with pytest.raises(DeadlineExceeded):
+        await anext(stream)
