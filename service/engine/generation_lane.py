@@ -212,7 +212,6 @@ class GenerationLane:
         return LaneStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
-            num_waiting_tokens=self._scheduler.num_waiting_tokens,
             kv_cache_usage=self._scheduler.kv_cache_usage,
             step_tokens=landed.num_tokens if landed is not None else 0,
             step_sequences=len(landed.rows) if landed is not None else 0,

@@ -149,8 +149,6 @@ class TokenOutput(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[TokenLogprobs] = []
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
-    started: float | None = None
-    """When the request was first scheduled; set on its first output."""
     error: str | None = None
 
 
@@ -171,7 +169,6 @@ class LaneStats(msgspec.Struct, kw_only=True):
 
     num_waiting: int = 0
     num_running: int = 0
-    num_waiting_tokens: int = 0
     kv_cache_usage: float = 0.0
     step_tokens: int = 0
     step_sequences: int = 0

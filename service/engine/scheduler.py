@@ -54,10 +54,6 @@ class Scheduler:
         return len(self._sequences) - len(self._planner.running)
 
     @property
-    def num_waiting_tokens(self) -> int:
-        return self._planner.num_waiting_tokens + sum(entry.num_tokens for entry in self._compiling.values())
-
-    @property
     def next_step_tokens(self) -> int:
         return self._planner.next_step_tokens
 
@@ -94,11 +90,6 @@ class Scheduler:
     def can_look_ahead(self) -> bool:
         """Whether `schedule` may be called while a step's results are awaited."""
         return self._planner.can_look_ahead
-
-    @property
-    def next_deadline(self) -> float | None:
-        """When `expire` has something to do at the latest, work or none."""
-        return self._deadlines.first
 
     # --- requests come and go
 
@@ -308,7 +299,6 @@ class Scheduler:
     def _output(sequence: Sequence) -> TokenOutput:
         output = TokenOutput(request_id=sequence.request_id, num_cached_tokens=sequence.num_cached_tokens)
         if not sequence.delivered and sequence.started is not None:
-            output.started = sequence.started
             output.prompt_logprobs = sequence.prompt_logprobs
             sequence.delivered = True
         return output

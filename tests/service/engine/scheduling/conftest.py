@@ -379,7 +379,9 @@ class Service:
         waiting = [sequence for sequence in here if sequence not in running]
         assert self.scheduler.num_running == len(running)
         assert self.scheduler.num_waiting == len(waiting)
-        assert self.scheduler.num_waiting_tokens == sum(sequence.num_tokens for sequence in waiting)
+        compiling = self.scheduler._compiling.values()
+        ready = [sequence for sequence in waiting if sequence not in compiling]
+        assert planner.num_waiting_tokens == sum(sequence.num_tokens for sequence in ready)
         assert set(self.requests) - set(self.ends) == set(self.scheduler.request_ids)
         for sequence in waiting:
             assert not sequence.cross_block_ids
