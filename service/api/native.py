@@ -53,7 +53,7 @@ class NativeBody(Strict):
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     truncate: bool = Field(False, description="cut what is too long, and say so, instead of refusing it")
     user: str | None = None
-    """Who the caller acts for: of no effect here."""
+    """Who the caller acts for: the same user gets the same version of a model that is shared out between several."""
 
 
 def model_of_address(request: Request) -> str | None:

@@ -134,7 +134,7 @@ class GenerationBody(Strict):
     truncate_prompt_tokens: int | None = Field(None, ge=1, le=INT32, description="keep the prompt's last tokens")
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     user: str | None = None
-    """Who the caller acts for: of no effect here."""
+    """Who the caller acts for: the same user gets the same version of a model that is shared out between several."""
 
     @property
     def stops(self) -> tuple[str, ...]:

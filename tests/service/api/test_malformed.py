@@ -100,6 +100,8 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}],
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}],
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]}],
+        [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[" * 2000}}]}],
+        [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "1" * 5000}}]}],
     ]),
     ("messages.1.tool_calls.0.type", [[USER, {"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]]),
     ("max_tokens", [0]),
