@@ -30,7 +30,8 @@ MAX_AT_ONCE = 64
 """Generations of one HTTP request that are with the engine at the same time."""
 MIN_ROOM = 8
 NUM_CUTS = 6
-BEAM_CHOICES = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+NEUTRAL_CHOICES = {"num_beams": 1, "length_penalty": 1, "early_stopping": False, "no_repeat_ngram_size": 0}
+"""What a checkpoint that has no beams can do: nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,8 +233,8 @@ class Commission:
 
     def _sampling(self, num_prompt_tokens: int, param: str) -> SamplingParams:
         choices = self.choices
-        for name in BEAM_CHOICES:
-            if getattr(choices, name) not in (None, 1):
+        for name, neutral in NEUTRAL_CHOICES.items():
+            if getattr(choices, name) not in (None, neutral):
                 message = f"{name} is for encoder-decoders; {self.model.name} is none"
                 raise UnsupportedParameter(message, param=name)
         options = SamplingOptions(

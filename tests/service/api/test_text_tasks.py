@@ -319,6 +319,9 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 4}, "num_beams"),
     ({"length_penalty": 2.0}, "length_penalty"),
     ({"early_stopping": "maybe"}, "early_stopping"),
+    ({"early_stopping": True}, "early_stopping"),
+    ({"early_stopping": "never"}, "early_stopping"),
+    ({"no_repeat_ngram_size": 1}, "no_repeat_ngram_size"),
     ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
     ({"temperature": 3}, "temperature"),
     ({"top_p": 2}, "top_p"),
@@ -381,3 +384,12 @@ async def test_a_wrong_field_is_named(
     assert 400 <= response.status_code < 500, response.text
     assert response.json()["error"]["param"] == param, response.text
     assert (await client.post(path, json=GOOD[path])).status_code == 200
+
+
+@pytest.mark.parametrize("path", GOOD)
+async def test_what_asks_for_nothing_is_no_fault(client: httpx.AsyncClient, engine: Any, path: str) -> None:
+    """A language model refused `early_stopping: false` and `no_repeat_ngram_size: 0`."""
+    engine.reply = "x"
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "no_repeat_ngram_size": 0}
+    response = await client.post(path, json=GOOD[path] | neutral)
+    assert response.status_code == 200, response.text
