@@ -21,7 +21,7 @@ from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from service.tasks.generation import Prompt, start_generation
 from service.tasks.prompts import checked_ids, encode_text, truncated
-from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params
 
 DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 1024
@@ -101,7 +101,7 @@ def _parted(model: LoadedModel, ids: list[int], param: str) -> tuple[list[int], 
     defaults = model.description.sequence_to_sequence
     if defaults is None:
         return [], ids
-    context = model.description.context_length
+    context = context_limit(model)
     if len(ids) > context:
         raise ContextLengthExceeded(f"{param} has {len(ids):,} tokens; {model.name} reads {context:,}", param=param)
     return ids, defaults.decoder_prompt

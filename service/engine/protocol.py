@@ -13,7 +13,8 @@ from model.batch import FinishReason, SamplingParams, TokenLogprobs
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
-GRAMMAR_ERROR = "grammar: "
+Blame = Literal["context", "request", "grammar"]
+"""What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
 """How the error of a request begins whose grammar could not be compiled: the caller's fault, not ours."""
 
 
@@ -150,6 +151,8 @@ class TokenOutput(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    blame: Blame | None = None
+    """Of an error: None where it is not the request's fault."""
 
 
 class EncodeResult(msgspec.Struct, kw_only=True):

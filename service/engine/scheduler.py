@@ -13,7 +13,7 @@ from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
 from service.engine.deadlines import Deadlines
 from service.engine.planner import SchedulerLimits, StepPlanner
-from service.engine.protocol import TokenOutput
+from service.engine.protocol import Blame, TokenOutput
 from service.engine.refusals import fault_of_ids, refusal
 from service.engine.rows import Step
 from service.engine.sequence import Branch, Phase, Sequence
@@ -105,7 +105,9 @@ class Scheduler:
             fault = refusal(sequence, self._placement, self.max_model_len, self._planner.max_sequences)
         if fault is not None:
             sequence.phase = Phase.finished
-            return TokenOutput(request_id=sequence.request_id, finish_reason="error", error=fault)
+            return TokenOutput(
+                request_id=sequence.request_id, finish_reason="error", error=fault.message, blame=fault.blame
+            )
         reason = self._finish_reason(sequence) or ("deadline" if _is_past(sequence.deadline, now) else None)
         if reason is not None:
             sequence.phase = Phase.finished
@@ -142,7 +144,7 @@ class Scheduler:
 
     def grammar_failed(self, request_id: int, error: str) -> TokenOutput | None:
         sequence = self._sequences.get(request_id)
-        return self._finish(sequence, "error", error) if sequence is not None else None
+        return self._finish(sequence, "error", error, "grammar") if sequence is not None else None
 
     def cancel(self, request_id: int) -> TokenOutput | None:
         """Ends a request and frees its blocks; None if it has ended already."""
@@ -283,7 +285,9 @@ class Scheduler:
             return None
         return "length"
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> TokenOutput:
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, error: str | None = None, blame: Blame | None = None
+    ) -> TokenOutput:
         """Ends a request, wherever it is; its blocks are free at once."""
         output = self._output(sequence)
         self._planner.leave(sequence)
@@ -292,7 +296,7 @@ class Scheduler:
         sequence.phase = Phase.finished
         del self._sequences[sequence.request_id]
         output.finish_reason = reason
-        output.error = error
+        output.error, output.blame = error, blame
         return output
 
     @staticmethod

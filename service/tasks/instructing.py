@@ -19,7 +19,7 @@ from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedPar
 from service.tasks.chat import Conversation, chat_prompt, without_thinking
 from service.tasks.generation import Generation, GenerationEngine, Prompt, RequestOptions, Usage, start_generation
 from service.tasks.prompts import encode_text
-from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params
 from service.tasks.voting import sample
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class Commission:
             raise ContextLengthExceeded(message, param="max_tokens")
         if asked is not None:
             return asked
-        return max(1, min(self.assignment.max_tokens, self.model.description.context_length // 4))
+        return max(1, min(self.assignment.max_tokens, self._context // 4))
 
     async def room(self) -> int:
         """About how many tokens of the caller's text fit."""
@@ -163,7 +163,7 @@ class Commission:
 
     @property
     def _context(self) -> int:
-        return self.model.description.context_length
+        return context_limit(self.model)
 
     @property
     def _limit(self) -> int:

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,16 @@ from service.engine.ledger import GUILTY_DEATHS, Ledger
 from service.engine.protocol import LaneStats, Step, TokenOutput, WorkerConfig
 from service.engine.shadow import Comparison
 from service.engine.stream import GenerationStream
-from service.errors import DeadlineExceeded, Quarantined, Unavailable
+from service.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidGrammar,
+    InvalidRequest,
+    Quarantined,
+    ServiceError,
+    Unavailable,
+)
 from service.metrics import Metrics
 from tests.service.engine.faults.scripted import stub_model
 
@@ -100,3 +110,27 @@ async def test_a_deadline_that_the_worker_finds_is_an_error_behind_the_tokens(
     assert (output.token_ids, output.finish_reason) == ([7], None)
     with pytest.raises(DeadlineExceeded):
         await anext(stream)
+
+
+@pytest.mark.parametrize(
+    ("blame", "error"),
+    [
+        ("context", ContextLengthExceeded),
+        ("request", InvalidRequest),
+        ("grammar", InvalidGrammar),
+        (None, GenerationFailed),
+    ],
+)
+async def test_what_the_worker_refuses_is_the_callers_fault_unless_it_had_been_run(
+    ledger: Ledger, make_flight: MakeFlight, blame: Any, error: type[ServiceError]
+) -> None:
+    """Beams or lengths that no cache could hold were a 500."""
+    for has_run in (False, True):
+        flight = make_flight("1")
+        ledger.admit(flight)
+        if has_run:
+            ran = TokenOutput(request_id=flight.number, token_ids=[7])
+            ledger.take_step(Step(model="m@1", tokens=[ran], stats=LaneStats()), None)
+        refused = TokenOutput(request_id=flight.number, finish_reason="error", error="why", blame=blame)
+        ledger.take_step(Step(model="m@1", tokens=[refused], stats=LaneStats()), None)
+        assert type(flight.error) is (GenerationFailed if has_run else error)

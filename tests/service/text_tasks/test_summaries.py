@@ -196,3 +196,12 @@ async def test_a_texts_fault_is_its_own(load: Callable[..., LoadedModel], refuse
         ({"stream": True, "style": "bullets"}, "style"),
     ):
         assert (await refused("/v1/summarize", input="x", **body))["param"] == param
+
+
+async def test_more_beams_than_the_cache_holds_are_the_callers_fault(
+    load: Callable[..., LoadedModel], refused: Callable[..., Any]
+) -> None:
+    load("bart", kv_cache_memory=400_000)
+    error = await refused("/v1/summarize", input="The king lost a war.", num_beams=32, max_tokens=300)
+    assert error["code"] == "context_length_exceeded"
+    assert "times 32" in error["message"]

@@ -260,6 +260,7 @@ class Service:
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.ends: dict[int, str] = {}
         self.errors: dict[int, str | None] = {}
+        self.blames: dict[int, str | None] = {}
         self.cached: dict[int, int] = {}
         self.seconds_of = seconds_of
         """What a step takes, where that matters; the scheduler is told, and time goes on by it."""
@@ -290,7 +291,7 @@ class Service:
             self.prompt_logprobs[number] = output.prompt_logprobs
         if output.finish_reason is not None:
             self.ends[number] = output.finish_reason
-            self.errors[number] = output.error
+            self.errors[number], self.blames[number] = output.error, output.blame
 
     def cancel(self, request_id: int) -> None:
         output = self.scheduler.cancel(request_id)

@@ -226,6 +226,8 @@ def test_what_could_not_run_alone_is_refused_with_the_numbers(field: str, make_s
     assert service.ends == {request.request_id: "error"}
     for figure in figures:
         assert figure in service.errors[request.request_id]
+    too_long = field in ("prompt", "memory", "source")
+    assert service.blames[request.request_id] == ("context" if too_long else "request")
     assert not service.scheduler.has_work
 
 
