@@ -27,7 +27,7 @@ from service.tasks.chat import Conversation, ToolUse, chat_prompt, tool_use
 from service.tasks.generation import Prompt, start_generation
 from service.tasks.prompts import truncated
 from service.tasks.reasoning import marker_ids
-from service.tasks.sampling import sampling_params
+from service.tasks.sampling import sampling_params, with_token_rules
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -81,7 +81,7 @@ async def make_prompt(
     if not ids:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
     sampling = sampling_params(
-        options,
+        await with_token_rules(options, model),
         model,
         len(ids),
         default_max_tokens=None,

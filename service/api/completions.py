@@ -21,7 +21,7 @@ from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from service.tasks.generation import Prompt, start_generation
 from service.tasks.prompts import checked_ids, encode_text, truncated
-from service.tasks.sampling import SamplingOptions, context_limit, sampling_params
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params, with_token_rules
 
 DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 1024
@@ -63,6 +63,7 @@ def _check(body: CompletionBody) -> None:
 
 
 async def _prompts(body: CompletionBody, model: LoadedModel, options: SamplingOptions) -> list[Prompt]:
+    options = await with_token_rules(options, model)
     prompts = []
     for position, entry in enumerate(given := as_list(body.prompt)):
         param = f"prompt.{position}" if len(given) > 1 else "prompt"
