@@ -24,7 +24,7 @@ from service.api.tag import TagBody, create_tags
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
 from service.api.translate import TranslateBody, create_translation
 from service.errors import GenerationFailed, InvalidRequest, ServiceError
-from service.http.envelope import validation_error
+from service.http.envelope import fault_of_body
 from service.tasks.confidence import activated, best_first
 from service.tasks.tagging import Aggregation
 
@@ -282,8 +282,7 @@ def _made(kind: type[B], fields: Mapping[str, Any], places: Mapping[str, str]) -
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
-        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        raise _renamed(validation_error(faults, dict(fields)), places) from error
+        raise _renamed(fault_of_body(error, dict(fields)), places) from error
 
 
 async def _answered(work: Awaitable[Response], places: Mapping[str, str]) -> tuple[Any, dict[str, int]]:

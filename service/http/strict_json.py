@@ -10,6 +10,9 @@ from collections.abc import Iterable
 
 from service.errors import InvalidRequest
 
+MAX_NAMES = 4096
+"""Of one object: each may be a fault of its own."""
+
 
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
@@ -41,6 +44,8 @@ def _unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         repeated = _first_repeated(name for name, _ in pairs)
         raise InvalidJson(f"the name '{repeated[:100]}' is given twice in one object", param=_printable(repeated))
+    if len(found) > MAX_NAMES:
+        raise InvalidJson(f"an object has {len(found):,} names; the limit is {MAX_NAMES:,}")
     return found
 
 

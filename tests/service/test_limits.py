@@ -52,6 +52,7 @@ def test_sound_json_passes(body):
         (b"[" + b"1" * 5000 + b"]", "5000 digits"),
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
         (b'[{"x": {"b": 1, "b": 1}}]', "'b' is given twice"),
+        (b"{" + b",".join(b'"%d":1' % n for n in range(5000)) + b"}", "5,000 names; the limit is 4,096"),
         (b'"\\ud800"', "surrogate"),
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b'"\xff"', "not UTF-8: byte 1 is 0xff"),
