@@ -70,7 +70,8 @@ class QueueLoad(NamedTuple):
 class QueueLimits:
     """How much may wait. A named client may hold `client_share` of it, so that others always find room.
 
-    A request larger than `max_tokens` is let into an empty queue: the context limit bounds it already.
+    A request larger than `max_tokens` is let into an empty queue, or it could never run. What bounds it then: the
+    context, where it generates; where it reads, the size of a body (and how often a context is read for a question).
     """
 
     max_requests: int

@@ -27,7 +27,7 @@ from service.tasks.chat import Conversation, ToolUse, chat_prompt, thoughts_of, 
 from service.tasks.generation import Generation, Prompt, start_generation
 from service.tasks.prompts import truncated
 from service.tasks.reasoning import after_thoughts, marker_ids
-from service.tasks.sampling import sampling_params
+from service.tasks.sampling import sampling_params, with_token_rules
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -87,7 +87,7 @@ async def _prompt(
         body, max_tokens=max_tokens, logprobs=(body.top_logprobs or 0) if body.logprobs else None, grammar=grammar
     )
     sampling = sampling_params(
-        options,
+        await with_token_rules(options, model),
         model,
         len(ids),
         default_max_tokens=None,

@@ -23,7 +23,7 @@ from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from service.tasks.generation import Prompt, start_generation
 from service.tasks.prompts import checked_ids, encode_text, truncated
-from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params, with_token_rules
 
 DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 1024
@@ -72,6 +72,7 @@ def _check_reads_on(body: CompletionBody, model: LoadedModel) -> None:
 
 
 async def _prompts(body: CompletionBody, model: LoadedModel, options: SamplingOptions) -> list[Prompt]:
+    options = await with_token_rules(options, model)
     prompts = []
     default_max_tokens = None if body.max_tokens == AS_MANY_AS_FIT else DEFAULT_MAX_TOKENS
     kept = kept_prompt_tokens(body, model, default_max_tokens if options.max_tokens is None else options.max_tokens)
@@ -113,7 +114,7 @@ def _parted(model: LoadedModel, ids: list[int], param: str) -> tuple[list[int], 
     defaults = model.description.sequence_to_sequence
     if defaults is None:
         return [], ids
-    context = model.description.context_length
+    context = context_limit(model)
     if len(ids) > context:
         message = f"The prompt is too long: {param} has {len(ids):,} tokens; {model.name} reads {context:,}"
         raise ContextLengthExceeded.of_context(context, message, param=param)

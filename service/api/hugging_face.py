@@ -41,6 +41,7 @@ RENAMED = {
 }  # fmt: skip
 """Names of `generate` that are others under /v1; `min_length` and `max_length` count the start token, ours do not."""
 SHORTER = ("max_length", "min_length")
+GENERATE_PLACE = "parameters.generate_parameters"
 
 
 class TextClassificationParameters(Strict):
@@ -145,23 +146,55 @@ async def sentence_similarity(request: Request, body: SimilarityBody) -> Respons
     return await tei_similarity(request, body)
 
 
+class GenerateParameters(Strict):
+    """What is served of the parameters of `generate` in `transformers`; their values are looked at as /v1 does."""
+
+    max_new_tokens: Any = None
+    max_length: Any = None
+    min_new_tokens: Any = None
+    min_length: Any = None
+    do_sample: bool | None = None
+    num_beams: Any = None
+    length_penalty: Any = None
+    early_stopping: Any = None
+    no_repeat_ngram_size: Any = None
+    repetition_penalty: Any = None
+    temperature: Any = None
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+    seed: Any = None
+
+    def fields(self) -> dict[str, Any]:
+        """By their names under /v1. Raises InvalidRequest where two are given that are one there."""
+        found: dict[str, Any] = {}
+        for name, value in self.model_dump(exclude_unset=True, exclude={"do_sample"}).items():
+            own = RENAMED.get(name, name)
+            if own in found:
+                place = f"{GENERATE_PLACE}.{name}"
+                raise InvalidRequest(f"{place}: another name for the same limit is given as well", param=place)
+            found[own] = _counted(name, value)
+        if self.do_sample is not None:
+            found["temperature"] = found.get("temperature", 1.0) if self.do_sample else 0.0
+        return found
+
+    def places(self) -> dict[str, str]:
+        return {RENAMED.get(name, name): f"{GENERATE_PLACE}.{name}" for name in self.model_fields_set}
+
+
 class WritingParameters(Strict):
     """`clean_up_tokenization_spaces` is of no effect: texts come as the tokenizer decodes them."""
 
     clean_up_tokenization_spaces: bool | None = None
     truncation: Truncation = "do_not_truncate"
-    generate_parameters: dict[str, Any] = Field(default_factory=dict)
+    generate_parameters: GenerateParameters = GenerateParameters()
 
     def fields(self) -> dict[str, Any]:
-        given = {RENAMED.get(name, name): _counted(name, value) for name, value in self.generate_parameters.items()}
-        if "do_sample" in given:
-            sampled = given.pop("do_sample")
-            given["temperature"] = given.get("temperature", 1.0) if sampled else 0.0
-        return {**given, "truncate": self.truncation != "do_not_truncate"}
+        return {**self.generate_parameters.fields(), "truncate": self.truncation != "do_not_truncate"}
 
     def places(self) -> dict[str, str]:
-        given = {RENAMED.get(name, name): f"parameters.generate_parameters.{name}" for name in self.generate_parameters}
-        return {"input": "inputs", "source": "parameters.src_lang", "target": "parameters.tgt_lang", **given}
+        places = {"input": "inputs", "source": "parameters.src_lang", "target": "parameters.tgt_lang"}
+        return places | self.generate_parameters.places()
 
 
 def _counted(name: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ from service.api.schemas_openai import INT32, Name, Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, ServiceError
-from service.http.envelope import validation_error
+from service.http.envelope import fault_of_body
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions
 
 MAX_ITEMS = 2048
@@ -56,7 +56,7 @@ class NativeBody(Strict):
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     truncate: bool = Field(False, description="cut what is too long, and say so, instead of refusing it")
     user: str | None = None
-    """Who the caller acts for: of no effect here."""
+    """Who the caller acts for: the same user gets the same version of a model that is shared out between several."""
 
 
 class EncodeBody(NativeBody):
@@ -86,8 +86,7 @@ def checked(kind: type[Body], fields: Mapping[str, Any]) -> Body:
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
-        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        raise validation_error(faults, dict(fields)) from error
+        raise fault_of_body(error, dict(fields)) from error
 
 
 def encode_engine(request: Request) -> EncodeEngine:

@@ -6,10 +6,20 @@ default is not. What depends on the checkpoint (ids, lengths, templates) is chec
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from service.api.fail_fast import make_lists_fast
 from service.logs import REQUEST_ID
 
 MAX_CHOICES = 128
@@ -39,6 +49,12 @@ class Strict(BaseModel):
     """No coercion, no unknown fields, no NaN; a null stands for an absent field, known or not."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        make_lists_fast(handler.resolve_ref_schema(schema))
+        return schema
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +187,7 @@ class GenerationBody(ConstrainedBody):
     """vLLM's and SGLang's names for what the header X-Request-ID says; the header wins."""
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     user: str | None = None
-    """Who the caller acts for: of no effect here."""
+    """Who the caller acts for: the same user gets the same version of a model that is shared out between several."""
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -25,8 +25,6 @@ from service.metrics import Metrics
 from service.model_source import ModelSource
 from service.settings import Settings
 
-DEFAULT_CPU_KV_CACHE_BYTES = 1 << 30
-
 
 def make_engine(settings: Settings, metrics: Metrics) -> EngineClient:
     limits = QueueLimits(settings.max_queue_requests, settings.max_queue_tokens)

@@ -266,9 +266,6 @@ class EngineClient:
 
     # -- the worker's life --------------------------------------------------------------------------------------------
 
-    def on_worker_up(self) -> None:
-        pass
-
     def on_worker_down(self, cause: str, batch: frozenset[int] | None) -> None:
         self._books.metrics.worker_up(False)
         self._books.metrics.worker_restarted(cause)

@@ -6,10 +6,10 @@ too: it is given new ones only as it starts those that it has. A more urgent one
 since it may put others back. After a death the requests that were in the worker come back; one that was being computed
 in two deaths without getting anywhere is a suspect. A suspect is let in only among
 requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
-guilty. Pure data. Runs in the API process.
+guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from service.admission import QueueLoad
@@ -45,6 +45,9 @@ class Dispatcher:
         self._window_tokens = config.max_batch_tokens * WINDOW_STEPS
         self._lanes: dict[str, _Lane] = {}
         self._suspect: Flight | None = None
+        """The one that is inside and has not got anywhere."""
+        self._next_suspect: Flight | None = None
+        """The one whose turn has come: it waits for those inside to get somewhere, and all others wait for it."""
         self._unproven: set[int] = set()
         """Those inside that have not got anywhere in this worker."""
 
@@ -84,21 +87,31 @@ class Dispatcher:
 
     def take(self, is_loaded: Callable[[str], bool] = lambda _key: True) -> list[Flight]:
         """What the worker has room for now, in order; it counts as inside from here on."""
-        taken: list[Flight] = []
-        for key, lane in self._lanes.items():
-            if not is_loaded(key):
-                continue
-            while self._suspect is None and (number := lane.waiting.peek()) is not None:
-                flight = lane.flights[number]
-                is_suspect = flight.deaths_without_progress >= SUSPECT_DEATHS
-                if not self._has_room(lane, flight) or (is_suspect and self._unproven):
-                    break
-                lane.waiting.pop()
-                if is_suspect:
-                    self._suspect = flight
-                self._enter(lane, flight)
-                taken.append(flight)
-        return taken
+        if (suspect := self._next_suspect) is not None and is_loaded(suspect.model.key):
+            if self._unproven:
+                return []
+            self._lanes[suspect.model.key].waiting.remove(suspect.number)
+            return [self._let_in(suspect)]
+        self._next_suspect = None
+        return [flight for key in self._lanes if is_loaded(key) for flight in self._take_of(key)]
+
+    def _take_of(self, key: str) -> Iterator[Flight]:
+        lane = self._lanes[key]
+        while self._suspect is None and self._next_suspect is None and (number := lane.waiting.peek()) is not None:
+            flight = lane.flights[number]
+            if not self._has_room(lane, flight):
+                return
+            if _is_suspect(flight) and self._unproven:
+                self._next_suspect = flight
+                return
+            lane.waiting.pop()
+            yield self._let_in(flight)
+
+    def _let_in(self, flight: Flight) -> Flight:
+        if _is_suspect(flight):
+            self._suspect, self._next_suspect = flight, None
+        self._enter(self._lanes[flight.model.key], flight)
+        return flight
 
     def started(self, flight: Flight) -> None:
         """The worker has begun to compute it."""
@@ -119,6 +132,8 @@ class Dispatcher:
         self._leave(lane, flight)
         if self._suspect is flight:
             self._suspect = None
+        if self._next_suspect is flight:
+            self._next_suspect = None
 
     def take_back(self, batch: frozenset[int] | None = None) -> list[Flight]:
         """Everything that was inside the worker, which has died: one death more for each that may be the cause, those
@@ -128,7 +143,7 @@ class Dispatcher:
             if batch is None or flight.number in batch or self._compiles(flight):
                 flight.deaths_without_progress += 1
             self._leave(self._lanes[flight.model.key], flight)
-        self._suspect = None
+        self._suspect = self._next_suspect = None
         return sorted(lost, key=lambda flight: flight.number)
 
     def _compiles(self, flight: Flight) -> bool:
@@ -167,3 +182,7 @@ class Dispatcher:
         else:
             lane.num_generating -= 1
             lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
+
+
+def _is_suspect(flight: Flight) -> bool:
+    return flight.deaths_without_progress >= SUSPECT_DEATHS

@@ -62,6 +62,14 @@ class Errand:
 
     under_way: bool = False
     """One of them has ended well: what comes after it belongs to what has been accepted."""
+    prompt_tokens: int = 0
+    """What those that have ended have computed, however they ended; what the cache had is not counted."""
+    output_tokens: int = 0
+
+    def take_account_of(self, flight: "Flight") -> None:
+        self.under_way = self.under_way or flight.outcome in ENDED_WELL
+        self.prompt_tokens += flight.num_computed_tokens
+        self.output_tokens += flight.num_output_tokens
 
 
 errand_context: ContextVar[Errand | None] = ContextVar("errand", default=None)
@@ -104,6 +112,11 @@ class Flight:
     deadline_timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """Of its prompt, as far as is known here."""
+        return 0 if self.started is None else max(0, self.num_prompt_tokens - self.num_cached_tokens)
+
     def message(self) -> Generate | Encode:
         """What the worker is told, now: for a replay it includes what was delivered before."""
         raise TypeError("a flight is a GenerateFlight or an EncodeFlight")
@@ -119,8 +132,8 @@ class Flight:
     def end(self, outcome: str, error: ServiceError | None = None) -> None:
         assert self.outcome is None, "a request ends once"
         self.outcome, self.error = outcome, error
-        if self.errand is not None and outcome in ENDED_WELL:
-            self.errand.under_way = True
+        if self.errand is not None:
+            self.errand.take_account_of(self)
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         self.wake()
@@ -190,6 +203,11 @@ class EncodeFlight(Flight):
     results: list[EncodeResult | None]
     asked: list[int] = field(default_factory=list)
     """Which input each index of the message that is under way stands for."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        entries = zip(self.request.inputs, self.results, strict=True)
+        return sum(len(entry.ids) for entry, result in entries if result is not None)
 
     def message(self) -> Encode:
         self.asked = [index for index, result in enumerate(self.results) if result is None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from model.batch import Batch
 from model.grammar import GrammarCompiler
 from model.runner import LaunchedStep, Runner, is_out_of_memory
-from service.engine.protocol import GRAMMAR_ERROR, Encode, Generate, LaneStats, Loaded, Step, TokenOutput
+from service.engine.protocol import Encode, Generate, LaneStats, Loaded, Step, TokenOutput
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import sequence_from
 
@@ -186,7 +186,7 @@ class GenerationLane:
         for request_id, error in self._grammars.done():
             if error is None:
                 self._scheduler.grammar_ready(request_id)
-            elif (output := self._scheduler.grammar_failed(request_id, f"{GRAMMAR_ERROR}{error}")) is not None:
+            elif (output := self._scheduler.grammar_failed(request_id, f"grammar: {error}")) is not None:
                 ended.append(output)
         return self._forget_ended(ended)
 
@@ -213,7 +213,6 @@ class GenerationLane:
         return LaneStats(
             num_waiting=self._scheduler.num_waiting,
             num_running=self._scheduler.num_running,
-            num_waiting_tokens=self._scheduler.num_waiting_tokens,
             kv_cache_usage=self._scheduler.kv_cache_usage,
             step_tokens=landed.num_tokens if landed is not None else 0,
             step_sequences=len(landed.rows) if landed is not None else 0,

@@ -8,18 +8,29 @@ in the API process, on its event loop.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
 from service.engine.flight import EncodeFlight, Flight, GenerateFlight
 from service.engine.models import LoadedModel
-from service.engine.protocol import GRAMMAR_ERROR, Cancel, EncodeResult, Step, TokenOutput, ToWorker
-from service.errors import DeadlineExceeded, GenerationFailed, InvalidGrammar, Quarantined, ServiceError
+from service.engine.protocol import Blame, Cancel, EncodeResult, Step, TokenOutput, ToWorker
+from service.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidGrammar,
+    InvalidRequest,
+    Quarantined,
+    ServiceError,
+)
 
 log = logging.getLogger("slimpajama.engine")
 
 GUILTY_DEATHS = 3
+FAILURES: Mapping[Blame | None, type[ServiceError]] = {
+    None: GenerationFailed, "context": ContextLengthExceeded, "request": InvalidRequest, "grammar": InvalidGrammar,
+}  # fmt: skip
 
 
 class Ledger:
@@ -138,21 +149,22 @@ class Ledger:
     def _take_tokens(self, flight: GenerateFlight, output: TokenOutput, now: float) -> None:
         if output.error is not None:
             log.warning("request failed in the worker", extra=flight.described() | {"reason": output.error})
-            grammar = output.error.startswith(GRAMMAR_ERROR)
-            self._finish(flight, "error", (InvalidGrammar if grammar else GenerationFailed)(output.error))
+            if flight.first_output is not None:
+                output.blame = None  # it has run: that this worker cannot go on with it is not its fault
+            self._finish(flight, "error", failure_of(output))
             return
         if output.token_ids:
             self._dispatcher.made_progress(flight)
             self._books.tokens(flight, len(output.token_ids), now)
         flight.num_cached_tokens = max(flight.num_cached_tokens, output.num_cached_tokens)
+        reason, is_late = output.finish_reason, output.finish_reason == "deadline"
+        if is_late:
+            output.finish_reason = None  # the tokens are read first, and then the error
         flight.deliver(output)
-        match output.finish_reason:
-            case None:
-                pass
-            case "deadline":
-                self._finish(flight, "deadline", _too_late())
-            case reason:
-                self._finish(flight, reason)
+        if is_late:
+            self._finish(flight, "deadline", _too_late())
+        elif reason is not None:
+            self._finish(flight, reason)
 
     def _take_encoded(self, flight: EncodeFlight, result: EncodeResult) -> None:
         self._dispatcher.made_progress(flight)
@@ -179,6 +191,12 @@ class Ledger:
                 continue
             self._books.replayed(flight)
             self._dispatcher.enqueue(flight)
+
+
+def failure_of(output: TokenOutput) -> ServiceError:
+    """The error of a request that the worker has refused, or failed at."""
+    assert output.error is not None
+    return FAILURES[output.blame](output.error)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -13,7 +13,8 @@ from model.batch import FinishReason, SamplingParams, TokenLogprobs
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
-GRAMMAR_ERROR = "grammar: "
+Blame = Literal["context", "request", "grammar"]
+"""What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
 """How the error of a request begins whose grammar could not be compiled: the caller's fault, not ours."""
 
 
@@ -150,9 +151,9 @@ class TokenOutput(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[TokenLogprobs] = []
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
-    started: float | None = None
-    """When the request was first scheduled; set on its first output."""
     error: str | None = None
+    blame: Blame | None = None
+    """Of an error: None where it is not the request's fault."""
 
 
 class EncodeResult(msgspec.Struct, kw_only=True):
@@ -172,7 +173,6 @@ class LaneStats(msgspec.Struct, kw_only=True):
 
     num_waiting: int = 0
     num_running: int = 0
-    num_waiting_tokens: int = 0
     kv_cache_usage: float = 0.0
     step_tokens: int = 0
     step_sequences: int = 0

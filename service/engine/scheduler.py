@@ -13,7 +13,7 @@ from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch
 from service.engine.deadlines import Deadlines
 from service.engine.planner import SchedulerLimits, StepPlanner
-from service.engine.protocol import TokenOutput
+from service.engine.protocol import Blame, TokenOutput
 from service.engine.refusals import fault_of_ids, refusal
 from service.engine.rows import Step
 from service.engine.sequence import Branch, Phase, Sequence
@@ -53,10 +53,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Requests without blocks, those that wait for their grammar included."""
         return len(self._sequences) - len(self._planner.running)
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        return self._planner.num_waiting_tokens + sum(entry.num_tokens for entry in self._compiling.values())
 
     @property
     def next_step_tokens(self) -> int:
@@ -101,11 +97,6 @@ class Scheduler:
         """Whether `schedule` may be called while a step's results are awaited."""
         return self._planner.can_look_ahead
 
-    @property
-    def next_deadline(self) -> float | None:
-        """When `expire` has something to do at the latest, work or none."""
-        return self._deadlines.first
-
     # --- requests come and go
 
     def add(self, sequence: Sequence, now: float) -> TokenOutput | None:
@@ -120,7 +111,9 @@ class Scheduler:
             fault = refusal(sequence, self._placement, self.max_model_len, self._planner.max_sequences)
         if fault is not None:
             sequence.phase = Phase.finished
-            return TokenOutput(request_id=sequence.request_id, finish_reason="error", error=fault)
+            return TokenOutput(
+                request_id=sequence.request_id, finish_reason="error", error=fault.message, blame=fault.blame
+            )
         reason = self._finish_reason(sequence) or ("deadline" if _is_past(sequence.deadline, now) else None)
         if reason is not None:
             sequence.phase = Phase.finished
@@ -157,7 +150,7 @@ class Scheduler:
 
     def grammar_failed(self, request_id: int, error: str) -> TokenOutput | None:
         sequence = self._sequences.get(request_id)
-        return self._finish(sequence, "error", error) if sequence is not None else None
+        return self._finish(sequence, "error", error, "grammar") if sequence is not None else None
 
     def cancel(self, request_id: int) -> TokenOutput | None:
         """Ends a request and frees its blocks; None if it has ended already."""
@@ -311,7 +304,9 @@ class Scheduler:
             return None
         return "length"
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> TokenOutput:
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, error: str | None = None, blame: Blame | None = None
+    ) -> TokenOutput:
         """Ends a request, wherever it is; its blocks are free at once."""
         output = self._output(sequence)
         self._planner.leave(sequence)
@@ -320,14 +315,13 @@ class Scheduler:
         sequence.phase = Phase.finished
         del self._sequences[sequence.request_id]
         output.finish_reason = reason
-        output.error = error
+        output.error, output.blame = error, blame
         return output
 
     @staticmethod
     def _output(sequence: Sequence) -> TokenOutput:
         output = TokenOutput(request_id=sequence.request_id, num_cached_tokens=sequence.num_cached_tokens)
         if not sequence.delivered and sequence.started is not None:
-            output.started = sequence.started
             output.prompt_logprobs = sequence.prompt_logprobs
             sequence.delivered = True
         return output

@@ -60,7 +60,6 @@ class SinglePassLane:
         self.busy_seconds += seconds
         stats = LaneStats(
             num_waiting=len(self._unstarted),
-            num_waiting_tokens=self._batcher.num_waiting_tokens,
             num_running=len(numbers),
             step_tokens=sum(item.length for item in batch),
             step_sequences=len(batch),

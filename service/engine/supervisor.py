@@ -62,10 +62,6 @@ class WorkerEvents(Protocol):
         where that is known."""
         ...
 
-    def on_worker_up(self) -> None:
-        """A new worker has its configuration and is loading."""
-        ...
-
     def on_budget_spent(self) -> None:
         """No further worker will be started."""
         ...
@@ -203,7 +199,6 @@ class Supervisor:
         reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
         self._writer = writer
         self.send(self._config())
-        self._events.on_worker_up()
         watcher = asyncio.create_task(self._watch(worker), name="worker-watch")
         try:
             await self._read(reader)

@@ -20,6 +20,9 @@ MAX_URL_BYTES = 8192
 HELD_BODIES = 64
 """So many bodies of the largest size may be in memory at once; beyond that a request is asked to come again."""
 
+INLINE_BYTES = 1 << 16
+"""Longer bodies are read in a thread: 8 MiB of nothing but empty objects take four seconds, 64 KiB 30 milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
@@ -72,8 +75,13 @@ class BodyReader:
             raise BodyTimeout(message) from error
         if body:
             _check_media_type(headers)
-            said = scope["state"][BODY_KEY] = check_json(bytes(body), self._limits.max_json_depth)
+            said = scope["state"][BODY_KEY] = await self._check(bytes(body))
             _note_user(scope, said)
+
+    async def _check(self, body: bytes) -> object:
+        if len(body) <= INLINE_BYTES:
+            return check_json(body, self._limits.max_json_depth)
+        return await asyncio.to_thread(check_json, body, self._limits.max_json_depth)
 
     async def _receive_all(self, receive: Receive, body: bytearray, inflater: Inflater | None) -> None:
         more = True

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.types import Send
 
 from service.errors import InvalidRequest, ServiceError, UnsupportedParameter
 
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
+MAX_FAULTS = 256
+"""Of a body, that are looked at for the most telling."""
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -78,6 +81,12 @@ async def send_error(send: Send, error: ServiceError, *, headers: Headers | None
         all_headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": all_headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def fault_of_body(error: ValidationError, body: object) -> ServiceError:
+    """What pydantic has against a request's body."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return validation_error([{**fault, "loc": ("body", *fault["loc"])} for fault in faults[:MAX_FAULTS]], body)
 
 
 def validation_error(faults: Sequence[Mapping[str, Any]], body: object) -> ServiceError:

@@ -1,12 +1,17 @@
 """Refuses what Python's JSON reader lets through: NaN, Infinity, 1e999, a name twice, lone surrogates, deep nesting.
 
-Pure functions over bytes. FastAPI reads the same bytes again: what passes here means the same there.
+Pure functions over bytes, in time proportional to them whatever they say. FastAPI reads the same bytes again: what
+passes here means the same there.
 """
 
 import json
 import math
+from collections.abc import Iterable
 
 from service.errors import InvalidRequest
+
+MAX_NAMES = 4096
+"""Of one object: each may be a fault of its own."""
 
 
 class InvalidJson(InvalidRequest):
@@ -37,10 +42,20 @@ def check_json(body: bytes, max_depth: int) -> object:
 def _unique_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        repeated = _first_repeated(name for name, _ in pairs)
         raise InvalidJson(f"the name '{repeated[:100]}' is given twice in one object", param=_printable(repeated))
+    if len(found) > MAX_NAMES:
+        raise InvalidJson(f"an object has {len(found):,} names; the limit is {MAX_NAMES:,}")
     return found
+
+
+def _first_repeated(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    raise AssertionError("called only where a name is there twice")
 
 
 def _printable(name: str) -> str | None:

@@ -33,6 +33,8 @@ Method = Literal["extractive", "generative"]
 TASK = "answer"
 INLINE_CHARS = 4_000
 """More text than this is cut into windows in a thread."""
+INLINE_CANDIDATES = 100_000
+"""More spans than this are weighed in a thread: about a millisecond of work."""
 MAX_ANSWER_TOKENS = 128
 SAMPLED_TEMPERATURE = 0.7
 """Of samples that are put to the vote, where the request does not say (arXiv:2203.11171)."""
@@ -126,7 +128,10 @@ async def read_answers(
         cut = _cut_all(model, questions, spans, limit)
     everything = [text for windows in cut if not isinstance(windows, ServiceError) for _, text in windows]
     await run_texts(engine, model, everything, "span_logits", options, head=head)
-    return [_read(question, windows, spans) for question, windows in zip(questions, cut, strict=True)]
+    num_candidates = sum(text.num_tokens for text in everything) * spans.max_answer_len
+    if num_candidates > INLINE_CANDIDATES:
+        return await asyncio.to_thread(_read_all, questions, cut, spans)
+    return _read_all(questions, cut, spans)
 
 
 def _span_head(description: CheckpointDescription, longest: int) -> tuple[str, int]:
@@ -156,6 +161,10 @@ def _cut_all(
         except ServiceError as error:
             found.append(error)
     return found
+
+
+def _read_all(questions: Sequence[Question], cut: Sequence[Windows | ServiceError], spans: SpanOptions) -> list[Read]:
+    return [_read(question, windows, spans) for question, windows in zip(questions, cut, strict=True)]
 
 
 def _read(question: Question, windows: Windows | ServiceError, spans: SpanOptions) -> Read:

@@ -205,7 +205,7 @@ def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         param = f"{place}.function.arguments"
         raise InvalidRequest(f"{param}: not JSON: {error}", param=param) from error
     if not isinstance(arguments, dict):

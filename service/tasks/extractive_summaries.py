@@ -7,6 +7,7 @@ Salience is the likeness of a sentence's vector to the mean of all; sentences ar
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from service.tasks.summary_shape import Sentence, Shape, Summary, joined
 
 MAX_SENTENCES = 16_384
 """Sentences of one request that are embedded."""
+INLINE_SENTENCES = 64
+"""More than these are weighed against each other in a thread: about a millisecond of work."""
 NUM_SENTENCES = 3
 SALIENCE_WEIGHT = 0.7
 """Against likeness to what has been chosen already."""
@@ -55,7 +58,9 @@ async def extract(
     await _encode(model, found)
     everything = [part for entry in found for parts in entry.parts for part in parts]
     await run_texts(engine, model, everything, "embedding", options)
-    return [_summary(model, entry, shape, max_tokens) for entry in found]
+    if len(everything) > INLINE_SENTENCES:
+        return await asyncio.to_thread(_summaries, model, found, shape, max_tokens)
+    return _summaries(model, found, shape, max_tokens)
 
 
 async def _encode(model: LoadedModel, found: Sequence[_Text]) -> None:
@@ -63,14 +68,24 @@ async def _encode(model: LoadedModel, found: Sequence[_Text]) -> None:
     prompt = prompt_of(model, prompt_name=None, input_type="document")
     sentences = [entry.text[span.start : span.end] for entry in found for span in entry.spans]
     room = max_input_tokens(model) - model.tokenizer.num_special_tokens() - len(model.tokenizer.encode(prompt))
-    encoded = iter(zip(sentences, await tokenize(model, sentences, prompt=prompt), strict=True))
+    whole = await tokenize(model, sentences, prompt=prompt)
+    parts = [[sentence] for sentence in whole]
+    long = [place for place, sentence in enumerate(whole) if isinstance(sentence.error, ContextLengthExceeded)]
+    if long:
+        texts = [sentences[place] for place in long]
+        pieces = await asyncio.to_thread(lambda: [cut_text(model.tokenizer, text, max(room, 1)) for text in texts])
+        encoded = iter(await tokenize(model, list(chain(*pieces)), prompt=prompt))
+        for place, own in zip(long, pieces, strict=True):
+            parts[place] = list(islice(encoded, len(own)))
+    every = iter(parts)
     for entry in found:
-        for sentence, whole in (next(encoded) for _ in entry.spans):
-            parts = [whole]
-            if isinstance(whole.error, ContextLengthExceeded):
-                pieces = cut_text(model.tokenizer, sentence, max(room, 1))
-                parts = await tokenize(model, pieces, prompt=prompt)
-            entry.parts.append(parts)
+        entry.parts = list(islice(every, len(entry.spans)))
+
+
+def _summaries(
+    model: LoadedModel, found: Sequence[_Text], shape: Shape, max_tokens: int | None
+) -> list[Summary | ServiceError]:
+    return [_summary(model, entry, shape, max_tokens) for entry in found]
 
 
 def _summary(model: LoadedModel, entry: _Text, shape: Shape, max_tokens: int | None) -> Summary | ServiceError:
@@ -84,7 +99,7 @@ def _summary(model: LoadedModel, entry: _Text, shape: Shape, max_tokens: int | N
     limit = 1 if shape.style == "line" else shape.max_sentences or NUM_SENTENCES
     sizes = None
     if max_tokens is not None:
-        sizes = [_length(model, entry.text[span.start : span.end]) for span in entry.spans]
+        sizes = _lengths(model, [entry.text[span.start : span.end] for span in entry.spans])
     salience = salience_of(vectors)
     chosen = sorted(most_telling(vectors, salience, limit, sizes=sizes, max_tokens=max_tokens))
     sentences = [
@@ -106,8 +121,8 @@ def _mean(parts: Sequence[EncodedText]) -> NDArray[np.float32]:
     return mean
 
 
-def _length(model: LoadedModel, text: str) -> int:
-    return len(model.tokenizer.encode(text, add_special_tokens=False))
+def _lengths(model: LoadedModel, texts: Sequence[str]) -> list[int]:
+    return [len(encoding.ids) for encoding in model.tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
 def _units(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedPar
 from service.tasks.chat import Conversation, chat_prompt, without_thinking
 from service.tasks.generation import Generation, GenerationEngine, Prompt, RequestOptions, Usage, start_generation
 from service.tasks.prompts import encode_text
-from service.tasks.sampling import SamplingOptions, sampling_params
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params
 from service.tasks.voting import sample
 
 T = TypeVar("T")
@@ -30,7 +30,8 @@ MAX_AT_ONCE = 64
 """Generations of one HTTP request that are with the engine at the same time."""
 MIN_ROOM = 8
 NUM_CUTS = 6
-BEAM_CHOICES = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+NEUTRAL_CHOICES = {"num_beams": 1, "length_penalty": 1, "early_stopping": False, "no_repeat_ngram_size": 0}
+"""What a checkpoint that has no beams can do: nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class Commission:
             raise ContextLengthExceeded.of_context(self._context, message, param="max_tokens")
         if asked is not None:
             return asked
-        return max(1, min(self.assignment.max_tokens, self.model.description.context_length // 4))
+        return max(1, min(self.assignment.max_tokens, self._context // 4))
 
     async def room(self) -> int:
         """About how many tokens of the caller's text fit."""
@@ -162,7 +163,7 @@ class Commission:
 
     @property
     def _context(self) -> int:
-        return self.model.description.context_length
+        return context_limit(self.model)
 
     @property
     def _limit(self) -> int:
@@ -233,8 +234,8 @@ class Commission:
 
     def _sampling(self, num_prompt_tokens: int, param: str) -> SamplingParams:
         choices = self.choices
-        for name in BEAM_CHOICES:
-            if getattr(choices, name) not in (None, 1):
+        for name, neutral in NEUTRAL_CHOICES.items():
+            if getattr(choices, name) not in (None, neutral):
                 message = f"{name} is for encoder-decoders; {self.model.name} is none"
                 raise UnsupportedParameter(message, param=name)
         options = SamplingOptions(

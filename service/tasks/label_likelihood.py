@@ -20,6 +20,7 @@ from service.errors import ContextLengthExceeded, GenerationFailed, InvalidReque
 from service.tasks.confidence import Numbers, Scored
 from service.tasks.encoding import INLINE_CHARS, EncodeOptions
 from service.tasks.generation import GenerationEngine
+from service.tasks.sampling import context_limit
 from service.tasks.zero_shot import CONTENT_FREE, PLACE, LabelSet
 
 MAX_CONCURRENT = 64
@@ -109,7 +110,7 @@ def _prompts(model: LoadedModel, text: str, labels: LabelSet, options: EncodeOpt
     lead = f"{text}\n{labels.template.partition(PLACE)[0]}"
     # A label's first token takes the space before it along.
     label_start = len(lead.rstrip(" "))
-    limit = model.description.context_length
+    limit = context_limit(model)
     try:
         encodings = model.tokenizer.encode_batch([lead + label for label in labels.labels])
     except TokenizerError as error:
@@ -145,7 +146,7 @@ async def _score(
         if not np.isfinite(logits).all():
             raise GenerationFailed("the checkpoint's output for this input is not finite")
         scored.logits = logits
-    except (GenerationFailed, Quarantined) as error:
+    except (GenerationFailed, InvalidRequest, Quarantined) as error:
         scored.error = error
     finally:
         for task in work:

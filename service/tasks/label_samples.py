@@ -20,7 +20,7 @@ from service.tasks.generation import GenerationEngine, Prompt, RequestOptions
 from service.tasks.grammars import checked
 from service.tasks.instructing import TEXT, Assignment, Commission
 from service.tasks.prompts import encode_text
-from service.tasks.sampling import SamplingOptions, sampling_params, seed_of
+from service.tasks.sampling import SamplingOptions, context_limit, sampling_params, seed_of
 from service.tasks.voting import Ballot, sample, vote
 from service.tasks.zero_shot import PLACE, LabelSet
 
@@ -132,7 +132,7 @@ async def _source_prompt(
 ) -> Prompt:
     """An encoder-decoder's: greedy or sampled, never by beams, and without what it declares for its own texts."""
     choices = Choices(
-        max_tokens=min(MAX_LABEL_TOKENS, model.description.context_length - 1),
+        max_tokens=min(MAX_LABEL_TOKENS, context_limit(model) - 1),
         min_tokens=0,
         num_beams=1,
         no_repeat_ngram_size=0,

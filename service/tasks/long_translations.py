@@ -14,6 +14,7 @@ from service.errors import ContextLengthExceeded
 from service.tasks.generation import Prompt
 from service.tasks.instructing import Commission, Spent, Writer, side_by_side
 from service.tasks.pieces import fitting_pieces
+from service.tasks.sampling import context_limit
 from service.tasks.serial_text import SerialText
 
 GROWTH = 1.5
@@ -93,5 +94,5 @@ class Translator:
         commission = self._commission
         if commission.is_sequence_to_sequence or commission.choices.max_tokens is not None:
             return True
-        around = commission.model.description.context_length - commission.max_tokens - await commission.room()
+        around = context_limit(commission.model) - commission.max_tokens - await commission.room()
         return (prompt.num_tokens - around) * GROWTH <= commission.max_tokens

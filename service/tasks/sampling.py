@@ -4,6 +4,7 @@ The request wins, then generation_config.json, then OpenAI's defaults: temperatu
 `do_sample: false`, which means greedy. Knows nothing of HTTP. Runs in the API process.
 """
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -18,8 +19,20 @@ from service.errors import ContextLengthExceeded, InvalidRequest
 SEED_MASK = 2**64 - 1
 ANY_SEED = -1
 """vLLM's and llama.cpp's way to ask for none in particular."""
+INLINE_CHARS = 2_000
+"""More of bad words than this are tokenized in a thread: about a millisecond of work."""
 SMALLEST_TOP_P = 1e-9
 """A nucleus of no mass at all is the most likely token alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """What a request's options say of single tokens, in a checkpoint's ids."""
+
+    stop_ids: tuple[int, ...]
+    allowed_ids: tuple[int, ...]
+    banned_sequences: tuple[tuple[int, ...], ...]
+    logit_bias: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +58,29 @@ class SamplingOptions:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    token_rules: TokenRules | None = None
+    """None: made anew for each prompt, by `sampling_params`."""
+
+
+async def with_token_rules(options: SamplingOptions, model: LoadedModel) -> SamplingOptions:
+    """The same for all prompts of a request, made in a thread where there are many bad words.
+
+    Raises: InvalidRequest for ids outside the vocabulary.
+    """
+    if sum(map(len, options.bad_words)) > INLINE_CHARS:
+        return replace(options, token_rules=await asyncio.to_thread(_token_rules, options, model))
+    return replace(options, token_rules=_token_rules(options, model))
+
+
+def _token_rules(options: SamplingOptions, model: LoadedModel) -> TokenRules:
+    _check_ids(options, model)
+    eos_ids = () if options.ignore_eos else end_ids(model)
+    return TokenRules(
+        stop_ids=tuple(dict.fromkeys((*eos_ids, *options.stop_token_ids))),
+        allowed_ids=options.allowed_token_ids,
+        banned_sequences=_banned(model, options.bad_words),
+        logit_bias={int(key): value for key, value in options.logit_bias.items()},
+    )
 
 
 def sampling_params(
@@ -73,7 +109,7 @@ def sampling_params(
     if options.min_tokens > max_tokens:
         message = f"min_tokens is {options.min_tokens:,} and the most that may come is {max_tokens:,}"
         raise InvalidRequest(message, param="min_tokens")
-    _check_ids(options, model)
+    rules = options.token_rules or _token_rules(options, model)
     defaults = model.description.generation_defaults
     greedy = defaults.get("do_sample") is False
     sampled = {} if greedy else defaults
@@ -83,8 +119,7 @@ def sampling_params(
     top_k = options.top_k if options.top_k is not None else int(_number(sampled, "top_k", 0))
     top_p = options.top_p if options.top_p is not None else _number(sampled, "top_p", 1.0)
     repetition = options.repetition_penalty
-    eos_ids = () if options.ignore_eos else end_ids(model)
-    rules = model.description.declared_rules
+    declared = model.description.declared_rules
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -94,16 +129,16 @@ def sampling_params(
         repetition_penalty=repetition if repetition is not None else _number(defaults, "repetition_penalty", 1.0),
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
-        logit_bias={int(key): value for key, value in options.logit_bias.items()},
+        logit_bias=rules.logit_bias,
         seed=seed_of(options.seed),
         # What only a default asks for gives way to a shorter limit that was asked for.
-        min_tokens=max(options.min_tokens, min(rules.min_tokens(num_prompt_tokens), max_tokens)),
-        no_repeat_ngram_size=rules.no_repeat_ngram_size,
-        forced_eos_id=rules.forced_eos_id,
-        suppressed_ids=rules.suppressed_ids,
-        allowed_ids=options.allowed_token_ids,
-        banned_sequences=(*rules.banned_sequences, *_banned(model, options.bad_words)),
-        stop_ids=tuple(dict.fromkeys((*eos_ids, *options.stop_token_ids))),
+        min_tokens=max(options.min_tokens, min(declared.min_tokens(num_prompt_tokens), max_tokens)),
+        no_repeat_ngram_size=declared.no_repeat_ngram_size,
+        forced_eos_id=declared.forced_eos_id,
+        suppressed_ids=declared.suppressed_ids,
+        allowed_ids=rules.allowed_ids,
+        banned_sequences=(*declared.banned_sequences, *rules.banned_sequences),
+        stop_ids=rules.stop_ids,
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
         grammar=options.grammar,

@@ -20,6 +20,8 @@ from service.errors import ContextLengthExceeded, InvalidRequest, ServiceError
 MAX_SEQUENCE = 384
 MAX_STRIDE = 128
 MASKED = -10000.0
+MAX_READINGS = 32
+"""So many times what is sent may be read, in windows that overlap; by the pipeline's own stride it is less than 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,30 +84,35 @@ def cut_windows(
         found = tokenizer.backend.encode(question, context)
     except TypeError as error:
         raise InvalidRequest(str(TokenizerError("not valid Unicode (lone surrogates)")), param="context") from error
+    # Each of these is made anew whenever it is asked for.
+    ids, type_ids, offsets, words, owners = (
+        found.ids, found.type_ids, found.offsets, found.word_ids, found.sequence_ids
+    )  # fmt: skip
     length = limit if options.max_seq_len is None else min(options.max_seq_len, limit)
-    places = [place for place, owner in enumerate(found.sequence_ids) if owner == 1]
+    places = [place for place, owner in enumerate(owners) if owner == 1]
     if not places:
         raise InvalidRequest("the context has no tokens", param="context")
     first, end = places[0], places[-1] + 1
-    room = length - (len(found.ids) - len(places))
+    room = length - (len(ids) - len(places))
     if room < 1:
-        message = f"the question takes {len(found.ids) - len(places):,} tokens; a window has {length:,}"
+        message = f"the question takes {len(ids) - len(places):,} tokens; a window has {length:,}"
         raise ContextLengthExceeded(message, param="question")
-    stride = _stride(options, length, room)
+    step = room - _stride(options, length, room)
+    _check_reading(options, num_windows=1 + max(0, -(-(end - first - room) // step)), length=length, whole=len(ids))
     cls_id = tokenizer.token_id(tokenizer.special_tokens.get("cls_token", ""))
     windows = []
-    for start in range(first, end, room - stride):
+    for start in range(first, end, step):
         stop = min(start + room, end)
-        keep = [*range(first), *range(start, stop), *range(end, len(found.ids))]
-        ids = [found.ids[place] for place in keep]
-        type_ids = [found.type_ids[place] for place in keep]
+        kept = [slice(first), slice(start, stop), slice(end, None)]
+        own_ids = [id for part in kept for id in ids[part]]
+        own_types = [id for part in kept for id in type_ids[part]]
         windows.append(
             Window(
-                input=EncodeInput(ids=ids, type_ids=type_ids if any(type_ids) else []),
+                input=EncodeInput(ids=own_ids, type_ids=own_types if any(own_types) else []),
                 first=first,
-                offsets=found.offsets[start:stop],
-                words=found.word_ids[start:stop],
-                cls_places=[place for place, id in enumerate(ids) if id == cls_id],
+                offsets=offsets[start:stop],
+                words=words[start:stop],
+                cls_places=[place for place, id in enumerate(own_ids) if id == cls_id],
             )
         )
         if stop == end:
@@ -125,6 +132,17 @@ def _stride(options: SpanOptions, length: int, room: int) -> int:
         message = f"doc_stride is {options.doc_stride:,}; a window has room for {room:,} tokens of the context"
         raise InvalidRequest(message, param="doc_stride")
     return options.doc_stride
+
+
+def _check_reading(options: SpanOptions, *, num_windows: int, length: int, whole: int) -> None:
+    """Windows that share nearly all of their tokens, or that are nearly all question, would be read without end."""
+    limit = MAX_READINGS * whole
+    if num_windows > MAX_READINGS and num_windows * length > limit:
+        message = (
+            f"{num_windows:,} windows of {length:,} tokens are needed, {num_windows * length:,} in all; question and "
+            f"context have {whole:,}, and are read {MAX_READINGS} times at most, which makes {limit:,}"
+        )
+        raise InvalidRequest(message, param="question" if options.doc_stride is None else "doc_stride")
 
 
 def add_window(
@@ -163,8 +181,11 @@ def _best_spans(shares: NDArray[np.float32], count: int, max_length: int) -> lis
     # candidates[s, k]: from token s to token s + k  # [T, A]
     candidates = shares[:, :1] * np.lib.stride_tricks.sliding_window_view(ends, width)[:num_tokens]
     flat = candidates.ravel()
-    order = np.argsort(-flat, kind="stable")[:count]
-    return [(int(at // width), int(at // width + at % width), float(flat[at])) for at in order if flat[at] > 0]
+    # Only what is as likely as the last that is wanted is put in order: all of it would take a second.
+    least = np.partition(flat, -count)[-count] if count < len(flat) else 0.0
+    likely = np.flatnonzero((flat >= least) & (flat > 0))
+    order = likely[np.argsort(-flat[likely], kind="stable")[:count]]
+    return [(int(at // width), int(at // width + at % width), float(flat[at])) for at in order]
 
 
 def _characters(window: Window, start: int, end: int, whole_words: bool) -> tuple[int, int]:

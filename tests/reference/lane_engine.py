@@ -14,10 +14,10 @@ from typing import Any
 from service.engine.assembly import load_model
 from service.engine.flight import EncodeRequest, Flight, GenerateFlight, GenerateRequest, encode_flight, generate_flight
 from service.engine.lanes import Lane
+from service.engine.ledger import failure_of
 from service.engine.loading import load_lane
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import Encode, EncodeResult, Generate, TokenOutput, WorkerConfig
-from service.errors import GenerationFailed
 from service.model_source import ModelSource
 from service.settings import Settings
 
@@ -37,7 +37,7 @@ class LaneStream:
                 self._engine.step(self._lane)
             output = self.outputs.popleft()
             if output.error is not None:
-                raise GenerationFailed(output.error)
+                raise failure_of(output)
             self.ended = output.finish_reason is not None
             yield output
 
@@ -68,7 +68,7 @@ class LaneEngine:
 
     def load(self, folder: Path, name: str | None = None, **settings: Any) -> LoadedModel:
         source = ModelSource(name=name or folder.name, location=str(folder), version="1")
-        model = load_model(source, Settings(dtype="float32", kv_cache_memory=8 << 20, **settings))
+        model = load_model(source, Settings(**{"dtype": "float32", "kv_cache_memory": 8 << 20, **settings}))
         config = WorkerConfig(models=[], block_size=4)
         self._lanes[model.key] = load_lane(model.spec, config, lambda done, total: None, lambda: None)
         model.state = "ready"

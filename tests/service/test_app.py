@@ -9,7 +9,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from service.api.state import app_state, request_record
-from service.errors import Overloaded, Unavailable
+from service.engine.flight import errand_context
+from service.errors import DeadlineExceeded, Overloaded, Unavailable
 
 KEY = {"Authorization": "Bearer sk-alice-0123"}
 ADMIN_KEY = {"Authorization": "Bearer root-key-0123"}
@@ -37,6 +38,11 @@ def make_app_with_routes(make_app):
             record = request_record(request)
             record.model, record.prompt_tokens, record.output_tokens = "tiny", 30, 10
             return body
+
+        @app.post("/v1/late")
+        async def late() -> None:
+            errand_context.get().prompt_tokens, errand_context.get().output_tokens = 25, 5
+            raise DeadlineExceeded("too late")
 
         @app.get("/fail/{kind}")
         async def fail(kind: str) -> None:
@@ -284,6 +290,18 @@ async def test_tokens_that_a_request_used_are_charged_to_its_key(make_client, ma
     responses = [await client.post("/v1/ask", json={}) for _ in range(3)]
     assert [response.status_code for response in responses] == [200, 200, 429]
     assert responses[1].headers["x-ratelimit-remaining-tokens"] == "30"
+
+
+async def test_a_request_that_ran_out_of_time_is_charged_for_what_it_has_spent(
+    make_client, make_app_with_routes, caplog
+):
+    """It was given back all that it had been charged at the door."""
+    client = await make_client(make_app_with_routes(rate_limit_tokens=70))
+    with caplog.at_level(logging.INFO, logger="service.access"):
+        assert (await client.post("/v1/late", json={})).status_code == 504
+    (line,) = [record for record in caplog.records if record.name == "service.access"]
+    assert (line.prompt_tokens, line.output_tokens) == (25, 5)
+    assert (await client.post("/v1/late")).headers["x-ratelimit-remaining-tokens"] == "40"
 
 
 async def test_reading_is_not_rate_limited(make_client):

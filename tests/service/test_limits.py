@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gzip
+import threading
+import time
 import tracemalloc
 
 import pytest
@@ -53,6 +55,7 @@ def test_sound_json_passes(body):
         (b"[" + b"1" * 5000 + b"]", "5000 digits"),
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
         (b'[{"x": {"b": 1, "b": 1}}]', "'b' is given twice"),
+        (b"{" + b",".join(b'"%d":1' % n for n in range(5000)) + b"}", "5,000 names; the limit is 4,096"),
         (b'"\\ud800"', "surrogate"),
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b'"\xff"', "not UTF-8: byte 1 is 0xff"),
@@ -82,6 +85,16 @@ def test_depth_is_refused_exactly_beyond_the_limit(depth, limit):
             check_json(body, limit)
 
 
+def test_a_repeated_name_among_very_many_is_found_at_once():
+    """Each name used to be counted among all of them: hours for a body of the largest size."""
+    names = [*map(str, range(300_000)), "299999"]
+    body = ("{" + ",".join(f'"{name}":0' for name in names) + "}").encode()
+    began = time.monotonic()
+    with pytest.raises(InvalidJson, match="'299999' is given twice"):
+        check_json(body, max_depth=8)
+    assert time.monotonic() - began < 20
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_pass_or_are_refused_but_never_fail(body):
     with contextlib.suppress(InvalidJson):
@@ -100,6 +113,21 @@ async def client(make_client, make_app):
         return {"num_bytes": len(await request.body())}
 
     return await make_client(app)
+
+
+async def test_a_large_body_is_read_beside_the_event_loop(make_client, make_app, monkeypatch):
+    readers = []
+
+    def check(body, max_depth):
+        readers.append(threading.current_thread() is threading.main_thread())
+        return check_json(body, max_depth)
+
+    monkeypatch.setattr(body_module, "check_json", check)
+    client = await make_client(make_app())
+    for num_objects in (10, 50_000):
+        response = await client.post("/v1/completions", content=b"[" + b"{}," * num_objects + b"1]", headers=JSON)
+        assert response.status_code == 400
+    assert readers == [True, False]
 
 
 @pytest.mark.parametrize(

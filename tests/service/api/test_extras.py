@@ -1,6 +1,7 @@
 """What other servers' users expect beyond OpenAI: token ids, stop strings kept, constraints by choice, thinking."""
 
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -137,6 +138,26 @@ async def test_allowed_ids_and_bad_words_reach_the_engine(client: httpx.AsyncCli
     sampling, encode = engine.requests[0].sampling, engine.models["tiny"].tokenizer.encode
     assert sampling.allowed_ids == (7, 8)
     assert set(sampling.banned_sequences) == {tuple(encode(text)) for text in ("no", " no", " x")}
+
+
+@pytest.mark.parametrize(("num_chars", "inline"), [(100, True), (4000, False)])
+async def test_bad_words_are_tokenized_once_for_all_prompts_and_beside_the_event_loop_where_they_are_many(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch, num_chars: int, inline: bool
+) -> None:
+    """A thousand prompts took minutes of the event loop."""
+    tokenizer, words = engine.models["tiny"].tokenizer, ["x" * (num_chars // 4)] * 4
+    encode, calls = type(tokenizer).encode, []
+
+    def counted(self: Any, text: str, **options: Any) -> list[int]:
+        if text.strip() == words[0]:
+            calls.append(threading.current_thread() is threading.main_thread())
+        ids: list[int] = encode(self, text, **options)
+        return ids
+
+    monkeypatch.setattr(type(tokenizer), "encode", counted)
+    await post(client, COMPLETIONS, prompt=["a", "b", "c"], bad_words=words)
+    assert calls == [inline] * 8
+    assert len({request.sampling.banned_sequences for request in engine.requests}) == 1
 
 
 @pytest.mark.parametrize(

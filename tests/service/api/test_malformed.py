@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from service.http import envelope
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
 USER = {"role": "user", "content": "x"}
@@ -112,6 +114,8 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}],
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}],
         [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]}],
+        [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[" * 2000}}]}],
+        [USER, {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "1" * 5000}}]}],
     ]),
     ("messages.1.tool_calls.0.type", [[USER, {"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}]]),
     ("max_tokens", [0]),
@@ -281,3 +285,28 @@ async def test_a_body_that_is_not_what_it_should_be_is_refused(
 
 async def test_the_table_is_as_large_as_promised() -> None:
     assert len(table()) + len(COMBINATIONS) + len(RAW) >= 150
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": [1.5] * 20_000}, "prompt.0"),
+        (COMPLETIONS, {"prompt": "x", "stop_token_ids": ["x"] * 20_000}, "stop_token_ids.0"),
+        ("/v1/classify", {"input": [{}] * 2000}, "input.0"),
+    ],
+)
+async def test_a_long_list_is_looked_through_up_to_its_first_fault(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], param: str
+) -> None:
+    """Millions of wrong elements made gigabytes of faults, and that twice."""
+    counts, plain = [], envelope.validation_error
+
+    def counted(faults: Any, body: object) -> Any:
+        counts.append(len(faults))
+        return plain(faults, body)
+
+    monkeypatch.setattr(envelope, "validation_error", counted)
+    response = await client.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+    assert len(counts) == 1
+    assert counts[0] <= 8

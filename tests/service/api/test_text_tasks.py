@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from service.engine.flight import GenerateRequest
+from service.engine.protocol import Loaded
 from service.errors import GenerationFailed, Overloaded
 
 LM_TASKS = ("generate", "chat", "classify", "summarize", "translate", "answer")
@@ -319,6 +320,9 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 4}, "num_beams"),
     ({"length_penalty": 2.0}, "length_penalty"),
     ({"early_stopping": "maybe"}, "early_stopping"),
+    ({"early_stopping": True}, "early_stopping"),
+    ({"early_stopping": "never"}, "early_stopping"),
+    ({"no_repeat_ngram_size": 1}, "no_repeat_ngram_size"),
     ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
     ({"temperature": 3}, "temperature"),
     ({"top_p": 2}, "top_p"),
@@ -381,3 +385,34 @@ async def test_a_wrong_field_is_named(
     assert 400 <= response.status_code < 500, response.text
     assert response.json()["error"]["param"] == param, response.text
     assert (await client.post(path, json=GOOD[path])).status_code == 200
+
+
+@pytest.mark.parametrize("path", GOOD)
+async def test_what_asks_for_nothing_is_no_fault(client: httpx.AsyncClient, engine: Any, path: str) -> None:
+    """A language model refused `early_stopping: false` and `no_repeat_ngram_size: 0`."""
+    engine.reply = "x"
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "no_repeat_ngram_size": 0}
+    response = await client.post(path, json=GOOD[path] | neutral)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (SUMMARIZE, {"input": "x" * 60, "max_tokens": 64}, "max_tokens"),
+        (TRANSLATE, {"input": "x" * 60, "target": "de", "max_tokens": 60}, "max_tokens"),
+        (ANSWER, {"question": "x" * 60, "max_tokens": 1}, "question"),
+        ("/v1/classify", {"input": "x" * 60, "labels": ["a", "b"]}, "input"),
+    ],
+)
+async def test_what_the_cache_cannot_hold_is_refused_at_the_door(
+    client: httpx.AsyncClient, engine: Any, path: str, body: dict[str, Any], param: str
+) -> None:
+    """Only completions and chat knew how much the cache holds; the others' requests failed in the worker."""
+    model = engine.models["tiny"]
+    model.loaded = Loaded(model=model.key, dtype="float32", device="cpu", weight_bytes=1, num_blocks=4, block_size=16)
+    response = await client.post(path, json={"model": "tiny"} | body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+    assert "64" in error["message"] or "takes 63" in error["message"]
+    assert all(len(request.prompt_ids) <= 64 for request in engine.requests)

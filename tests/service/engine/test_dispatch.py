@@ -162,6 +162,50 @@ def test_a_suspect_is_not_mixed_with_requests_that_have_proven_nothing_yet(dispa
     assert numbers(dispatcher.take()) == [2]
 
 
+@pytest.mark.parametrize("first", ["m@1", "other@1"])
+def test_another_checkpoints_load_does_not_overtake_a_suspect_whose_turn_has_come(
+    dispatcher: Dispatcher, first: str
+) -> None:
+    """It waited for those inside to get somewhere while others were let in all the time, until its deadline."""
+    dispatcher.enqueue(make_flight(1, model=first))
+    earlier = dispatcher.take()
+    dispatcher.enqueue(make_flight(2, model="other@1"))
+    earlier += dispatcher.take()
+    suspect = make_flight(3, deaths=SUSPECT_DEATHS)
+    dispatcher.enqueue(suspect)
+    assert dispatcher.take() == []
+    for number in (4, 5):
+        dispatcher.enqueue(make_flight(number, model="other@1"))
+    dispatcher.made_progress(earlier[0])
+    assert dispatcher.take() == []
+    dispatcher.made_progress(earlier[1])
+    assert numbers(dispatcher.take()) == [3]
+    assert dispatcher.take() == []
+    dispatcher.made_progress(suspect)
+    assert numbers(dispatcher.take()) == [4, 5]
+    assert dispatcher.waiting_in("m@1") == 0
+
+
+def test_a_suspect_that_ends_before_it_is_let_in_keeps_nobody_outside(dispatcher: Dispatcher) -> None:
+    dispatcher.enqueue(make_flight(1))
+    dispatcher.take()
+    suspect = make_flight(2, deaths=SUSPECT_DEATHS)
+    dispatcher.enqueue(suspect)
+    dispatcher.enqueue(make_flight(3, model="other@1"))
+    assert dispatcher.take() == []
+    dispatcher.forget(suspect)
+    assert numbers(dispatcher.take()) == [3]
+
+
+def test_a_suspect_of_a_checkpoint_that_is_gone_from_the_worker_keeps_nobody_outside(dispatcher: Dispatcher) -> None:
+    dispatcher.enqueue(make_flight(1))
+    dispatcher.take()
+    dispatcher.enqueue(make_flight(2, deaths=SUSPECT_DEATHS))
+    assert dispatcher.take() == []
+    dispatcher.enqueue(make_flight(3, model="other@1"))
+    assert numbers(dispatcher.take(lambda key: key == "other@1")) == [3]
+
+
 def test_each_death_counts_for_all_that_were_inside_and_for_nobody_else(dispatcher: Dispatcher) -> None:
     flights = [make_flight(number) for number in range(MAX_SEQUENCES + SPARE_REQUESTS + 1)]
     for flight in flights:

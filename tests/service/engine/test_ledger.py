@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,29 @@ from model.batch import SamplingParams
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.dispatch import Dispatcher
-from service.engine.flight import Flight, GenerateRequest, generate_flight
+from service.engine.flight import (
+    EncodeRequest,
+    Errand,
+    Flight,
+    GenerateFlight,
+    GenerateRequest,
+    encode_flight,
+    generate_flight,
+)
 from service.engine.ledger import GUILTY_DEATHS, Ledger
-from service.engine.protocol import WorkerConfig
+from service.engine.protocol import EncodeInput, EncodeResult, LaneStats, Step, TokenOutput, WorkerConfig
 from service.engine.shadow import Comparison
-from service.errors import Quarantined, Unavailable
+from service.engine.stream import GenerationStream
+from service.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidGrammar,
+    InvalidRequest,
+    Quarantined,
+    ServiceError,
+    Unavailable,
+)
 from service.metrics import Metrics
 from tests.service.engine.faults.scripted import stub_model
 
@@ -83,3 +102,72 @@ async def test_a_shadow_that_ended_with_its_convicted_original_is_not_run_again(
     assert isinstance(original.error, Quarantined)
     assert (twin.outcome, twin.num_replays) == ("cancelled", 0)
     assert (len(ledger), dispatcher.num_of("m@1"), dispatcher.num_of("m@2")) == (0, 0, 0)
+
+
+async def test_a_deadline_that_the_worker_finds_is_an_error_behind_the_tokens(
+    ledger: Ledger, make_flight: MakeFlight
+) -> None:
+    """It was a finish reason that no client knows, and a 200."""
+    flight = make_flight("1")
+    assert isinstance(flight, GenerateFlight)
+    ledger.admit(flight)
+    late = TokenOutput(request_id=flight.number, token_ids=[7], finish_reason="deadline")
+    ledger.take_step(Step(model="m@1", tokens=[late], stats=LaneStats()), None)
+    stream = GenerationStream(flight, ledger.end)
+    output = await anext(stream)
+    assert (output.token_ids, output.finish_reason) == ([7], None)
+    with pytest.raises(DeadlineExceeded):
+        await anext(stream)
+
+
+@pytest.mark.parametrize(
+    ("blame", "error"),
+    [
+        ("context", ContextLengthExceeded),
+        ("request", InvalidRequest),
+        ("grammar", InvalidGrammar),
+        (None, GenerationFailed),
+    ],
+)
+async def test_what_the_worker_refuses_is_the_callers_fault_unless_it_had_been_run(
+    ledger: Ledger, make_flight: MakeFlight, blame: Any, error: type[ServiceError]
+) -> None:
+    """Beams or lengths that no cache could hold were a 500."""
+    for has_run in (False, True):
+        flight = make_flight("1")
+        ledger.admit(flight)
+        if has_run:
+            ran = TokenOutput(request_id=flight.number, token_ids=[7])
+            ledger.take_step(Step(model="m@1", tokens=[ran], stats=LaneStats()), None)
+        refused = TokenOutput(request_id=flight.number, finish_reason="error", error="why", blame=blame)
+        ledger.take_step(Step(model="m@1", tokens=[refused], stats=LaneStats()), None)
+        assert type(flight.error) is (GenerationFailed if has_run else error)
+
+
+async def test_an_errand_knows_what_its_requests_have_computed_however_they_ended(
+    ledger: Ledger, make_flight: MakeFlight
+) -> None:
+    errand = Errand()
+    waiting, given_up, late = make_flight("1"), make_flight("1"), make_flight("1")
+    for flight in (waiting, given_up, late):
+        flight.errand = errand
+        ledger.admit(flight)
+    ids = [given_up.number, late.number]
+    tokens = [TokenOutput(request_id=number, token_ids=[7, 8, 9], num_cached_tokens=1) for number in ids]
+    ledger.take_step(Step(model="m@1", started_ids=ids, tokens=tokens, stats=LaneStats()), None)
+    ledger.end(given_up, "cancelled")
+    ledger.end(late, "deadline", DeadlineExceeded("too late"))
+    ledger.end(waiting, "cancelled")
+    assert (errand.prompt_tokens, errand.output_tokens, errand.under_way) == (2, 6, False)
+
+
+async def test_an_errand_knows_which_of_many_texts_have_been_read(ledger: Ledger, tmp_path: Path) -> None:
+    inputs = [EncodeInput(ids=[1] * length) for length in (5, 7, 11)]
+    request = EncodeRequest(model="m@1", output="embedding", inputs=inputs)
+    flight = encode_flight(request, stub_model("m", tmp_path, "1"), 1)
+    flight.errand = errand = Errand()
+    ledger.admit(flight)
+    read = [EncodeResult(request_id=1, index=index) for index in (0, 2)]
+    ledger.take_step(Step(model="m@1", started_ids=[1], encoded=read, stats=LaneStats()), None)
+    ledger.end(flight, "cancelled")
+    assert (errand.prompt_tokens, errand.output_tokens) == (16, 0)

@@ -1,6 +1,8 @@
 """Answers from contexts: windows, impossible answers, items of a batch, heads on an encoder, wrong requests."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,17 @@ from safetensors.numpy import load_file, save_file
 
 from service.engine.models import LoadedModel
 from service.engine.protocol import EncodeInput
-from service.tasks.span_answers import SpanOptions, Window, WindowAnswers, add_window, best_answers, cut_windows
+from service.errors import InvalidRequest
+from service.tasks import answering
+from service.tasks.span_answers import (
+    SpanOptions,
+    Window,
+    WindowAnswers,
+    _best_spans,
+    add_window,
+    best_answers,
+    cut_windows,
+)
 
 CONTEXT = "The king lived in a house-boat, on the river. The queen wrote a book about it in 1912."
 LONG = " ".join([CONTEXT] * 8)
@@ -30,6 +42,56 @@ def test_windows_hold_the_whole_context_and_share_their_stride(load: Callable[..
         assert joined[-7:] == list(window.offsets[:7])
         joined += window.offsets[7:]
     assert joined == whole
+
+
+def test_a_stride_that_has_the_context_read_very_often_is_refused_with_the_numbers(
+    load: Callable[..., LoadedModel],
+) -> None:
+    """One token further each time, a context of 2 MB made hundreds of thousands of windows."""
+    tokenizer = load("question-answering").tokenizer
+    room = 128 - len(tokenizer.encode_with_offsets("Who?", "").offsets) - 1
+    with pytest.raises(InvalidRequest, match="windows of 128 tokens are needed") as caught:
+        cut_windows(tokenizer, "Who?", LONG * 4, SpanOptions(doc_stride=room - 2), limit=128)
+    assert caught.value.param == "doc_stride"
+    with pytest.raises(InvalidRequest) as caught:
+        cut_windows(tokenizer, "king " * 120, LONG * 4, SpanOptions(), limit=128)
+    assert caught.value.param == "question"
+    assert len(cut_windows(tokenizer, "Who?", LONG, SpanOptions(), limit=128)) > 1
+
+
+def test_windows_are_cut_in_time_proportional_to_the_context(load: Callable[..., LoadedModel]) -> None:
+    """The encoding's lists were made anew for each token of each window: minutes for a context of 1 MB."""
+    tokenizer = load("question-answering").tokenizer
+    began = time.monotonic()
+    assert len(cut_windows(tokenizer, "Who?", LONG * 100, SpanOptions(), limit=128)) > 100
+    assert time.monotonic() - began < 10
+
+
+def test_the_best_spans_are_those_of_a_whole_sort() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.round(rng.random((300, 2)), 1).astype(np.float32)  # with many that are equal
+    every = [(start, end, shares[start, 0] * shares[end, 1]) for start in range(300) for end in range(start, 300)]
+    allowed = [span for span in every if span[1] - span[0] < 512 and span[2] > 0]
+    for count in (1, 20, len(allowed) + 5):
+        expected = sorted(allowed, key=lambda span: -span[2])[:count]
+        assert _best_spans(shares, count, 512) == [(start, end, float(score)) for start, end, score in expected]
+
+
+async def test_many_candidates_are_weighed_beside_the_event_loop(
+    load: Callable[..., LoadedModel], post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load("question-answering")
+    threads = []
+
+    def add(*arguments: Any) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        add_window(*arguments)
+
+    monkeypatch.setattr(answering, "add_window", add)
+    await post("/v1/answer", question="Who?", context=CONTEXT)
+    await post("/v1/answer", question="Who?", context=LONG * 4, max_answer_len=512)
+    assert threads[0]
+    assert not any(threads[1:])
 
 
 def test_equal_answers_of_windows_are_added_up_whatever_their_case() -> None:

@@ -1,5 +1,6 @@
 """Summaries: pieces of long texts by an encoder-decoder, extraction by an embedding checkpoint, which one is chosen."""
 
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 
 from service.engine.models import LoadedModel
 from service.errors import Overloaded
+from service.tasks import extractive_summaries
 from service.tasks.extractive_summaries import most_telling
 from service.tasks.pieces import cut_text
 from service.tasks.sentences import split_sentences
@@ -211,3 +213,41 @@ async def test_a_texts_fault_is_its_own(load: Callable[..., LoadedModel], refuse
         ({"stream": True, "style": "bullets"}, "style"),
     ):
         assert (await refused("/v1/summarize", input="x", **body))["param"] == param
+
+
+async def test_more_beams_than_the_cache_holds_are_the_callers_fault(
+    load: Callable[..., LoadedModel], refused: Callable[..., Any]
+) -> None:
+    load("bart", kv_cache_memory=400_000)
+    error = await refused("/v1/summarize", input="The king lost a war.", num_beams=32, max_tokens=300)
+    assert error["code"] == "context_length_exceeded"
+    assert "times 32" in error["message"]
+
+
+async def test_nothing_of_a_long_extraction_is_done_on_the_event_loop(
+    embedder: LoadedModel, post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence of 2 MB was cut there, thousands were tokenized one by one, and weighed against each other."""
+    seen: set[str] = set()
+
+    def watched(name: str, owner: Any) -> None:
+        plain = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                seen.add(name)
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched("cut_text", extractive_summaries)
+    watched("most_telling", extractive_summaries)
+    watched("encode_batch", type(embedder.tokenizer))
+    short = await post("/v1/summarize", input=ARTICLE, max_tokens=30)
+    assert seen == {"most_telling", "encode_batch"}
+    seen.clear()
+    long = "The queen " + "wrote a book " * 300 + "."
+    answer = await post("/v1/summarize", input=f"{long} {LONG} {long}", max_tokens=10_000, max_sentences=200)
+    assert seen == set()
+    assert len(answer["data"][0]["sentences"]) == 122
+    assert len(short["data"][0]["sentences"]) > 0

@@ -280,6 +280,7 @@ class Service:
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.ends: dict[int, str] = {}
         self.errors: dict[int, str | None] = {}
+        self.blames: dict[int, str | None] = {}
         self.cached: dict[int, int] = {}
         self.seconds_of = seconds_of
         """What a step takes, where that matters; the scheduler is told, and time goes on by it."""
@@ -310,7 +311,7 @@ class Service:
             self.prompt_logprobs[number] = output.prompt_logprobs
         if output.finish_reason is not None:
             self.ends[number] = output.finish_reason
-            self.errors[number] = output.error
+            self.errors[number], self.blames[number] = output.error, output.blame
 
     def cancel(self, request_id: int) -> None:
         output = self.scheduler.cancel(request_id)
@@ -399,7 +400,9 @@ class Service:
         waiting = [sequence for sequence in here if sequence not in running]
         assert self.scheduler.num_running == len(running)
         assert self.scheduler.num_waiting == len(waiting)
-        assert self.scheduler.num_waiting_tokens == sum(sequence.num_tokens for sequence in waiting)
+        compiling = self.scheduler._compiling.values()
+        ready = [sequence for sequence in waiting if sequence not in compiling]
+        assert planner.num_waiting_tokens == sum(sequence.num_tokens for sequence in ready)
         assert set(self.requests) - set(self.ends) == set(self.scheduler.request_ids)
         for sequence in waiting:
             assert not sequence.cross_block_ids
