@@ -130,7 +130,7 @@ class StepPlanner:
         branches = [sequence.branches[0] for sequence in self.running]
         num_decoding = sum(branch.num_computed + 1 == branch.num_tokens for branch in branches)
         has_prompts = num_decoding < len(branches) or self._queue.head() is not None
-        if self._speculative_tokens and not has_prompts and self._trials.active is None:
+        if self._speculative_tokens and num_decoding and not has_prompts and self._trials.active is None:
             self._least_odds = self._costs.least_odds(num_decoding)
         if num_decoding == 0 or not has_prompts or self._max_step_stretch is None:
             return self.max_batch_tokens
