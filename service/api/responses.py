@@ -48,7 +48,7 @@ async def create_response(request: Request, body: ResponsesBody) -> Response:
     with named_as(PARAMS):
         chat = chat_body(body)
         generation, tools = await start_chat(request, chat, model)
-    return await respond(request, generation, ResponseWriter(body, chat, generation, tools), chat)
+    return await respond(request, generation, ResponseWriter(body, generation, tools), chat)
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:
