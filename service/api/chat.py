@@ -3,6 +3,10 @@
 HTTP only: templates, tool formats and streams of tokens are the tasks'. Runs in the API process, on the event loop.
 """
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -22,7 +26,7 @@ from service.api.generating import (
 from service.api.schemas_chat import ChatBody, NamedToolChoice
 from service.api.schemas_openai import AS_MANY_AS_FIT
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, ServiceError
 from service.tasks.chat import Conversation, ToolUse, chat_prompt, thoughts_of, tool_use
 from service.tasks.generation import Generation, Prompt, start_generation
 from service.tasks.prompts import truncated
@@ -47,6 +51,20 @@ async def start_chat(request: Request, body: ChatBody, model: LoadedModel) -> tu
     tools = tool_use_of(body, model)
     prompt = await _prompt(request, body, model, tools, options.deadline)
     return start_generation(engine_of(request), model, [prompt], options, n=body.n), tools
+
+
+@contextmanager
+def named_as(params: Mapping[str, str]) -> Iterator[None]:
+    """For callers who wrote another body: faults name its fields. `params` turns, by expressions, ours into theirs."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.param is not None:
+            ours = theirs = error.param
+            for expression, name in params.items():
+                theirs = re.sub(expression, name, theirs)
+            error.param, error.message = theirs, error.message.replace(ours, theirs, 1)
+        raise
 
 
 def conversation_of(body: ChatBody) -> Conversation:
@@ -80,7 +98,7 @@ async def _prompt(
     kept = kept_prompt_tokens(body, model, max_tokens)
     ids, num_truncated = truncated(await chat_prompt(model, conversation), kept)
     if not ids:
-        raise InvalidRequest("the chat template makes an empty prompt of these messages", param="messages")
+        raise InvalidRequest("the chat template makes an empty prompt of this conversation", param="messages")
     thoughts = thoughts_of(model, conversation, ids)
     grammar = after_thoughts(model, grammar, thoughts)
     options = sampling_options(

@@ -5,7 +5,7 @@ OpenAI's conventions, and vLLM's for token ids. API process only.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from model.batch import TokenLogprobs
 from service.api.answers_openai import (
@@ -31,7 +31,7 @@ from service.api.token_logprobs import chat_logprobs, prompt_logprobs
 from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
-from service.tasks.replies import Piece, ReplyReader
+from service.tasks.replies import Part, ReplyReader, Said, Thought
 
 
 @dataclass(slots=True)
@@ -47,6 +47,18 @@ class _Choice:
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
     stop_reason: int | str | None = None
+
+    def add(self, part: Part) -> None:
+        match part:
+            case Thought():
+                self.reasoning += part.text
+            case Said():
+                self.content += part.text
+            case CallPiece():
+                if part.id is not None:
+                    function = AnswerFunction(name=part.name or "", arguments="")
+                    self.calls.append(AnswerToolCall(id=part.id, function=function))
+                self.calls[part.index].function.arguments += part.arguments
 
 
 class ChatWriter:
@@ -70,21 +82,17 @@ class ChatWriter:
         ]
 
     def chunk(self, delta: Delta) -> bytes:
-        """OpenAI's order: the role alone, then reasoning, content and calls, then the reason alone."""
+        """OpenAI's order: the role alone, then what was thought, said and called, then the reason alone."""
         choice, index = self._choices[delta.index], delta.index
         chunks: list[ChatChunk] = []
         begins, choice.begun = not choice.begun, True
         if begins:
             chunks.append(ChatChunk(index, ChatDelta(role="assistant", content="")))
-        piece = self._read(choice, delta)
-        if piece.reasoning:
-            thought = ChatDelta(reasoning_content=piece.reasoning, reasoning=piece.reasoning)
-            chunks.append(ChatChunk(index, thought))
+        told = [ChatChunk(index, _told(part)) for part in self._read(choice, delta)]
         logprobs = self._logprobs(delta.tokens)
-        if piece.content or logprobs is not None:
-            built = None if logprobs is None else logprobs.model_dump()
-            chunks.append(ChatChunk(index, ChatDelta(content=piece.content), logprobs=built))
-        chunks += [ChatChunk(index, ChatDelta(tool_calls=[_call_chunk(call)])) for call in piece.calls]
+        if logprobs is not None:
+            _carrier(told, index).logprobs = logprobs.model_dump()
+        chunks += told
         if delta.finish_reason is not None:
             reason = choice.reader.finish_reason(delta.finish_reason)
             chunks.append(ChatChunk(index, ChatDelta(), finish_reason=reason, stop_reason=delta.stop_reason))
@@ -102,9 +110,10 @@ class ChatWriter:
             return {}
         return {"usage": self._detailed(usage_answer(self._generation, self._body)).model_dump()}
 
-    def _read(self, choice: _Choice, delta: Delta) -> Piece:
-        piece = choice.reader.read(delta)
-        return piece if self._body.include_reasoning else replace(piece, reasoning="")
+    def _read(self, choice: _Choice, delta: Delta) -> list[Part]:
+        """What is to be told; tokens go out by themselves, also those without text."""
+        parts = [part for part in choice.reader.read(delta) if not isinstance(part, Said) or part.text]
+        return parts if self._body.include_reasoning else [part for part in parts if not isinstance(part, Thought)]
 
     def _detailed(self, usage: UsageAnswer) -> UsageAnswer:
         """With what went into thoughts, told or not."""
@@ -129,16 +138,10 @@ class ChatWriter:
         choice = self._choices[delta.index]
         if self._body.prompt_logprobs is not None and delta.index == 0 and self._prompt_logprobs is None:
             self._prompt_logprobs = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._body.prompt_logprobs)
-        piece = self._read(choice, delta)
-        choice.reasoning += piece.reasoning
-        choice.content += piece.content
+        for part in self._read(choice, delta):
+            choice.add(part)
         choice.logprobs += delta.tokens
         choice.ids += delta.ids
-        for call in piece.calls:
-            if call.id is not None:
-                function = AnswerFunction(name=call.name or "", arguments="")
-                choice.calls.append(AnswerToolCall(id=call.id, function=function))
-            choice.calls[call.index].function.arguments += call.arguments
         if delta.finish_reason is not None:
             choice.finish_reason = choice.reader.finish_reason(delta.finish_reason)
             choice.stop_reason = delta.stop_reason
@@ -173,7 +176,22 @@ class ChatWriter:
         return ChatLogprobs(content=chat_logprobs(self._tokenizer, tokens))
 
 
-def _call_chunk(piece: CallPiece) -> CallChunk:
-    function = CallFunctionChunk(name=piece.name, arguments=piece.arguments)
-    begins = piece.id is not None
-    return CallChunk(piece.index, id=piece.id, type="function" if begins else None, function=function)
+def _told(part: Part) -> ChatDelta:
+    match part:
+        case Thought():
+            return ChatDelta(reasoning_content=part.text, reasoning=part.text)
+        case Said():
+            return ChatDelta(content=part.text)
+        case CallPiece():
+            function = CallFunctionChunk(name=part.name, arguments=part.arguments)
+            type = None if part.id is None else "function"
+            return ChatDelta(tool_calls=[CallChunk(part.index, id=part.id, type=type, function=function)])
+
+
+def _carrier(chunks: list[ChatChunk], index: int) -> ChatChunk:
+    """The chunk that log-probabilities go out with: the first that has content, if need be an empty one at the end."""
+    for chunk in chunks:
+        if chunk.delta.content is not None:
+            return chunk
+    chunks.append(ChatChunk(index, ChatDelta(content="")))
+    return chunks[-1]

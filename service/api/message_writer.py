@@ -7,17 +7,17 @@ mid-stream is `service.api.event_stream`'s. API process only.
 import hashlib
 from typing import Any
 
-import msgspec
 from pydantic_core import from_json
 
 from service.api.answers_openai import UsageAnswer
 from service.api.generating import new_id, usage_answer
 from service.api.messages_answers import Block, MessageAnswer, MessageUsage, StopReason, Text, Thinking, ToolUse
+from service.api.named_events import NamedEvents
 from service.api.schemas_chat import ChatBody
 from service.tasks import chat
 from service.tasks.call_readers import CallPiece
 from service.tasks.generation import Delta, Generation
-from service.tasks.replies import ReplyReader
+from service.tasks.replies import ReplyReader, Said, Thought
 
 STOP_REASONS: dict[str, StopReason] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -29,7 +29,6 @@ class MessageWriter:
         self._body = body
         self._generation = generation
         self._reader = ReplyReader(generation.model, generation.prompts[0], tools)
-        self._encoder = msgspec.json.Encoder()
         self._id = new_id("msg")
         self._blocks: list[Block] = []
         self._is_open = False
@@ -37,32 +36,31 @@ class MessageWriter:
         self._arguments = ""
         """Of the last call, as far as they have come."""
         self._stop_reason: StopReason | None = None
-        self._begun = False
-        self._events: list[bytes] = []
+        self._events = NamedEvents(wanted=body.stream)
 
     def chunk(self, delta: Delta) -> bytes:
-        if not self._begun:
-            self._begun = True
+        if not self._events.num_events:
             start = self._message(usage_answer(self._generation, self._body), [])
-            self._emit("message_start", message=start.model_dump())
+            self._events.add("message_start", message=start.model_dump())
         self.add(delta)
-        return self._taken_events()
+        return self._events.taken()
 
     def end(self, usage: UsageAnswer) -> bytes:
         whole = self._message(usage, [])
         delta = {"stop_reason": whole.stop_reason, "stop_sequence": whole.stop_sequence}
-        self._emit("message_delta", delta=delta, usage=whole.usage.model_dump())
-        self._emit("message_stop")
-        return self._taken_events()
+        self._events.add("message_delta", delta=delta, usage=whole.usage.model_dump())
+        self._events.add("message_stop")
+        return self._events.taken()
 
     def add(self, delta: Delta) -> None:
-        piece = self._reader.read(delta)
-        if piece.reasoning:
-            self._add_thoughts(piece.reasoning)
-        if piece.content:
-            self._add_text(piece.content)
-        for call in piece.calls:
-            self._add_call(call)
+        for part in self._reader.read(delta):
+            match part:
+                case Thought():
+                    self._add_thoughts(part.text)
+                case Said():
+                    self._add_text(part.text)
+                case CallPiece():
+                    self._add_call(part)
         if delta.finish_reason is not None:
             self._finish(delta.finish_reason)
 
@@ -125,9 +123,9 @@ class MessageWriter:
         self._close()
         self._blocks.append(block)
         self._is_open = True
-        self._emit("content_block_start", index=len(self._blocks) - 1, content_block=block.model_dump())
+        self._events.add("content_block_start", index=len(self._blocks) - 1, content_block=block.model_dump())
         if len(self._blocks) == 1:
-            self._emit("ping")
+            self._events.add("ping")
 
     def _close(self) -> None:
         match self._block_under_way():
@@ -139,21 +137,10 @@ class MessageWriter:
             case ToolUse() as block:
                 block.input = _input(self._arguments)
         self._is_open = False
-        self._emit("content_block_stop", index=len(self._blocks) - 1)
-
-    # -- events -------------------------------------------------------------------------------------------------------
+        self._events.add("content_block_stop", index=len(self._blocks) - 1)
 
     def _emit_delta(self, type: str, **fields: str) -> None:
-        self._emit("content_block_delta", index=len(self._blocks) - 1, delta={"type": type, **fields})
-
-    def _emit(self, type: str, **fields: Any) -> None:
-        if self._body.stream:
-            data = self._encoder.encode({"type": type, **fields})
-            self._events.append(b"event: " + type.encode() + b"\ndata: " + data + b"\n\n")
-
-    def _taken_events(self) -> bytes:
-        events, self._events = self._events, []
-        return b"".join(events)
+        self._events.add("content_block_delta", index=len(self._blocks) - 1, delta={"type": type, **fields})
 
 
 def _signature(thoughts: str) -> str:

@@ -5,18 +5,16 @@ was said before comes with each request. HTTP only. Runs in the API process, on 
 """
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.chat import conversation_of, start_chat, tool_use_of
+from service.api.chat import conversation_of, named_as, start_chat, tool_use_of
 from service.api.generating import engine_of, note_task, respond
 from service.api.message_writer import MessageWriter
 from service.api.messages_answers import MessageAnswer, MessageFaultAnswer, TokenCount
+from service.api.native import checked
 from service.api.schemas_chat import MAX_MESSAGES, ChatBody
 from service.api.schemas_messages import (
     AssistantMessage,
@@ -35,7 +33,7 @@ from service.api.schemas_messages import (
     ToolUseBlock,
 )
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest, ServiceError, UnsupportedParameter
+from service.errors import InvalidRequest, UnsupportedParameter
 from service.http.body import stick_to_user
 from service.tasks.chat import chat_prompt
 from service.tasks.reasoning import reads_effort, thinks
@@ -69,8 +67,8 @@ async def create_message(request: Request, body: MessagesBody) -> Response:
         stick_to_user(request.scope, body.metadata.user_id)
     model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
-    chat = chat_body(body, model)
-    with _in_own_words():
+    with named_as(PARAMS):
+        chat = chat_body(body, model)
         generation, tools = await start_chat(request, chat, model)
     return await respond(request, generation, MessageWriter(chat, generation, tools), chat)
 
@@ -79,29 +77,11 @@ async def create_message(request: Request, body: MessagesBody) -> Response:
 async def count_tokens(request: Request, body: CountTokensBody) -> Response:
     model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "tokenize", model, None)
-    chat = chat_body(body, model)
-    with _in_own_words():
+    with named_as(PARAMS):
+        chat = chat_body(body, model)
         tool_use_of(chat, model)
         ids = await chat_prompt(model, conversation_of(chat))
     return Response(TokenCount(input_tokens=len(ids)).model_dump_json(), media_type="application/json")
-
-
-@contextmanager
-def _in_own_words() -> Iterator[None]:
-    """`reasoning_effort` is of no use to a caller who wrote `output_config.effort`."""
-    try:
-        yield
-    except ServiceError as error:
-        if error.param is not None:
-            theirs, ours = error.param, _renamed(error.param)
-            error.param, error.message = ours, error.message.replace(theirs, ours, 1)
-        raise
-
-
-def _renamed(param: str) -> str:
-    for theirs, ours in PARAMS.items():
-        param = re.sub(theirs, ours, param)
-    return param
 
 
 def chat_body(body: CountTokensBody, model: LoadedModel) -> ChatBody:
@@ -120,7 +100,7 @@ def chat_body(body: CountTokensBody, model: LoadedModel) -> ChatBody:
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if isinstance(body, MessagesBody):
         fields |= {"max_completion_tokens": body.max_tokens, "stop": body.stop_sequences}
-    return ChatBody.model_validate(fields)
+    return checked(ChatBody, fields)
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:

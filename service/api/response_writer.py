@@ -5,12 +5,11 @@ item is open at a time. API process only.
 """
 
 import time
-from typing import Any
-
-import msgspec
+from typing import Any, TypeVar
 
 from service.api.answers_openai import UsageAnswer
 from service.api.generating import new_id
+from service.api.named_events import NamedEvents
 from service.api.responses_answers import (
     FunctionCall,
     IncompleteDetails,
@@ -25,54 +24,50 @@ from service.api.responses_answers import (
     ResponseUsage,
     Status,
 )
-from service.api.schemas_chat import ChatBody
 from service.api.schemas_responses import ResponsesBody
 from service.api.token_logprobs import chat_logprobs
 from service.tasks.call_readers import CallPiece
 from service.tasks.chat import ToolUse
 from service.tasks.generation import Delta, Generation
-from service.tasks.replies import ReplyReader
+from service.tasks.replies import ReplyReader, Said, Thought
+
+Content = TypeVar("Content", ReasoningText, OutputText)
 
 
 class ResponseWriter:
-    """`chat` is the same request as chat completions take it."""
-
-    def __init__(self, body: ResponsesBody, chat: ChatBody, generation: Generation, tools: ToolUse | None) -> None:
-        self._body = body
-        self._chat = chat
+    def __init__(self, body: ResponsesBody, generation: Generation, tools: ToolUse | None) -> None:
         self._generation = generation
         self._reader = ReplyReader(generation.model, generation.prompts[0], tools)
-        self._encoder = msgspec.json.Encoder()
         self._head = _head(body, generation)
         self._items: list[OutputItem] = []
-        self._events: list[bytes] = []
-        self._num_events = 0
+        self._events = NamedEvents(wanted=body.stream)
         self._finish_reason = ""
 
     def chunk(self, delta: Delta) -> bytes:
-        if not self._num_events:
+        if not self._events.num_events:
             self._emit("response.created", response=self._response("in_progress"))
             self._emit("response.in_progress", response=self._response("in_progress"))
         self.add(delta)
-        return self._taken_events()
+        return self._events.taken()
 
     def end(self, usage: UsageAnswer) -> bytes:
         answer = self.answer(usage)
         self._emit(f"response.{answer.status}", response=answer.model_dump(mode="json"))
-        return self._taken_events()
+        return self._events.taken()
 
     def add(self, delta: Delta) -> None:
-        piece = self._reader.read(delta)
-        if piece.reasoning:
-            self._add_reasoning(piece.reasoning)
-        if piece.content or (delta.tokens and not piece.reasoning and not piece.calls):
-            self._add_text(piece.content, delta)
-        for call in piece.calls:
-            self._add_call(call)
+        for part in self._reader.read(delta):
+            match part:
+                case Thought():
+                    self._add_reasoning(part.text)
+                case Said():
+                    self._add_text(part)
+                case CallPiece():
+                    self._add_call(part)
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
             if not self._items:
-                self._add_text("", delta)
+                self._add_text(Said(""))
             self._close("incomplete" if delta.finish_reason == "length" else "completed")
 
     def answer(self, usage: UsageAnswer) -> ResponseAnswer:
@@ -101,23 +96,21 @@ class ResponseWriter:
         if not isinstance(item, ReasoningItem):
             item = ReasoningItem(id=new_id("rs"))
             self._begin(item)
-            item.content.append(ReasoningText())
-            self._emit("response.content_part.added", **self._part(item), part=item.content[0].model_dump())
+            self._begin_part(item, item.content, ReasoningText())
         item.content[0].text += text
         self._emit("response.reasoning_text.delta", **self._part(item), delta=text)
 
-    def _add_text(self, text: str, delta: Delta) -> None:
+    def _add_text(self, said: Said) -> None:
         item = self._open_item()
         if not isinstance(item, OutputMessage):
             item = OutputMessage(id=new_id("msg"))
             self._begin(item)
-            item.content.append(OutputText())
-            self._emit("response.content_part.added", **self._part(item), part=item.content[0].model_dump())
-        logprobs = chat_logprobs(self._generation.model.tokenizer, delta.tokens)
-        item.content[0].text += text
+            self._begin_part(item, item.content, OutputText())
+        logprobs = chat_logprobs(self._generation.model.tokenizer, said.tokens)
+        item.content[0].text += said.text
         item.content[0].logprobs += logprobs
         told = [entry.model_dump() for entry in logprobs]
-        self._emit("response.output_text.delta", **self._part(item), delta=text, logprobs=told)
+        self._emit("response.output_text.delta", **self._part(item), delta=said.text, logprobs=told)
 
     def _add_call(self, call: CallPiece) -> None:
         if call.id is not None:
@@ -135,6 +128,11 @@ class ResponseWriter:
         self._close("completed")
         self._items.append(item)
         self._emit("response.output_item.added", output_index=len(self._items) - 1, item=item.model_dump(mode="json"))
+
+    def _begin_part(self, item: OutputItem, content: list[Content], part: Content) -> None:
+        """Of a text, which has one part alone."""
+        content.append(part)
+        self._emit("response.content_part.added", **self._part(item), part=part.model_dump())
 
     def _close(self, status: Status) -> None:
         item = self._open_item()
@@ -162,17 +160,8 @@ class ResponseWriter:
     def _part(self, item: OutputItem) -> dict[str, Any]:
         return {**self._place(item), "content_index": 0}
 
-    # -- events -------------------------------------------------------------------------------------------------------
-
     def _emit(self, type: str, **fields: Any) -> None:
-        if self._body.stream:
-            data = self._encoder.encode({"type": type, **fields, "sequence_number": self._num_events})
-            self._events.append(b"event: " + type.encode() + b"\ndata: " + data + b"\n\n")
-            self._num_events += 1
-
-    def _taken_events(self) -> bytes:
-        events, self._events = self._events, []
-        return b"".join(events)
+        self._events.add(type, **fields, sequence_number=self._events.num_events)
 
 
 def _head(body: ResponsesBody, generation: Generation) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.chat import start_chat
+from service.api.chat import named_as, start_chat
 from service.api.generating import engine_of, note_task, respond
+from service.api.native import checked
 from service.api.response_writer import ResponseWriter
 from service.api.responses_answers import ResponseAnswer
-from service.api.schemas_chat import ChatBody
+from service.api.schemas_chat import MAX_MESSAGES, ChatBody
 from service.api.schemas_responses import (
     FunctionCallItem,
     FunctionOutputItem,
@@ -26,44 +27,40 @@ from service.api.schemas_responses import (
     ReasoningItem,
     ResponsesBody,
 )
-from service.errors import ServiceError
+from service.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
 PARAMS = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
+    r"^messages\b.*": "input",
+    r"^max_completion_tokens": "max_output_tokens",
+    r"^response_format\b.*": "text.format",
+    r"^reasoning_effort": "reasoning.effort",
 }
-"""What a field of chat completions is called here."""
+"""What a field of chat completions, which a fault may name, is called here. Where in the input a message came from is
+not known."""
 
 
 @router.post("/responses", response_model=ResponseAnswer, summary="Answer a conversation, told in items")
 async def create_response(request: Request, body: ResponsesBody) -> Response:
     model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
-    chat = chat_body(body)
-    try:
+    with named_as(PARAMS):
+        chat = chat_body(body)
         generation, tools = await start_chat(request, chat, model)
-    except ServiceError as error:
-        error.param = _renamed(error.param)
-        raise
-    return await respond(request, generation, ResponseWriter(body, chat, generation, tools), chat)
-
-
-def _renamed(param: str | None) -> str | None:
-    """`messages.2.content` is of no use to a caller who sent items."""
-    name, _, _ = (param or "").partition(".")
-    return PARAMS.get(name, param)
+    return await respond(request, generation, ResponseWriter(body, generation, tools), chat)
 
 
 def chat_body(body: ResponsesBody) -> ChatBody:
     """The same request as chat completions take it; all that is in it has been checked."""
+    messages = list(_messages(body))
+    if len(messages) > MAX_MESSAGES:
+        counts = f"{len(messages):,} messages; the limit is {MAX_MESSAGES:,}"
+        raise InvalidRequest(f"input and instructions make {counts}", param="input")
     wants_logprobs = "message.output_text.logprobs" in body.include or bool(body.top_logprobs)
     fields: dict[str, Any] = {
         "model": body.model,
-        "messages": list(_messages(body)),
+        "messages": messages,
         "max_completion_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -84,7 +81,7 @@ def chat_body(body: ResponsesBody) -> ChatBody:
         "cache_salt": body.cache_salt,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
-    return ChatBody.model_validate(fields)
+    return checked(ChatBody, fields)
 
 
 def _tool_choice(body: ResponsesBody) -> Any:

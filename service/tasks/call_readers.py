@@ -103,8 +103,9 @@ class ObjectReader(CallReader):
         if begun and begun[0] != "{":
             return self._no_call()
         pieces: list[CallPiece] = []
-        if self._start is None and (header := OBJECT_HEADER.match(self.text)):
-            pieces.append(self._begin(json.loads(header[1])))
+        header = OBJECT_HEADER.match(self.text) if self._start is None else None
+        if header is not None and (name := _name(header[1])) is not None:
+            pieces.append(self._begin(name))
             self._start = self._given = header.end()
         self._scan()
         if self._start is not None:
@@ -138,16 +139,16 @@ class ObjectReader(CallReader):
         """A call in another order or shape, read once it is complete; nothing if it is no call at all."""
         try:
             value = json.loads(self.text)
-        except ValueError:
-            return []
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return []
-        arguments = value.get("arguments", value.get("parameters"))
-        if isinstance(arguments, str):
-            text = arguments
-        elif isinstance(arguments, dict):
-            text = json.dumps(arguments, ensure_ascii=False)
-        else:
+            if not isinstance(value, dict) or not _is_name(value.get("name")):
+                return []
+            arguments = value.get("arguments", value.get("parameters"))
+            if isinstance(arguments, dict):
+                text = _json(arguments)
+            elif isinstance(arguments, str) and _is_text(arguments):
+                text = arguments
+            else:
+                return []
+        except (ValueError, RecursionError):
             return []
         return [self._begin(value["name"]), CallPiece(self.index, text)]
 
@@ -246,7 +247,7 @@ class XmlReader(CallReader):
         self.text = self.text[end + len(PARAMETER_END) :]
         opening = '"' if self._begins_value else ""
         types, self._types = self._types, None
-        return f'{opening}{_inner(value)}"' if is_text else json.dumps(typed(value, types), ensure_ascii=False)
+        return f'{opening}{_inner(value)}"' if is_text else _json(typed(value, types))
 
     def _part_of_text(self) -> str | None:
         """What is certain of a string; the rest may be its end."""
@@ -260,6 +261,34 @@ class XmlReader(CallReader):
         opening, self._begins_value = '"' if self._begins_value else "", False
         part, self.text = self.text[:kept], self.text[kept:]
         return opening + _inner(part)
+
+
+def _name(text: str) -> str | None:
+    """What a JSON string says; None where it is none, or is nothing that could be told."""
+    try:
+        name = json.loads(text)
+    except ValueError:
+        return None
+    return name if _is_name(name) else None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _is_text(value)
+
+
+def _is_text(text: str) -> bool:
+    """Half of a surrogate pair, which JSON can escape, is no character: it cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json(value: Any) -> str:
+    """Raises ValueError where JSON has no word for a number: 1e999 is read as infinity."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if _is_text(text) else json.dumps(value)
 
 
 def _inner(text: str) -> str:

@@ -28,6 +28,10 @@ class Parts:
     reasoning: str = ""
     content: str = ""
 
+    def add(self, other: "Parts") -> None:
+        self.reasoning += other.reasoning
+        self.content += other.content
+
 
 def thinks(model: LoadedModel) -> bool:
     """Whether a checkpoint's chat template is one of a model that thinks."""

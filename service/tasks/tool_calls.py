@@ -5,23 +5,13 @@ the random ids of calls; one parser per reply.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from service.tasks.call_readers import CallPiece, CallReader, NamedReader, ObjectReader, XmlReader
 from service.tasks.tools import ToolFormat
 
-
-@dataclass(slots=True)
-class Reading:
-    """What a piece of text turned out to be."""
-
-    content: str = ""
-    calls: list[CallPiece] = field(default_factory=list)
-
-    def add(self, other: "Reading") -> None:
-        self.content += other.content
-        self.calls += other.calls
+Reading = list[str | CallPiece]
+"""What a piece of text turned out to be, in its order: content, and parts of calls."""
 
 
 class ToolCallParser:
@@ -46,8 +36,14 @@ class ToolCallParser:
         """What stood before a call and was taken away; bare formats keep it in what they hold."""
         return "" if self._format.bare else self._format.begin
 
+    @property
+    def num_held(self) -> int:
+        """Characters of which it is not certain yet whether they are content."""
+        call = "" if self._call is None or self._call.is_call else self._marker + self._call.text
+        return len(self._held) + len(call)
+
     def feed(self, text: str) -> Reading:
-        reading = Reading()
+        reading: Reading = []
         while text:
             if self._call is not None:
                 text = self._feed_call(reading, text)
@@ -59,7 +55,7 @@ class ToolCallParser:
 
     def finish(self) -> Reading:
         """The rest, now that the text has ended; a call that broke off before its name was known is content."""
-        reading = Reading()
+        reading: Reading = []
         if self._call is not None and not self._call.is_call:
             self._content(reading, self._held + self._marker + self._call.text)
         elif self._call is None and (self._held.strip(self._format.between or None) or not self.num_calls):
@@ -77,15 +73,20 @@ class ToolCallParser:
                 return XmlReader(self.num_calls, self._format, functions=self._functions)
 
     def _content(self, reading: Reading, text: str) -> None:
-        self._has_content = self._has_content or bool(text)
-        reading.content += text
+        if not text:
+            return
+        self._has_content = True
+        if reading and isinstance(reading[-1], str):
+            reading[-1] += text
+        else:
+            reading.append(text)
 
     def _feed_call(self, reading: Reading, text: str) -> str:
         call = self._call
         assert call is not None
         pieces, rest = call.feed(text)
         if self._max_calls is None or self.num_calls < self._max_calls:
-            reading.calls += pieces
+            reading += pieces
         if call.is_call:
             self._held = ""
         if not call.is_complete:

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from model.chat_template import ChatTemplate
+from service.api.schemas_chat import MAX_MESSAGES
 from service.app import create_app
 from service.engine.aliases import sticky_key
 from service.errors import DeadlineExceeded, GenerationFailed, Overloaded, Unavailable
@@ -99,6 +100,13 @@ SAMPLING: list[tuple[str, list[Any]]] = [
     ("max_completion_tokens", [5]),
     ("n", [2]),
 ]
+
+
+async def test_as_many_messages_as_fit_and_a_system_prompt_are_one_turn_too_many(client: httpx.AsyncClient) -> None:
+    turns = [USER, {"role": "assistant", "content": "x"}] * (MAX_MESSAGES // 2)
+    response = await client.post(URL, json={"messages": turns, "system": "Be kind.", "max_tokens": 20})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("messages has 4,097 turns; the limit is 4,096")
 
 
 def table() -> list[Any]:

@@ -9,6 +9,7 @@ import pytest
 from openai import APIError, AsyncOpenAI, BadRequestError
 from pydantic import BaseModel
 
+from service.api.schemas_chat import MAX_MESSAGES
 from service.errors import GenerationFailed
 
 URL = "/v1/responses"
@@ -155,6 +156,61 @@ async def test_logprobs_come_with_the_text(openai: AsyncOpenAI, engine: Any) -> 
     found: Any = answer.output[0].content[0].logprobs  # type: ignore[union-attr,index]
     assert [entry.bytes for entry in found] == [[97], [0xC3], [0xA9]]
     assert all(len(entry.top_logprobs) == 2 for entry in found)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_logprobs_wait_for_the_text_that_they_belong_to(openai: AsyncOpenAI, engine: Any, streamed: bool) -> None:
+    """A delta without text made an empty message of its token: before a call, within one (and failed then), between
+    thoughts."""
+    engine.reply = f"<think>\na\n\nb\n</think>\n\nOn.\n{CALL}"
+    options: Any = {"model": "special-thinker", "input": "x", "tools": TOOLS, "top_logprobs": 1}
+    if streamed:
+        events = [event async for event in await openai.responses.create(**options, stream=True)]
+        output = events[-1].response.output  # type: ignore[union-attr]
+        assert [e.item for e in events if e.type == "response.output_item.done"] == output
+    else:
+        output = (await openai.responses.create(**options)).output
+    reasoning, message, call = output
+    assert reasoning.content[0].text == "a\n\nb"
+    assert [entry.token for entry in message.content[0].logprobs] == ["O", "n", "."]
+    assert (call.status, json.loads(call.arguments)) == ("completed", {"city": "Zürich"})
+
+
+async def test_tokens_without_text_are_told_at_the_end_of_the_message(openai: AsyncOpenAI, engine: Any) -> None:
+    engine.reply = "ab<|endoftext|>"
+    answer = await openai.responses.create(model="tiny", input="x", top_logprobs=1)
+    part: Any = answer.output[0].content[0]  # type: ignore[union-attr,index]
+    assert (part.text, [entry.token for entry in part.logprobs]) == ("ab", ["a", "b", "<|endoftext|>"])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_without_a_name_that_can_be_read_is_text(
+    client: httpx.AsyncClient, engine: Any, streamed: bool
+) -> None:
+    """The name was read as JSON without care: 500, or a stream that broke off."""
+    engine.reply = '<tool_call>{"name": "a\\q", "arguments": {}}'
+    response = await client.post(URL, json={"input": "x", "tools": TOOLS, "stream": streamed})
+    assert response.status_code == 200
+    data = response.text.rpartition("data: ")[2] if streamed else response.text
+    answer = json.loads(data)["response"] if streamed else json.loads(data)
+    assert answer["output"][0]["content"][0]["text"] == engine.reply
+
+
+async def test_as_many_items_as_fit_and_instructions_are_one_message_too_many(client: httpx.AsyncClient) -> None:
+    """It was pydantic's own error, and a 500."""
+    items = [{"role": "user", "content": "x"}] * MAX_MESSAGES
+    response = await client.post(URL, json={"input": items, "instructions": "Be kind."})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "input"
+    assert error["message"] == "input and instructions make 4,097 messages; the limit is 4,096"
+
+
+async def test_a_fault_in_a_message_is_told_in_the_caller_s_words(client: httpx.AsyncClient) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "now", "arguments": "noon"}
+    error = (await client.post(URL, json={"input": [{"role": "user", "content": "x"}, call]})).json()["error"]
+    assert error["param"] == "input"
+    assert error["message"].startswith("input: not JSON")
 
 
 async def test_thinking_is_turned_off_by_the_effort(openai: AsyncOpenAI, engine: Any) -> None:

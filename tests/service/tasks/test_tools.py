@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
 from service.tasks.call_grammars import CallGrammar
+from service.tasks.call_readers import CallPiece
 from service.tasks.grammars import MAX_GRAMMAR_CHARS
 from service.tasks.tool_calls import Reading, ToolCallParser
 from service.tasks.tools import HERMES, LLAMA3, MISTRAL, MISTRAL_11, QWEN3_CODER, ToolFormat, format_of
@@ -46,6 +47,11 @@ REPLIES = {
         '<tool_call>{"noname": 1}</tool_call> more',
         '<tool_call>{"na',
         "text <tool_ca",
+        '<tool_call>{"name": "a\\q", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "\\ud83d", "arguments": {"a": {}}} ',
+        '<tool_call>{"arguments": {"city": "\\ud83d", "b": "\\u00e9"}, "name": "weather"}</tool_call>',
+        '<tool_call>{"arguments": "\\ud83d", "name": "weather"}</tool_call>',
+        '<tool_call>{"arguments": {"n": 1e999}, "name": "weather"}</tool_call>',
     ],
     LLAMA3: [
         "plain text {}",
@@ -102,18 +108,21 @@ CASES = [
 
 def read(format: ToolFormat, pieces: list[str], **options: Any) -> tuple[str, list[tuple[str, str]]]:
     """The content, and name and arguments of each call, as a client puts them together."""
-    parser, whole = ToolCallParser(format, functions=[*FUNCTIONS, SET], **options), Reading()
-    for piece in pieces:
-        whole.add(parser.feed(piece))
-    whole.add(parser.finish())
+    parser = ToolCallParser(format, functions=[*FUNCTIONS, SET], **options)
+    whole: Reading = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     calls: list[list[str]] = []
-    for piece in whole.calls:
+    for piece in calls_of(whole):
         if piece.id is not None:
             assert piece.index == len(calls)
             assert piece.name is not None
             calls.append([piece.name, ""])
         calls[piece.index][1] += piece.arguments
-    return whole.content, [(name, arguments) for name, arguments in calls]
+    content = "".join(part for part in whole if isinstance(part, str))
+    return content, [(name, arguments) for name, arguments in calls]
+
+
+def calls_of(reading: Reading) -> list[CallPiece]:
+    return [part for part in reading if isinstance(part, CallPiece)]
 
 
 @pytest.mark.parametrize(("format", "reply"), CASES)
@@ -142,6 +151,11 @@ def test_what_is_read_does_not_depend_on_how_the_reply_is_cut(
         (HERMES, 8, REPLIES[HERMES][8], []),
         (HERMES, 9, REPLIES[HERMES][9], []),
         (HERMES, 10, "text <tool_ca", []),
+        (HERMES, 11, REPLIES[HERMES][11], []),
+        (HERMES, 12, REPLIES[HERMES][12], []),
+        (HERMES, 13, "", [("weather", '{"city": "\\ud83d", "b": "\\u00e9"}')]),
+        (HERMES, 14, REPLIES[HERMES][14], []),
+        (HERMES, 15, REPLIES[HERMES][15], []),
         (LLAMA3, 0, "plain text {}", []),
         (LLAMA3, 1, "", [("weather", '{"city": "Paris"}')]),
         (LLAMA3, 2, "", [("now", "{}"), ("weather", '{"city": "b"}')]),
@@ -187,8 +201,21 @@ def test_calls_and_content_are_told_apart(
 def test_arguments_go_out_while_they_are_written() -> None:
     parser = ToolCallParser(HERMES)
     texts = ('<tool_call>\n{"name": "weather", ', '"arguments": {"ci', 'ty": "Pa', 'ris"}', "}\n</tool_call>")
-    pieces = [[(piece.name, piece.arguments) for piece in parser.feed(text).calls] for text in texts]
+    pieces = [[(piece.name, piece.arguments) for piece in calls_of(parser.feed(text))] for text in texts]
     assert pieces == [[], [("weather", ""), (None, '{"ci')], [(None, 'ty": "Pa')], [(None, 'ris"}')], []]
+
+
+@pytest.mark.parametrize("arguments", ["[" * 200_000, '{"a":' * 200_000, "[" * 200_000 + "]" * 200_000])
+def test_what_is_nested_too_deep_to_be_read_is_content(arguments: str) -> None:
+    """It raised RecursionError."""
+    reply = f'<tool_call>{{"arguments": {arguments}, "name": "weather"}}'
+    assert read(HERMES, [reply]) == (reply, [])
+
+
+def test_a_value_between_tags_can_be_written_whatever_it_says() -> None:
+    """Half of a surrogate pair went on as it was, and could not be written as UTF-8."""
+    reply = '<tool_call><function=set><parameter=list>["\\ud83d"]</parameter></function></tool_call>'
+    assert read(QWEN3_CODER, [reply]) == ("", [("set", '{"list": ["\\ud83d"]}')])
 
 
 def test_further_calls_are_dropped_where_only_one_is_allowed() -> None:
@@ -362,7 +389,7 @@ def test_values_between_tags_fit_their_schemas_and_are_read_as_their_types(
             assert accepts(grammar, reply) is fits, text
             if not fits:
                 continue
-            pieces = ToolCallParser(QWEN3_CODER, functions=functions).feed(reply).calls
+            pieces = calls_of(ToolCallParser(QWEN3_CODER, functions=functions).feed(reply))
             arguments = json.loads("".join(piece.arguments for piece in pieces))
             assert arguments["y"] == "z"
             assert typed_as(arguments["x"], schema, parameters)
@@ -389,7 +416,7 @@ def test_what_is_no_schema_breaks_nothing(parameters: Any) -> None:
     assert CallGrammar(format=QWEN3_CODER, functions=functions).required()
     parser = ToolCallParser(QWEN3_CODER, functions=functions)
     reply = "<tool_call><function=f><parameter=x>[1]</parameter></function></tool_call>"
-    assert "".join(piece.arguments for piece in parser.feed(reply).calls) == '{"x": [1]}'
+    assert "".join(piece.arguments for piece in calls_of(parser.feed(reply))) == '{"x": [1]}'
 
 
 def test_definitions_that_many_parameters_refer_to_are_not_repeated_without_end() -> None:
@@ -402,13 +429,13 @@ def test_definitions_that_many_parameters_refer_to_are_not_repeated_without_end(
 def test_strings_between_tags_go_out_while_they_are_written() -> None:
     parser = ToolCallParser(QWEN3_CODER, functions=FUNCTIONS)
     texts = ("<tool_call>\n<function=weather>\n<parameter=city>", "\nPa", "ris\n</para", "meter>\n</function>")
-    pieces = [[piece.arguments for piece in parser.feed(text).calls] for text in texts]
+    pieces = [[piece.arguments for piece in calls_of(parser.feed(text))] for text in texts]
     assert pieces == [["", "{"], ['"city": "Pa'], ["ris"], ['"}']]
 
 
 @pytest.mark.parametrize("format", [MISTRAL, MISTRAL_11], ids=lambda format: format.name)
 def test_mistral_s_ids_are_as_its_templates_want_them(format: ToolFormat) -> None:
-    pieces = ToolCallParser(format).feed(REPLIES[format][1]).calls
+    pieces = calls_of(ToolCallParser(format).feed(REPLIES[format][1]))
     assert all(len(piece.id) == 9 and piece.id.isalnum() for piece in pieces if piece.id is not None)
 
 
