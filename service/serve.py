@@ -13,6 +13,7 @@ from service.auth import KeyFileError
 from service.engine.assembly import make_engine
 from service.engine.memory import bound_heaps
 from service.flags import EXIT_USAGE
+from service.http.certificate import check_certificate
 from service.load_progress import LoadProgress
 from service.metrics import Metrics
 from service.server import refuse_open_doors, serve
@@ -29,6 +30,7 @@ def run(flags: Mapping[str, object]) -> int:
         settings = load_settings(flags)
         refuse_open_doors(settings)
         _refuse_nothing_to_serve(settings)
+        _refuse_unusable_certificate(settings)
         bound_heaps(large_bytes=LARGE_BYTES)
         logs.configure(settings.log_format, settings.log_level)
         metrics = Metrics(build_version=package_version())
@@ -44,6 +46,16 @@ def run(flags: Mapping[str, object]) -> int:
 def _refuse_nothing_to_serve(settings: Settings) -> None:
     if not settings.model:
         raise SettingsError("nothing to serve: give --model FOLDER_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
+
+
+def _refuse_unusable_certificate(settings: Settings) -> None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        check_certificate(settings.tls_certificate, settings.tls_key)
+    except OSError as error:
+        files = f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key}"
+        raise SettingsError(f"{files} are not a certificate in PEM and its unencrypted private key: {error}") from error
 
 
 def _make_tracer(settings: Settings) -> Tracer | None:

@@ -27,6 +27,7 @@ from service.errors import InvalidRequest, UnsupportedParameter
 from service.tasks.classification import (
     Classification,
     ClassifyEngine,
+    LabelsOpen,
     Way,
     choose_for_labels,
     choose_head,
@@ -126,6 +127,22 @@ async def _create_by_vote(request: Request, body: ClassifyBody, n: int) -> Respo
 def own_way(engine: ClassifyEngine, name: str | None, head: str | None) -> Way:
     """By the checkpoint's own labels: those of the head that is named, or of the only one that it was made with."""
     return choose_own(engine, name) if head is None else choose_head(engine, name, head)
+
+
+def way_of_address(request: Request, engine: ClassifyEngine, name: str | None) -> Way:
+    """The same for shapes in which a head has its place in the address alone."""
+    try:
+        return own_way(engine, name, request.query_params.get("head"))
+    except LabelsOpen as error:
+        raise in_address(request, error) from None
+
+
+def in_address(request: Request, error: LabelsOpen) -> InvalidRequest:
+    """What a caller can do whose body has no place for a head, nor for labels."""
+    if error.heads:
+        advice = f"; name it in the address: {request.url.path}?head={error.heads[0]}"
+        return InvalidRequest(error.question + advice, param="head")
+    return InvalidRequest(f"{error.question}; those of the caller go to /v1/classify", param="model")
 
 
 def classify_engine(request: Request) -> ClassifyEngine:

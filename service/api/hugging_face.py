@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from service.api.answer import AnswerBody, create_answer
-from service.api.classify import ClassifyBody, create_classification
+from service.api.classify import ClassifyBody, create_classification, in_address
 from service.api.native import MAX_ITEMS, Body, InputText, checked, json_response, tell_truncation, truncates_by_address
 from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
@@ -24,6 +24,7 @@ from service.api.tag import TagBody, create_tags
 from service.api.tei import EmbedBody, SimilarityBody, tei_embed, tei_similarity
 from service.api.translate import TranslateBody, create_translation
 from service.errors import GenerationFailed, InvalidRequest, ServiceError
+from service.tasks.classification import LabelsOpen
 from service.tasks.confidence import activated, best_first
 from service.tasks.tagging import Aggregation
 
@@ -58,13 +59,16 @@ class TextClassificationBody(Strict):
 async def text_classification(request: Request, body: TextClassificationBody) -> Response:
     """Rows of labels, also for one text: the client takes the first."""
     wanted = body.parameters.function_to_apply
-    places = {"input": "inputs", "labels": "model"}
+    places = {"input": "inputs"}
     fields = {
         "input": body.inputs, "raw_scores": wanted is not None, "truncate": truncates_by_address(request),
         **_of_address(request, "model", "head"),
     }  # fmt: skip
     asked = _made(ClassifyBody, fields, places)
-    found, usage = await _answered(create_classification(request, asked), places)
+    try:
+        found, usage = await _answered(create_classification(request, asked), places)
+    except LabelsOpen as error:
+        raise in_address(request, error) from None
     rows = [entry["labels"] for entry in found["data"]]
     if wanted is not None:
         rows = [_reactivated(row, wanted) for row in rows]

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.api.state import request_state
 from service.engine.models import LoadedModel
 from service.errors import ModelNotFound
+from service.tasks.classification import head_names
 from service.tasks.sampling import context_limit
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -37,6 +38,9 @@ class ModelCard(BaseModel):
     """Of the worker's memory; None until the weights are loaded."""
     state: str
     labels: list[str] = []
+    """Its own; those of its heads are in `heads`."""
+    heads: dict[str, list[str]] = {}
+    """Of a request's `head`: the labels of each."""
 
 
 class ModelList(BaseModel):
@@ -78,4 +82,5 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
         state=model.state,
         labels=list(model.description.labels),
+        heads={name: list(model.description.heads[name].labels) for name in head_names(model.description)},
     )

@@ -27,7 +27,7 @@ from service.api.schemas_responses import (
     ReasoningItem,
     ResponsesBody,
 )
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, UnsupportedParameter
 
 router = APIRouter(prefix="/v1", tags=["generation"])
 
@@ -43,6 +43,11 @@ not known."""
 
 @router.post("/responses", response_model=ResponseAnswer, summary="Answer a conversation, told in items")
 async def create_response(request: Request, body: ResponsesBody) -> Response:
+    for name, kept in (("previous_response_id", body.previous_response_id), ("conversation", body.conversation)):
+        if kept is not None:
+            raise UnsupportedParameter(
+                f"{name}: nothing is kept here; send the whole conversation as input", param=name
+            )
     model = engine_of(request).resolve(body.model, "chat")
     note_task(request, "chat", model, None)
     with named_as(PARAMS):

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from service.api import embeddings, models, rerank, tei, tei_tokens, tokenize
-from service.api.classify import classify_engine, own_way, raise_if_all_failed, truncation
+from service.api.classify import classify_engine, raise_if_all_failed, truncation, way_of_address
 from service.api.event_stream import until_gone
 from service.api.generating import new_id
 from service.api.native import (
@@ -92,7 +92,7 @@ class ProbabilitiesBody(EncodeBody):
 async def classify(request: Request, body: ProbabilitiesBody) -> Response:
     texts = [body.input] if isinstance(body.input, str) else body.input
     engine = classify_engine(request)
-    way = own_way(engine, body.model, request.query_params.get("head"))
+    way = way_of_address(request, engine, body.model)
     options = encode_options(request, body, "classify")
     found = await until_gone(request, classify_own(engine, way, texts, options))
     raise_if_all_failed(found.scored, single=isinstance(body.input, str))

@@ -133,6 +133,9 @@ class ResponsesBody(Strict):
     timeout: float | None = Field(None, gt=0, description="seconds; also by the header X-Request-Timeout")
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     chat_template_kwargs: dict[str, Any] = Field({})
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    """Both name what was kept elsewhere, and are refused."""
     store: bool = Field(False, description="nothing is kept, and the answer says so: send the conversation each time")
     background: Literal[False] = False
     truncation: Annotated[Literal["disabled"], WrapValidator(_no_truncation)] | None = None

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from service.api.classify import classify_engine, own_way
+from service.api.classify import classify_engine, way_of_address
 from service.api.event_stream import until_gone
 from service.api.generating import deadline_of
 from service.api.native import (
@@ -123,7 +123,7 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     rows = [[given] if isinstance(given, str) else given] if single else given
     texts: list[Text] = [_text_or_pair([part for part in row if isinstance(part, str)]) for row in rows]
     engine, began = classify_engine(request), time.monotonic()
-    way = own_way(engine, model_of_address(request), request.query_params.get("head"))
+    way = way_of_address(request, engine, model_of_address(request))
     work = classify_own(engine, way, texts, _options(request, body, "classify"))
     found = await until_gone(request, work)
     answers = []

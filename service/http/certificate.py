@@ -29,7 +29,7 @@ class Certificate:
             return
         try:
             # Tried on another context first: one that is given a key that does not fit has lost its own.
-            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self._chain, self._key)
+            check_certificate(self._chain, self._key)
             _load(self._context, self._chain, self._key)
         except OSError as error:
             log.error("certificate not reloaded, the former one stays in use: %s", error)
@@ -39,6 +39,11 @@ class Certificate:
 
     def _stamps(self) -> tuple[FileStamp | None, ...]:
         return tuple(_stamp(path) for path in (self._chain, self._key))
+
+
+def check_certificate(chain: Path, key: Path) -> None:
+    """Raises OSError where a server cannot use the two files."""
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), chain, key)
 
 
 def _load(context: ssl.SSLContext, chain: Path, key: Path) -> None:

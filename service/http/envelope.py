@@ -132,6 +132,9 @@ def _message(fault: Mapping[str, Any]) -> str:
             return "this field is required"
         case "extra_forbidden":
             return "there is no such field"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return "input should be an object"
         case _:
             message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            message = message.replace(" after validation", "")
             return message[:1].lower() + message[1:]

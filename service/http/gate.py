@@ -91,7 +91,7 @@ class Gate:
         decision = limiter.admit(record.client, estimated_tokens=estimate, now=time.monotonic())
         if decision.refused is not None:
             self._state.metrics.rejected("rate_limit")
-            error = RateLimited(f"rate limit of this key reached: {decision.refused} per minute")
+            error = RateLimited(f"rate limit reached: {decision.refused} per minute")
             error.retry_after = decision.retry_after
             await self._refuse(send, record, error, decision.headers)
             return

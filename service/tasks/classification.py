@@ -100,10 +100,20 @@ def can(description: CheckpointDescription, method: Method) -> bool:
             return description.head == "embedding"
 
 
+class LabelsOpen(InvalidRequest):
+    """The checkpoint has labels once one of its heads is named; without `heads`, only such as the caller gives."""
+
+    def __init__(self, question: str, heads: Sequence[str] = ()) -> None:
+        advice = "(or give `labels` of your own)" if heads else "give `labels`"
+        super().__init__(f"{question}{' ' if heads else ': '}{advice}", param="head" if heads else "labels")
+        self.question = question
+        self.heads = heads
+
+
 def choose_own(engine: ClassifyEngine, name: str | None) -> Way:
     """The checkpoint whose own labels are asked for: one made to classify before one made to rank.
 
-    Raises: ModelNotFound, TaskNotSupported; InvalidRequest where there are checkpoints that only need labels.
+    Raises: ModelNotFound, TaskNotSupported; LabelsOpen where a head or labels of the caller's are all that is missing.
     """
     if name is not None:
         model = engine.models.named(name)
@@ -116,10 +126,9 @@ def choose_own(engine: ClassifyEngine, name: str | None) -> Way:
         return Way(model=able[0], method="classifier")
     for model in engine.models.offered():
         if heads := head_names(model.description):
-            message = f"which head of {model.name}? it has: {', '.join(heads)} (or give `labels` of your own)"
-            raise InvalidRequest(message, param="head")
+            raise LabelsOpen(_which_head(model, heads), heads)
     if any(can(model.description, method) for model in engine.models.offered() for method in LABEL_METHODS):
-        raise InvalidRequest("no loaded checkpoint has labels of its own: give `labels`", param="labels")
+        raise LabelsOpen("no loaded checkpoint has labels of its own")
     raise ModelNotFound("no loaded checkpoint can do 'classify'", param="model")
 
 
@@ -218,11 +227,14 @@ def _scored(text: EncodedText) -> Scored:
 def _without_labels(engine: ClassifyEngine, model: LoadedModel) -> InvalidRequest:
     heads = head_names(model.description)
     if heads:
-        message = f"which head of {model.name}? it has: {', '.join(heads)} (or give `labels` of your own)"
-        return InvalidRequest(message, param="head")
+        return LabelsOpen(_which_head(model, heads), heads)
     if any(can(model.description, method) for method in LABEL_METHODS):
-        return InvalidRequest(f"model '{model.name}' has no labels of its own: give `labels`", param="labels")
+        return LabelsOpen(f"model '{model.name}' has no labels of its own")
     return _unable(engine, model, "classify", ("classifier",))
+
+
+def _which_head(model: LoadedModel, heads: Sequence[str]) -> str:
+    return f"which head of {model.name}? it has: {', '.join(heads)}"
 
 
 def _not_for_labels(engine: ClassifyEngine, model: LoadedModel, methods: Sequence[Method]) -> InvalidRequest:

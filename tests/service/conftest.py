@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -21,6 +21,7 @@ class FakeDescription:
     tasks = ("generate", "chat")
     context_length = 512
     labels: tuple[str, ...] = ()
+    heads: ClassVar[dict[str, Any]] = {}
 
 
 class FakeModel:

@@ -154,7 +154,7 @@ async def test_fault_in_mid_stream_leaves_the_stream_unfinished_and_is_logged(ma
         ({"parts": ["a", {"txt": "b"}]}, "parts.1.text", "required"),
         ({"parts": ["a", 5]}, "parts.1", "valid string, or input should be"),
         ({"extra": 1}, "extra", "no such field"),
-        ([], None, "valid dictionary"),
+        ([], None, "should be an object"),
         (None, None, "this field is required"),
     ],
 )

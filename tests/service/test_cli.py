@@ -64,6 +64,15 @@ def test_what_cannot_be_served_is_refused_with_advice(arguments, message, capsys
     assert message in capsys.readouterr().err
 
 
+def test_a_certificate_that_cannot_be_served_is_refused_with_advice(tmp_path, capsys):
+    """It was a traceback of the server's, after the engine had been made."""
+    file = tmp_path / "server.pem"
+    file.write_text("no certificate")
+    arguments = ["--model", "a/b", "--tls-certificate", str(file), "--tls-key", str(file)]
+    assert main(["serve", *arguments]) == 2
+    assert f"tls_certificate {file}" in capsys.readouterr().err
+
+
 def test_models_reports_a_folder_without_a_checkpoint(tmp_path, capsys):
     assert main(["models", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err

@@ -79,7 +79,7 @@ async def test_a_fault_that_a_handler_raises_is_in_the_envelope(ask):
     [
         ({"number": "many"}, b"number: input should be a valid integer"),
         ({"unknown": 1}, b"unknown: there is no such field"),
-        ([1], b"the body: input should be a valid dictionary"),
+        ([1], b"the body: input should be an object"),
     ],
 )
 async def test_a_body_that_is_refused_is_looked_through_once(ask, body, message):

@@ -257,6 +257,22 @@ async def test_what_is_not_supported_is_refused_by_the_name_that_it_has_here(
     assert (await client.post(URL, json={"input": "x"})).status_code == 200
 
 
+async def test_a_list_that_is_too_short_is_told_by_its_length_alone(client: httpx.AsyncClient) -> None:
+    error = (await client.post(URL, json={"input": []})).json()["error"]
+    assert error["message"].endswith("list should have at least 1 item, not 0")
+
+
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
+async def test_what_would_have_been_kept_is_refused_with_what_to_do_instead(
+    client: httpx.AsyncClient, field: str
+) -> None:
+    """It was said that there is no such field, which there is where answers are kept."""
+    error = (await client.post(URL, json={"input": "x", field: "kept"})).json()["error"]
+    assert (error["param"], error["code"]) == (field, "unsupported_parameter")
+    assert "send the whole conversation" in error["message"]
+    assert (await client.post(URL, json={"input": "x", field: None})).status_code == 200
+
+
 async def test_faults_are_the_client_s_own_types(openai: AsyncOpenAI, engine: Any) -> None:
     with pytest.raises(BadRequestError) as bad:
         await openai.responses.create(model="tiny", input="x", temperature=9)

@@ -144,6 +144,36 @@ async def test_a_task_head_is_a_linear_map_of_the_shared_body(
         assert entry["calibrated"] is True
 
 
+@pytest.mark.parametrize(
+    ("path", "text"), [("/predict", "inputs"), ("/classify", "input"), ("/hf/text-classification", "inputs")]
+)
+async def test_where_a_body_has_no_place_for_a_head_the_advice_is_the_address(
+    make_model: Any, engine: Any, client: httpx.AsyncClient, path: str, text: str
+) -> None:
+    """It was to name a head, or to give `labels`; these bodies refuse both as fields that are not there."""
+    folder, _ = make_model("BertModel", "encoder")
+    add_head(folder, "intent", "cls", ["ask", "buy", "go"])
+    add_head(folder, "mood", "cls", ["up", "down"])
+    engine.load(folder)
+    error = (await client.post(path, json={text: "good"})).json()["error"]
+    assert error["param"] == "head"
+    assert error["message"].startswith("which head of encoder? it has: intent, mood")
+    assert "labels" not in error["message"]
+    advised = error["message"].rpartition(": ")[2]
+    assert (await client.post(advised, json={text: "good"})).status_code == 200
+    assert "`labels`" in (await client.post("/v1/classify", json={"input": "good"})).json()["error"]["message"]
+
+
+async def test_models_tell_their_heads_and_the_labels_of_each(
+    make_model: Any, engine: Any, client: httpx.AsyncClient
+) -> None:
+    folder, _ = make_model("BertModel", "encoder")
+    add_head(folder, "mood", "cls", ["up", "down"])
+    engine.load(folder)
+    card = (await client.get("/v1/models/encoder")).json()
+    assert (card["labels"], card["heads"]) == ([], {"mood": ["up", "down"]})
+
+
 async def test_head_and_embedding_of_a_text_do_not_disturb_each_other(
     make_model: Any, engine: Any, client: httpx.AsyncClient
 ) -> None:
