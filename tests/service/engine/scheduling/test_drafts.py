@@ -171,7 +171,7 @@ def test_blocks_of_wrong_guesses_are_free_again(make_service: Any, make_request:
     service = make_service(num_blocks=32, block_size=2, max_model_len=48, speculative_tokens=8)
     service.add(make_request([1, 2] * 8, max_tokens=20))
     while service.scheduler.has_work:
-        batch = service.step()
+        service.step()
         for sequence in service.scheduler._planner.running:
             (branch,) = sequence.branches
             assert len(branch.block_ids) == service.blocks.num_blocks_for(branch.num_tokens - bool(branch.output_ids))
