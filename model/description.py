@@ -69,6 +69,9 @@ class CheckpointDescription:
     embedding: EmbeddingConfig | None = None
     """Embedders and cross-encoders: prompts, length limit and what follows the network."""
     embedding_size: int | None = None
+    """Of a text's vector."""
+    hidden_size: int | None = None
+    """Of a token's vector."""
     score_activation: ActivationName | None = None
     """Cross-encoders: what turns a logit into the score that the checkpoint means."""
     weight_bytes: int | None = None
@@ -141,6 +144,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         sequence_to_sequence=read_generation_defaults(folder, raw, config.context_length) if seq2seq else None,
         embedding=embedding,
         embedding_size=embedding.size(config.hidden_size) if embedding is not None and head == "embedding" else None,
+        hidden_size=config.hidden_size,
         score_activation=score_activation(folder, raw, max(len(labels), 1)) if head == "cross_encoder" else None,
         weight_bytes=_weight_bytes(folder),
         heads=heads,

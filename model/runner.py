@@ -92,7 +92,7 @@ class Runner:
         rows = batch.rows
         self.kv_cache.copy_blocks(batch.block_copies)
         inputs = make_inputs(rows, self.kv_cache.block_size)
-        errors = _replace_foreign_ids(inputs.ids, inputs.query_starts, self.config.vocab_size)
+        errors = _replace_foreign_ids(inputs.ids, inputs.query_starts, self.config.vocab_size, rows)
         hidden, logits = self._forward(rows, inputs, errors)
         places = [place for place, row in enumerate(rows) if row.samples]
         step = LaunchedStep(rows, errors, places, {}, started)
@@ -301,14 +301,19 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _replace_foreign_ids(ids: NDArray[np.int64], starts: NDArray[np.int64], vocab_size: int) -> dict[int, str]:
-    """Ids outside the vocabulary become 0, in place, so that the step can run; gives the faults of their rows."""
+def _replace_foreign_ids(
+    ids: NDArray[np.int64], starts: NDArray[np.int64], vocab_size: int, rows: Sequence[Row] = ()
+) -> dict[int, str]:
+    """Ids outside the vocabulary become 0, in place, so that the step can run; gives the faults of their rows. A draft
+    is no fault (a source may have a vocabulary of its own): it is never what is sampled."""
     foreign = (ids < 0) | (ids >= vocab_size)
     if not foreign.any():
         return {}
     errors: dict[int, str] = {}
     for token in np.flatnonzero(foreign).tolist():
         row = int(np.searchsorted(starts, token, side="right")) - 1
+        if rows and token >= starts[row + 1] - rows[row].num_drafted:
+            continue
         errors.setdefault(row, f"token id {int(ids[token])} is not in the vocabulary of {vocab_size:,}")
     ids[foreign] = 0
     return errors

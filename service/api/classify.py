@@ -20,6 +20,7 @@ from service.api.native import (
     envelope,
     error_item,
     usage_of,
+    written_one_by_one,
 )
 from service.api.schemas_openai import INT32, INT64, Name
 from service.api.state import request_state
@@ -95,7 +96,7 @@ async def create_classification(request: Request, body: ClassifyBody) -> Respons
     found = await until_gone(request, work)
     check_abstention(found, body.abstain_below)
     raise_if_all_failed(found.scored, single=isinstance(body.input, str))
-    data = [_item(index, found, entry, body) for index, entry in enumerate(found.scored)]
+    data = written_one_by_one(_item(index, found, entry, body) for index, entry in enumerate(found.scored))
     more = {"method": way.method, "activation": found.activation}
     return envelope(request, way.model, data, usage_of(found.scored), **more)
 

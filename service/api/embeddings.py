@@ -3,15 +3,18 @@
 HTTP only; what a vector or a similarity is, the tasks know. Runs in the API process, on the event loop.
 """
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from service.api import native
 from service.api.event_stream import until_gone
 from service.api.native import (
     MAX_ITEMS,
@@ -19,12 +22,14 @@ from service.api.native import (
     FilledText,
     PromptName,
     TextsOrIds,
+    check_numbers,
     encode_engine,
     encode_options,
     envelope,
     error_item,
     truncation,
     usage_of,
+    written_one_by_one,
 )
 from service.errors import InvalidRequest
 from service.tasks.embeddings import PairScore, VectorForm, embed, pair_similarities, prompt_of
@@ -50,10 +55,15 @@ async def create_embeddings(request: Request, body: EmbeddingsBody) -> Response:
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=body.input_type)
     options = encode_options(request, body, "embed")
     form = VectorForm(dimensions=body.dimensions, normalize=body.normalize)
+    size = form.final_size(model)
+    check_numbers(len(texts), size, param="input")
     work = embed(engine, model, texts, options, prompt=prompt, form=form)
     encoded = await until_gone(request, work)
     raise_if_all_failed(encoded, param="input", single=isinstance(body.input, str))
-    data = [_item(index, text, body.encoding_format) for index, text in enumerate(encoded)]
+    if len(texts) * (size or 0) > native.INLINE_NUMBERS:
+        data = await asyncio.to_thread(_items, encoded, body.encoding_format)
+    else:
+        data = _items(encoded, body.encoding_format)
     return envelope(request, model, data, usage_of(encoded))
 
 
@@ -66,6 +76,11 @@ def _texts(body: EmbeddingsBody) -> list[str]:
             param="input",
         )
     return [text for text in given if isinstance(text, str)]
+
+
+def _items(texts: Sequence[EncodedText], form: str) -> list[msgspec.Raw]:
+    """Written one by one: all of their numbers as Python's would take several times the memory."""
+    return written_one_by_one(_item(index, text, form) for index, text in enumerate(texts))
 
 
 def _item(index: int, text: EncodedText, form: str) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 HTTP only. Runs in the API process.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from starlette.responses import Response
 
@@ -15,12 +19,17 @@ from service.api.generating import deadline_of, priority_of
 from service.api.schemas_openai import INT32, Name, Strict, TokenId
 from service.api.state import request_record, request_state
 from service.engine.models import LoadedModel
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest, PayloadTooLarge, ServiceError
 from service.http.envelope import fault_of_body
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions
 
 MAX_ITEMS = 2048
 MAX_LABELS = 512
+MAX_NUMBERS = MAX_ITEMS * 4096
+"""Numbers of an answer's vectors: as the longest list of texts has them at a width of 4,096. Written down they are
+about 180 MB."""
+INLINE_NUMBERS = 20_000
+"""More of them are written in a thread: some milliseconds of work."""
 
 InputText = Annotated[str, Field(max_length=2_000_000)]
 FilledText = Annotated[str, Field(min_length=1, max_length=2_000_000)]
@@ -147,8 +156,49 @@ def envelope(request: Request, model: LoadedModel, data: list[Any], usage: dict[
     return json_response(body)
 
 
+def written_one_by_one(items: Iterable[Any]) -> list[msgspec.Raw]:
+    """As JSON: what a checkpoint of many labels says of many texts, in Python's objects, would take far more memory."""
+    return [msgspec.Raw(msgspec.json.encode(item)) for item in items]
+
+
 def json_response(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def check_numbers(num_vectors: int, size: int | None, *, param: str) -> None:
+    """Raises: PayloadTooLarge, with the numbers, if an answer of so many vectors would be too large."""
+    if size is not None and num_vectors * size > MAX_NUMBERS:
+        raise PayloadTooLarge(
+            f"the answer would have {num_vectors:,} vectors of {size:,} numbers, {num_vectors * size:,} in all; "
+            f"the limit is {MAX_NUMBERS:,}. Send fewer or shorter texts at once",
+            param=param,
+        )
+
+
+async def vectors_response(rows: Sequence[NDArray[np.float32]]) -> Response:
+    """A text's vector each, or a text's tokens' vectors."""
+    is_large = sum(row.size for row in rows) > INLINE_NUMBERS
+    content = await asyncio.to_thread(_written, rows) if is_large else _written(rows)
+    return Response(content, media_type="application/json")
+
+
+def _written(rows: Sequence[NDArray[np.float32]]) -> bytes:
+    """As JSON, a vector after the other: all of their numbers as Python's would take several times the memory."""
+    out = io.BytesIO()
+    _write(out, rows)
+    return out.getvalue()
+
+
+def _write(out: io.BytesIO, rows: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
+    out.write(b"[")
+    for place, row in enumerate(rows):
+        if place:
+            out.write(b",")
+        if row.ndim > 1:
+            _write(out, row)
+        else:
+            out.write(msgspec.json.encode(row.tolist()))
+    out.write(b"]")
 
 
 def tell_truncation(response: Response, usage: Mapping[str, int]) -> Response:

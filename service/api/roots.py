@@ -61,7 +61,7 @@ async def rerank_of_either_shape(request: Request, body: AnyRerankBody) -> Respo
 @router.post("/tokenize", summary="Tokens: `inputs` as text-embeddings-inference, `prompt` or `messages` as vLLM")
 async def tokenize_of_either_shape(request: Request, body: AnyTokenizeBody) -> Response:
     if isinstance(body, TokenizeBody):
-        return json_response((await tokenize.tokenize(request, body)).model_dump())
+        return await tokenize.tokenize(request, body)
     return await tei_tokens.tei_tokenize(request, body)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
@@ -23,6 +24,7 @@ from service.api.native import (
     InputText,
     PromptName,
     TextsOrIds,
+    check_numbers,
     encode_engine,
     json_response,
     model_of_address,
@@ -30,6 +32,8 @@ from service.api.native import (
     tell_truncation,
     truncates_by_address,
     usage_of,
+    vectors_response,
+    written_one_by_one,
 )
 from service.api.schemas_openai import Strict
 from service.api.state import request_record
@@ -70,10 +74,12 @@ async def tei_embed(request: Request, body: EmbedBody) -> Response:
     model = engine.resolve(model_of_address(request), "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     form = VectorForm(dimensions=body.dimensions, normalize=body.normalize or None)
+    check_numbers(len(texts), form.final_size(model), param="inputs")
     work = embed(engine, model, texts, _options(request, body, "embed"), prompt=prompt, form=form)
     encoded = await until_gone(request, work)
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
-    return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
+    response = await vectors_response([_values(text) for text in encoded])
+    return _finished(request, model, response, encoded, texts, began)
 
 
 class EmbedAllBody(TeiBody):
@@ -89,9 +95,11 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
     options = _options(request, body, "embed")
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
     encoded = await tokenize(model, texts, room=options.room(), prompt=prompt)
+    check_numbers(sum(text.num_tokens for text in encoded), model.description.hidden_size, param="inputs")
     await until_gone(request, run_texts(engine, model, encoded, "token_embeddings", options))
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
-    return _answer(request, model, [_values(text).tolist() for text in encoded], encoded, texts, began)
+    response = await vectors_response([_values(text) for text in encoded])
+    return _finished(request, model, response, encoded, texts, began)
 
 
 TextOrPair = Annotated[list[InputText], Field(min_length=1, max_length=2)]
@@ -126,12 +134,13 @@ async def tei_predict(request: Request, body: PredictBody) -> Response:
     way = way_of_address(request, engine, model_of_address(request))
     work = classify_own(engine, way, texts, _options(request, body, "classify"))
     found = await until_gone(request, work)
-    answers = []
+    answers: list[msgspec.Raw] = []
     _raise_first(found.scored, "inputs" if single else "inputs.{}")
     for entry in found.scored:
         assert entry.logits is not None
         scores = entry.logits if body.raw_scores else found.judge(entry).scores
-        answers.append([{"score": float(scores[i]), "label": found.labels[i]} for i in best_first(scores)])
+        answer = [{"score": float(scores[i]), "label": found.labels[i]} for i in best_first(scores)]
+        answers += written_one_by_one([answer])
     num_tokens = sum(entry.num_tokens for entry in found.scored)
     note(request, way.model, {"prompt_tokens": num_tokens})
     num_truncated = sum(entry.num_truncated for entry in found.scored)
@@ -162,7 +171,7 @@ async def tei_rerank(request: Request, body: RerankBody) -> Response:
         {"index": entry.index, **({"text": body.texts[entry.index]} if body.return_text else {}), "score": entry.score}
         for entry in rows
     ]
-    return _answer(request, model, answer, read, body.texts, began)
+    return _finished(request, model, json_response(answer), read, body.texts, began)
 
 
 class SimilarityInputs(Strict):
@@ -191,7 +200,7 @@ async def tei_similarity(request: Request, body: SimilarityBody) -> Response:
     _raise_first(encoded[1:], "inputs.sentences.{}")
     source = _values(encoded[0])
     scores = [float(similarities(model, source[None], _values(text)[None])[0, 0]) for text in encoded[1:]]
-    return _answer(request, model, scores, encoded, texts, began)
+    return _finished(request, model, json_response(scores), encoded, texts, began)
 
 
 def texts_of(inputs: Any) -> list[str]:
@@ -229,12 +238,13 @@ def _values(text: EncodedText) -> Any:
     return text.values
 
 
-def _answer(
-    request: Request, model: LoadedModel, answer: Any, encoded: list[EncodedText], texts: list[str], began: float
+def _finished(
+    request: Request, model: LoadedModel, response: Response, encoded: list[EncodedText], texts: list[str], began: float
 ) -> Response:
+    """With what its headers tell."""
     usage = usage_of(encoded)
     note(request, model, usage)
-    response = tell_truncation(json_response(answer), usage)
+    tell_truncation(response, usage)
     read = next((text for text in encoded if text.started is not None), encoded[0])
     num_characters = sum(len(text) for text in texts)
     times = (began, read.tokenized, read.started)

@@ -1,17 +1,21 @@
 """`/tokenize`, `/decode` and `/info` of text-embeddings-inference: what is known of a checkpoint without its network.
 
-HTTP only; API process.
+HTTP only; API process. Long texts, and many ids, are looked at in a thread.
 """
 
+import asyncio
+import io
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from model.description import CheckpointDescription
 from model.embedding_config import Pooling
-from model.tokenizer import TokenizerError
+from model.tokenizer import Encoding, TokenizerError
 from service.api.classify import classify_engine
 from service.api.native import MAX_ITEMS, PromptName, TokenIds, json_response, model_of_address
 from service.api.schemas_openai import Strict
@@ -21,6 +25,7 @@ from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, Unavailable
 from service.tasks.embeddings import prompt_of
 from service.tasks.encoding import max_input_tokens
+from service.tasks.prompts import INLINE_CHARS
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -35,16 +40,34 @@ async def tei_tokenize(request: Request, body: TokenizeBody) -> Response:
     """At `/tokenize`, where `roots` tells it from the bodies with `prompt` or `messages`."""
     model = first_encoder(request)
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None) if body.prompt_name else ""
-    answer = []
-    for text in texts_of(body.inputs):
-        found = model.tokenizer.encode_with_offsets(prompt + text, add_special_tokens=body.add_special_tokens)
-        answer.append(
-            [
-                {"id": id, "text": model.tokenizer.token(id), "special": bool(special), "start": start, "stop": stop}
-                for id, special, (start, stop) in zip(found.ids, found.special_tokens_mask, found.offsets, strict=True)
-            ]
-        )
-    return json_response(answer)
+    texts = [prompt + text for text in texts_of(body.inputs)]
+    work = (model, texts, body.add_special_tokens)
+    is_long = sum(map(len, texts)) > INLINE_CHARS
+    content = await asyncio.to_thread(_tokenized, *work) if is_long else _tokenized(*work)
+    return Response(content, media_type="application/json")
+
+
+def _tokenized(model: LoadedModel, texts: Sequence[str], add_special_tokens: bool) -> bytes:
+    """The texts' tokens as JSON, written one by one: as Python's objects they would take several times the memory."""
+    out, tokenizer = io.BytesIO(), model.tokenizer
+    for nth, text in enumerate(texts):
+        out.write(b"],[" if nth else b"[[")
+        found = _encode(model, text, add_special_tokens)
+        for place, id in enumerate(found.ids):
+            start, stop = found.offsets[place]
+            special = bool(found.special_tokens_mask[place])
+            row = {"id": id, "text": tokenizer.token(id), "special": special, "start": start, "stop": stop}
+            out.write(b"," if place else b"")
+            out.write(msgspec.json.encode(row))
+    out.write(b"]]")
+    return out.getvalue()
+
+
+def _encode(model: LoadedModel, text: str, add_special_tokens: bool) -> Encoding:
+    try:
+        return model.tokenizer.encode_with_offsets(text, add_special_tokens=add_special_tokens)
+    except TokenizerError as error:
+        raise InvalidRequest(f"inputs: {error}", param="inputs") from error
 
 
 class DecodeBody(Strict):
@@ -60,14 +83,19 @@ class DecodeBody(Strict):
 async def tei_decode(request: Request, body: DecodeBody) -> Response:
     model = first_encoder(request)
     rows = [row for row in body.ids if isinstance(row, list)] or [[id for id in body.ids if isinstance(id, int)]]
+    is_long = sum(map(len, rows)) > INLINE_CHARS
+    work = (model, rows, body.skip_special_tokens)
+    return json_response(await asyncio.to_thread(_decoded, *work) if is_long else _decoded(*work))
+
+
+def _decoded(model: LoadedModel, rows: Sequence[list[int]], skip_special_tokens: bool) -> list[str]:
     vocab_size = max(model.description.vocab_size, model.tokenizer.vocab_size)
     try:
         for row in rows:
             model.tokenizer.check_ids(row, vocab_size=vocab_size)
     except TokenizerError as error:
         raise InvalidRequest(str(error), param="ids") from error
-    decode = model.tokenizer.decode
-    return json_response([decode(row, skip_special_tokens=body.skip_special_tokens) for row in rows])
+    return [model.tokenizer.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
 
 
 @router.get("/info", summary="What is served, in the shape of text-embeddings-inference")

@@ -6,8 +6,10 @@ long texts are tokenized in a thread.
 
 import asyncio
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from model.tokenizer import TokenizerError
 from service.api.generating import note_task
@@ -46,8 +48,8 @@ class DetokenizeAnswer(BaseModel):
     """The same by vLLM's name."""
 
 
-@router.post("/tokenize", summary="The tokens of a text or a conversation")
-async def tokenize(request: Request, body: TokenizeBody) -> TokenizeAnswer:
+@router.post("/tokenize", summary="The tokens of a text or a conversation", response_model=TokenizeAnswer)
+async def tokenize(request: Request, body: TokenizeBody) -> Response:
     model = _resolve(request, body.model)
     note_task(request, "tokenize", model, body.text)
     if (body.text is None) == (body.messages is None):
@@ -57,8 +59,14 @@ async def tokenize(request: Request, body: TokenizeBody) -> TokenizeAnswer:
         ids = await chat_prompt(model, _conversation(body))
     else:
         ids, offsets = await _encode(model, body.text or "", add_special_tokens=body.add_special_tokens is not False)
+    work = (model, body, ids, offsets)
+    content = await asyncio.to_thread(_written, *work) if len(ids) > INLINE_CHARS else _written(*work)
+    return Response(content, media_type="application/json")
+
+
+def _written(model: LoadedModel, body: TokenizeBody, ids: list[int], offsets: list[tuple[int, int]] | None) -> bytes:
     pieces = [model.tokenizer.token(id) for id in ids] if body.return_tokens or body.return_token_strs else None
-    return TokenizeAnswer(
+    answer = TokenizeAnswer.model_construct(
         model=model.name,
         model_version=model.version,
         count=len(ids),
@@ -69,22 +77,24 @@ async def tokenize(request: Request, body: TokenizeBody) -> TokenizeAnswer:
         token_strs=pieces if body.return_token_strs else None,
         offsets=offsets if body.return_offsets else None,
     )
+    return msgspec.json.encode(dict(answer))
 
 
 @router.post("/detokenize", summary="The text of token ids")
 async def detokenize(request: Request, body: DetokenizeBody) -> DetokenizeAnswer:
     model = _resolve(request, body.model)
     note_task(request, "detokenize", model, None)
+    is_long = len(body.tokens) > INLINE_CHARS
+    text = await asyncio.to_thread(_decode, model, body) if is_long else _decode(model, body)
+    return DetokenizeAnswer(model=model.name, model_version=model.version, text=text, prompt=text)
+
+
+def _decode(model: LoadedModel, body: DetokenizeBody) -> str:
     try:
         model.tokenizer.check_ids(body.tokens, vocab_size=max(model.description.vocab_size, model.tokenizer.vocab_size))
-        decode = model.tokenizer.decode
-        if len(body.tokens) > INLINE_CHARS:
-            text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=body.skip_special_tokens)
-        else:
-            text = decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
+        return model.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
     except TokenizerError as error:
         raise InvalidRequest(f"tokens: {error}", param="tokens") from error
-    return DetokenizeAnswer(model=model.name, model_version=model.version, text=text, prompt=text)
 
 
 async def _encode(

@@ -135,6 +135,13 @@ class Placement:
         if missing > 0:
             branch.block_ids += self.blocks.allocate(missing)
 
+    def give_back_room(self, branch: Branch) -> None:
+        """Frees the blocks behind what is computed: only wrong guesses lie there."""
+        num_used = self.blocks.num_blocks_for(branch.num_computed)
+        if num_used < len(branch.block_ids):
+            self.blocks.release(branch.block_ids[num_used:])
+            del branch.block_ids[num_used:]
+
     def fill(self, branch: Branch, start: int, end: int) -> None:
         """Registers the blocks that computing positions start .. end - 1 makes full."""
         if not self.blocks.prefix_caching:

@@ -145,7 +145,7 @@ class StepPlanner:
         if self._max_step_stretch is None and not self._speculative_tokens:
             return
         num_decoding = sum([1 + row.num_drafted for row in batch.rows if len(row.token_ids) == 1 + row.num_drafted])
-        self._costs.record(num_decoding, sum([len(row.token_ids) for row in batch.rows]) - num_decoding, seconds)
+        self._costs.record(num_decoding, batch.num_tokens - num_decoding, seconds)
 
     def suspect_running(self, too_many_tokens: int = 0) -> None:
         """The step failed: its requests, and all others that run, are tried apart from each other from now on.
@@ -277,14 +277,15 @@ class StepPlanner:
 
     def _draft(self, sequence: Sequence, branch: Branch) -> list[int]:
         """Guesses at the tokens behind its next one, with the blocks for them; as many as are worth their computation,
-        take no budget from others and leave blocks free."""
+        take no budget from others and leave blocks free, one at least for each row that has its turn later."""
         if self._least_odds is None or sequence.sampling.reads_outputs:
             return []
+        reserve = max(self._watermark, self.step.reserved)
         most = min(
             self._speculative_tokens,
             sequence.max_output - len(branch.output_ids) - 1,
             self.step.budget - self.step.reserved - 1,
-            self.placement.num_tokens_with_room(branch, self._watermark) - branch.num_tokens,
+            self.placement.num_tokens_with_room(branch, reserve) - branch.num_tokens,
         )
         if sequence.drafts is None:
             sequence.drafts = Drafts([*sequence.encoder_ids, *branch.prompt_ids, *branch.output_ids])

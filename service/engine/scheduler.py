@@ -273,6 +273,8 @@ class Scheduler:
             self._placement.fill_late(branch)
         if sequence.drafts is not None:
             sequence.drafts.learn(token_ids, num_drafted)
+        if num_drafted:
+            self._placement.give_back_room(branch)
         output = self._output(sequence) if reason is None else self._finish(sequence, reason)
         output.token_ids += token_ids
         output.logprobs += logprobs

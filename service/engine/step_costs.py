@@ -42,7 +42,7 @@ class StepCosts:
 
     def least_odds(self, num_decoding: int) -> float:
         """From which probability of being right a guess at a token is worth its computation beside `num_decoding` rows;
-        0 if costs are not known.
+        0 if costs are not known, or if there are none.
 
         A guess costs what a row costs; one that is right saves its request a turn, and that is its share of a step.
 
@@ -51,7 +51,7 @@ class StepCosts:
         """
         self._fit()
         _, per_step, per_row = self._costs.tolist()
-        return per_row / (per_step / num_decoding + per_row) if per_row else 0.0
+        return per_row / (per_step / num_decoding + per_row) if per_row and num_decoding else 0.0
 
     def _fit(self) -> None:
         """Least squares of the relative error, so that a step that was held up weighs little; no cost below zero.

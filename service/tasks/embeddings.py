@@ -72,6 +72,11 @@ class VectorForm:
         embedding = model.description.embedding
         return embedding.truncated_size if embedding is not None else None
 
+    def final_size(self, model: LoadedModel) -> int | None:
+        """Of the vectors in this form."""
+        sizes = (self.size(model), model.description.embedding_size)
+        return min((size for size in sizes if size is not None), default=None)
+
 
 AS_TRAINED = VectorForm()
 

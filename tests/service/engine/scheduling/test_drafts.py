@@ -59,6 +59,10 @@ def test_what_is_written_is_guessed_from_too() -> None:
     assert drafts.draft(3, 0.0) == [4, 5, 6]
 
 
+def seconds_of(batch: Any) -> float:
+    return 0.01 + 0.001 * float(batch.num_tokens)
+
+
 def steps_of(service: Any) -> int:
     return sum(bool(batch.rows) for batch in service.batches)
 
@@ -127,3 +131,70 @@ def test_guesses_cost_what_they_save(make_service: Any, make_request: Any) -> No
         service.finish()
         counts.append(sum(row.num_drafted for batch in service.batches for row in batch.rows))
     assert counts[0] < counts[1] / 4
+
+
+def test_a_step_with_nobody_in_it_guesses_nothing(make_service: Any, make_request: Any) -> None:
+    """What a guess is worth was divided by the number of rows that decode, none of which there are when a refusal is
+    all that a step delivers: the worker died of it."""
+    service = make_service(num_blocks=16, block_size=4, max_model_len=64, speculative_tokens=4, seconds_of=seconds_of)
+    for start in range(3):
+        service.add(make_request([start, 2, 3], max_tokens=20 + start, seed=REPEATING))
+    service.finish()
+    assert not service.step().rows
+
+
+@pytest.mark.parametrize("num_blocks", range(24, 60, 4))
+def test_guesses_leave_those_behind_them_their_next_block(
+    make_service: Any, make_request: Any, num_blocks: int
+) -> None:
+    """The first took the last free blocks for its guesses, and who came after it in the same step gave way."""
+    service = make_service(
+        num_blocks=num_blocks,
+        block_size=1,
+        max_model_len=24,
+        max_batch_tokens=64,
+        max_sequences=6,
+        speculative_tokens=8,
+    )
+    for start in range(6):
+        service.add(make_request([start, 2, 3], max_tokens=20 - 2 * start, seed=REPEATING))
+    planner = service.scheduler._planner
+    while service.scheduler.has_work:
+        needed = sum(planner.placement.num_blocks_to_step(sequence) for sequence in planner.running)
+        suffices = needed <= service.blocks.num_free
+        service.step()
+        assert not (suffices and service.scheduler.num_preempted)
+    service.finish()
+
+
+def test_blocks_of_wrong_guesses_are_free_again(make_service: Any, make_request: Any) -> None:
+    service = make_service(num_blocks=32, block_size=2, max_model_len=48, speculative_tokens=8)
+    service.add(make_request([1, 2] * 8, max_tokens=20))
+    while service.scheduler.has_work:
+        service.step()
+        for sequence in service.scheduler._planner.running:
+            (branch,) = sequence.branches
+            assert len(branch.block_ids) == service.blocks.num_blocks_for(branch.num_tokens - bool(branch.output_ids))
+    assert any(row.num_drafted for batch in service.batches for row in batch.rows)
+
+
+def test_sources_count_as_what_a_step_computes(make_service: Any, make_request: Any) -> None:
+    """A step that encoded a long source beside one token of its answer passed for one that decodes."""
+    costs = []
+    for num_source in (1, 40):
+        service = make_service(
+            num_blocks=64,
+            block_size=4,
+            max_model_len=64,
+            max_batch_tokens=64,
+            speculative_tokens=4,
+            seconds_of=seconds_of,
+        )
+        for start in range(12):
+            service.add(make_request([0], encoder_ids=[start] * num_source, max_tokens=4, seed=REPEATING))
+            for _ in range(2):
+                service.step()
+        service.finish()
+        costs.append(service.scheduler._planner._costs.least_odds(1))
+    assert costs[1] == pytest.approx(1 / 11, rel=0.05)
+    assert costs[0] == pytest.approx(1 / 11, rel=0.05)
