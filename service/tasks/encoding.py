@@ -7,7 +7,7 @@ there is much to do. Knows neither HTTP nor what the network answers. Runs in th
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -23,6 +23,8 @@ from service.tasks.templated import encode_templated
 
 INLINE_CHARS = 4_000
 """More text than this is tokenized in a thread."""
+PIECE_CHARS = 250_000
+"""Of several texts so much is tokenized at once: what a tokenizer says of a token takes some 500 bytes."""
 
 Text = str | tuple[str, str]
 Side = Literal["first", "second", "longest"]
@@ -118,7 +120,7 @@ async def tokenize(
     `prompt` is put before each text (of a pair: before the first), or told to the chat template that the texts go
     through, as sentence-transformers does.
     """
-    if sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts) > INLINE_CHARS:
+    if sum(map(_num_chars, texts)) > INLINE_CHARS:
         encoded = await asyncio.to_thread(_tokenize, model, texts, room, prompt)
     else:
         encoded = _tokenize(model, texts, room, prompt)
@@ -129,6 +131,25 @@ async def tokenize(
 
 
 def _tokenize(model: LoadedModel, texts: Sequence[Text], room: Room, prompt: str) -> list[EncodedText]:
+    return [text for piece in _pieces(texts) for text in _tokenize_at_once(model, piece, room, prompt)]
+
+
+def _pieces(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """Consecutive texts, of `PIECE_CHARS` together or each alone."""
+    first = num_chars = 0
+    for place, text in enumerate(texts):
+        num_chars += _num_chars(text)
+        if num_chars > PIECE_CHARS and place > first:
+            yield texts[first:place]
+            first, num_chars = place, _num_chars(text)
+    yield texts[first:]
+
+
+def _num_chars(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+
+
+def _tokenize_at_once(model: LoadedModel, texts: Sequence[Text], room: Room, prompt: str) -> list[EncodedText]:
     embedding = model.description.embedding
     limit = max_input_tokens(model) if room.max_tokens is None else min(room.max_tokens, max_input_tokens(model))
     if embedding is not None and embedding.messages is not None:

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 from lane_engine import LaneEngine
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from model.tokenizer import Tokenizer
 from service.api import embeddings, native
+from service.tasks import encoding
 
 WIDTH = 32
 
@@ -125,3 +126,25 @@ async def test_what_cannot_be_tokenized_or_decoded_is_named(make_embedder: Any, 
     make_embedder()
     assert (await refused("/decode", ids=[[5], [10**6] * 9_000]))["param"] == "ids"
     assert (await refused("/detokenize", tokens=[10**6] * 9_000))["param"] == "tokens"
+
+
+async def test_many_texts_are_tokenized_some_at_a_time(
+    make_embedder: Any, post: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer says five things of every token; of eight megabytes of text at once that took two gigabytes."""
+    make_embedder(prompts={"query": "query : "})
+    texts = ["the cat sat", "good", LONG, "", "a very bad film " * 3, "dog"] * 3
+    whole = await post("/embed", inputs=[text or "a" for text in texts], truncate=True, prompt_name="query")
+    sizes: list[int] = []
+    original = Tokenizer.encode_batch
+
+    def noted(self: Tokenizer, given: list[str], **options: Any) -> Any:
+        sizes.append(sum(map(len, given)) if len(given) > 1 else 0)
+        return original(self, given, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", noted)
+    monkeypatch.setattr(encoding, "PIECE_CHARS", 100)
+    found = await post("/embed", inputs=[text or "a" for text in texts], truncate=True, prompt_name="query")
+    assert_allclose(found, whole, atol=1e-6)
+    assert len(sizes) > 3
+    assert max(sizes) <= 100 + len(texts) * len("query : ")
