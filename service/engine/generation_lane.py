@@ -56,6 +56,8 @@ class GenerationLane:
         self._out_of_memory = False
         """Whether that was why the last step that failed did."""
         self._max_batch_tokens = scheduler.max_batch_tokens
+        self._began = 0.0
+        """When the step being made was begun."""
 
     @property
     def has_work(self) -> bool:
@@ -84,6 +86,7 @@ class GenerationLane:
 
     def step(self, now: float) -> Step:
         delivered, self._outbox = self._outbox, []
+        self._began = time.monotonic()
         self._landed = None
         if self._flight is not None and not self._scheduler.can_look_ahead:
             delivered += self._land()
@@ -143,7 +146,9 @@ class GenerationLane:
         except Exception as error:
             self._recover(flight.batch, error)
             return self._fail(flight.batch)
-        self._scheduler.record(flight.batch, self._runner.forward_seconds)
+        # Ahead of results, what the host does costs the device no time.
+        took = self._runner.forward_seconds if self._look_ahead else time.monotonic() - self._began
+        self._scheduler.record(flight.batch, took)
         return self._forget_ended(self._scheduler.update(flight.batch, output, time.monotonic()))
 
     def _follow(self, batch: Batch, launched: LaunchedStep | None) -> list[TokenOutput]:

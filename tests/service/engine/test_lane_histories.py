@@ -1,6 +1,7 @@
 """A lane that makes its steps ahead, or that guesses tokens, gives what one gives that does neither, to the token,
 whatever happens."""
 
+import operator
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -242,10 +243,12 @@ def test_the_scheduler_is_told_what_each_step_took(
 ) -> None:
     lane, runner = make_lane(look_ahead=look_ahead)
     heard: list[tuple[int, bool]] = []
+    # What the host does beside the device costs no time; what it does before and after it does.
+    is_right = operator.eq if look_ahead else operator.gt
     monkeypatch.setattr(
         lane._scheduler,
         "record",
-        lambda batch, seconds: heard.append((batch.num_tokens, seconds == runner.forward_seconds)),
+        lambda batch, seconds: heard.append((batch.num_tokens, is_right(seconds, runner.forward_seconds))),
     )
     play(
         lane, [(0, Generate(request_id=1, model="m@1", prompt_ids=[5] * 30, sampling=SamplingParams(max_tokens=3)))], {}
