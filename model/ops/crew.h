@@ -58,6 +58,9 @@ class Steps {
   Steps(int64_t count, int64_t threads) : threads_(threads), counters_(count * (threads + 1)) {}
 
   int64_t threads() const { return threads_; }
+  void begin_anew() {
+    for (Counter& counter : counters_) counter.value.store(0, std::memory_order_relaxed);
+  }
   // How many of a thread's own parts of a step are taken, and how many of all are done.
   std::atomic<int64_t>& taken(int64_t step, int64_t owner) { return counters_[step * (threads_ + 1) + owner].value; }
   std::atomic<int64_t>& done(int64_t step) { return taken(step, threads_); }

@@ -12,6 +12,7 @@
 #include <torch/library.h>
 
 #include <deque>
+#include <memory>
 
 #include "crew.h"
 #include "text_attention.h"
@@ -197,11 +198,10 @@ std::vector<Chunk> chunks_of(const int32_t* starts, int64_t texts, int64_t threa
 
 // A chunk in the hands of whoever took it, and of those who join because no chunk is left for them.
 struct Turn {
-  Turn(Chunk chunk, int64_t steps, int64_t threads) : chunk(chunk), steps(steps, threads) {}
+  explicit Turn(Chunk chunk) : chunk(chunk) {}
 
   Chunk chunk;
-  Steps steps;
-  std::atomic<int64_t> space{-1};  // where it is worked on, once it is taken
+  std::atomic<int64_t> space{-1};  // where it is worked on, once it is taken, and whose steps count it
   std::atomic<bool> over{false};
 };
 
@@ -273,6 +273,7 @@ class EncoderLayers : public torch::CustomClassHolder {
   template <typename Value>
   struct Spaces {
     std::vector<Space<Value>> spaces;
+    std::vector<std::unique_ptr<Steps>> steps;  // of the chunk that is worked on in each space
     std::vector<TextAttention<Value>> attentions;
   };
 
@@ -281,18 +282,20 @@ class EncoderLayers : public torch::CustomClassHolder {
     const auto* starts = starts_tensor.const_data_ptr<int32_t>();
     const int64_t texts = starts_tensor.size(0) - 1;
     const int64_t threads = at::get_num_threads();
-    const int64_t steps = static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
     std::deque<Turn> turns;
-    for (const Chunk& chunk : chunks_of(starts, texts, threads)) turns.emplace_back(chunk, steps, threads);
+    for (const Chunk& chunk : chunks_of(starts, texts, threads)) turns.emplace_back(chunk);
     make_space(kept, turns, starts, threads);
     std::atomic<size_t> next{0};
     Crew::get().run(threads, [&](int64_t rank) {
       const auto work_on = [&](Turn& turn) {
-        const Member member(turn.steps, rank);
-        Pass(sizes_, member, kept.spaces[turn.space], kept.attentions[rank], starts, turn.chunk, hidden).run(layers_);
+        const int64_t space = turn.space;
+        const Member member(*kept.steps[space], rank);
+        Pass(sizes_, member, kept.spaces[space], kept.attentions[rank], starts, turn.chunk, hidden).run(layers_);
       };
       for (size_t index = next++; index < turns.size(); index = next++) {
-        turns[index].space = static_cast<int64_t>(turns.size()) < threads ? static_cast<int64_t>(index) : rank;
+        const int64_t space = static_cast<int64_t>(turns.size()) < threads ? static_cast<int64_t>(index) : rank;
+        kept.steps[space]->begin_anew();  // nobody joins a turn before the last one is taken
+        turns[index].space = space;
         work_on(turns[index]);
         turns[index].over = true;
       }
@@ -315,7 +318,12 @@ class EncoderLayers : public torch::CustomClassHolder {
     }
     const int64_t spaces = std::min(threads, static_cast<int64_t>(turns.size()));
     if (static_cast<int64_t>(kept.spaces.size()) < spaces) kept.spaces.resize(spaces);
-    for (int64_t i = 0; i < spaces; ++i) kept.spaces[i].grow(rows, sizes_);
+    kept.steps.resize(kept.spaces.size());
+    for (int64_t i = 0; i < spaces; ++i) {
+      kept.spaces[i].grow(rows, sizes_);
+      const int64_t steps = static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
+      if (!kept.steps[i] || kept.steps[i]->threads() != threads) kept.steps[i] = std::make_unique<Steps>(steps, threads);
+    }
     const int64_t size = sizes_.hidden / sizes_.heads;
     while (static_cast<int64_t>(kept.attentions.size()) < threads)
       kept.attentions.emplace_back(sizes_.heads, size, sizes_.scale);
