@@ -19,6 +19,7 @@ from service.api.native import (
     encode_options,
     envelope,
     error_item,
+    of_address,
     usage_of,
     written_one_by_one,
 )
@@ -133,7 +134,7 @@ def own_way(engine: ClassifyEngine, name: str | None, head: str | None) -> Way:
 def way_of_address(request: Request, engine: ClassifyEngine, name: str | None) -> Way:
     """The same for shapes in which a head has its place in the address alone."""
     try:
-        return own_way(engine, name, request.query_params.get("head"))
+        return own_way(engine, name, of_address(request, "head"))
     except LabelsOpen as error:
         raise in_address(request, error) from None
 

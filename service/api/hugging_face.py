@@ -17,7 +17,16 @@ from starlette.responses import Response
 
 from service.api.answer import AnswerBody, create_answer
 from service.api.classify import ClassifyBody, create_classification, in_address
-from service.api.native import MAX_ITEMS, Body, InputText, checked, json_response, tell_truncation, truncates_by_address
+from service.api.native import (
+    MAX_ITEMS,
+    Body,
+    InputText,
+    checked,
+    json_response,
+    of_address,
+    tell_truncation,
+    truncates_by_address,
+)
 from service.api.schemas_openai import Strict
 from service.api.summarize import SummarizeBody, create_summary
 from service.api.tag import TagBody, create_tags
@@ -279,7 +288,8 @@ async def question_answering(request: Request, body: QuestionBody) -> Response:
 
 def _of_address(request: Request, *names: str) -> dict[str, str]:
     """What the address asks for; the bodies have no place for it."""
-    return {name: request.query_params[name] for name in names if name in request.query_params}
+    found = {name: of_address(request, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _made(kind: type[Body], fields: Mapping[str, Any], places: Mapping[str, str]) -> Body:

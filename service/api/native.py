@@ -56,6 +56,10 @@ TextsOrIds = Annotated[
 """What OpenAI's embeddings take. Token ids are read so that they can be refused with a reason."""
 
 
+IN_ADDRESS = ("model", "head", "truncate")
+"""What endpoints in the shapes of other servers read of their address."""
+
+
 class NativeBody(Strict):
     """Unknown fields are refused by name."""
 
@@ -77,14 +81,23 @@ class EncodeBody(NativeBody):
     truncation_side: Literal["left", "right"] = Field("right", description="at which end texts are cut")
 
 
+def of_address(request: Request, name: str) -> str | None:
+    """What an address asks for whose body has no place for it: `/embed?model=minilm`. Raises: InvalidRequest for what
+    no address can ask for."""
+    unknown = next((given for given in request.query_params if given not in IN_ADDRESS), None)
+    if unknown is not None:
+        message = f"the address asks for '{unknown[:64]}'; what it may ask for here is {', '.join(IN_ADDRESS)}"
+        raise InvalidRequest(message, param=unknown[:64])
+    return request.query_params.get(name)
+
+
 def model_of_address(request: Request) -> str | None:
-    """Which checkpoint an address asks for whose body has no place for a name: `/embed?model=minilm`."""
-    return request.query_params.get("model")
+    return of_address(request, "model")
 
 
 def truncates_by_address(request: Request) -> bool:
     """Whether an address asks for cutting, for clients that can put no field into the body: `/embed?truncate=true`."""
-    asked = request.query_params.get("truncate", "false").lower()
+    asked = (of_address(request, "truncate") or "false").lower()
     if asked not in ("true", "false"):
         raise InvalidRequest(f"truncate in the address is true or false, not '{asked[:64]}'", param="truncate")
     return asked == "true"

@@ -67,6 +67,16 @@ async def test_texts_are_cut_at_the_end_that_is_asked_for_and_a_header_says_how_
     assert int(found.headers["x-truncated-tokens"]) > num_cut
 
 
+@pytest.mark.parametrize("path", ["/embed", "/embed_all", "/predict", "/hf/feature-extraction", "/tokenize"])
+async def test_an_address_that_asks_for_what_there_is_not_is_refused(
+    path: str, make_embedder: Any, make_classifier: Any, client: httpx.AsyncClient
+) -> None:
+    make_embedder()
+    make_classifier(LABELS)
+    response = await client.post(f"{path}?modle=embedder", json={"inputs": "the cat"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "modle")
+
+
 @pytest.mark.parametrize("path", ["/embed", "/embed_all", "/predict", "/rerank", "/similarity"])
 async def test_the_address_may_ask_for_texts_to_be_cut(
     path: str, make_embedder: Any, make_classifier: Any, make_reranker: Any, client: httpx.AsyncClient
