@@ -126,6 +126,15 @@ def responses(client: Client) -> None:
     assert "small language model" in found["output"][0]["content"][0]["text"]
 
 
+def messages(client: Client) -> None:
+    asked = [{"role": "user", "content": "Who are you?"}]
+    found = post(client, "/v1/messages", model=LM, max_tokens=120, messages=asked, temperature=0)
+    assert (found["type"], found["stop_reason"]) == ("message", "end_turn")
+    assert "small language model" in found["content"][0]["text"]
+    counted = post(client, "/v1/messages/count_tokens", model=LM, messages=asked)["input_tokens"]
+    assert counted == found["usage"]["input_tokens"] + found["usage"]["cache_read_input_tokens"]
+
+
 def tokens(client: Client) -> None:
     for model in (LM, ENCODER):
         ids = post(client, "/v1/tokenize", model=model, text="the red ball")["tokens"]
@@ -312,6 +321,8 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/completions": completions,
     "POST /v1/chat/completions": chat,
     "POST /v1/responses": responses,
+    "POST /v1/messages": messages,
+    "POST /v1/messages/count_tokens": messages,
     "POST /v1/tokenize": tokens,
     "POST /v1/detokenize": tokens,
     "POST /v1/embeddings": embeddings,
