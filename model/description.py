@@ -102,17 +102,10 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
-    if head == "language_model" and not getattr(config, "causal", True):
-        raise UnsupportedArchitectureError(
-            f"{raw.file}: a decoder without causal attention is an embedder, not a language model", file=raw.file
-        )
     embedding = read_embedding_config(folder) if head in ("embedding", "cross_encoder") else None
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
-    elif embedding is not None and head == "embedding" and not embedding.pools:
-        raise UnsupportedArchitectureError(
-            f"{folder}: modules.json has no Pooling; a vector per token (ColBERT) is not supported", file="modules.json"
-        )
+    _check_output(folder, raw, head, config, embedding)
     eos_ids = _ids(ids, "eos_token_id")
     seq2seq = architecture.network == "encoder_decoder"
     generates = head == "language_model" and not seq2seq
@@ -151,6 +144,18 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         calibration=read_calibration(folder, version),
         raw=raw.values,
     )
+
+
+def _check_output(folder: Path, raw: RawConfig, head: Head, config: Any, embedding: EmbeddingConfig | None) -> None:
+    """Raises UnsupportedArchitectureError where a checkpoint gives something that is not served."""
+    if head == "language_model" and not getattr(config, "causal", True):
+        raise UnsupportedArchitectureError(
+            f"{raw.file}: a decoder without causal attention is an embedder, not a language model", file=raw.file
+        )
+    if head == "embedding" and embedding is not None and not embedding.pools:
+        raise UnsupportedArchitectureError(
+            f"{folder}: modules.json has no Pooling; a vector per token (ColBERT) is not supported", file="modules.json"
+        )
 
 
 def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:

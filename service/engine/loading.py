@@ -22,7 +22,7 @@ from model.compiled_layers import compile_layers, weight_bytes
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
-from model.encode_network import load_encode_network
+from model.encode_network import EncodeNetwork, load_encode_network
 from model.encoder_decoder import EncoderDecoder
 from model.encoder_runner import EncoderRunner
 from model.errors import CheckpointError
@@ -77,10 +77,7 @@ def load_lane(
         with divided.hold(spec, loaded.dtype) if divided is not None else nullcontext():
             num_ranks = divided.size if divided is not None else 1
             network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
-        if config.deterministic:
-            _check_deterministic(network, dtype, device)
-        if config.speculative_tokens and device.type != "cpu":
-            raise CheckpointError("speculative_tokens needs a CPU: on GPUs it would keep steps out of captured graphs")
+        _check_promises(config, network, dtype, device)
         grammars = GrammarCompiler(
             Tokenizer.load(folder).backend.to_str(),
             network.config.vocab_size,
@@ -94,17 +91,8 @@ def load_lane(
         look_ahead = _looks_ahead(config, device, divided)
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
-        network = load_encode_network(
-            folder,
-            device,
-            dtype,
-            progress,
-            max_model_len=spec.max_model_len,
-            quantization=spec.quantization,
-            exact=spec.dtype == "float32",
-        )
-        fuse_layers(network)
-        lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(network, backend, device))
+        network = encoder = _load_encoding(spec, device, dtype, progress)
+        lane = SinglePassLane(loaded, Batcher(config.max_batch_tokens), EncoderRunner(encoder, backend, device))
     loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began
     log.info(
@@ -113,6 +101,20 @@ def load_lane(
         | ({"kv_cache": _cache_text(loaded)} if loaded.num_blocks else {}),
     )
     return lane
+
+
+def _load_encoding(spec: ModelSpec, device: torch.device, dtype: torch.dtype, progress: Progress) -> EncodeNetwork:
+    network = load_encode_network(
+        Path(spec.folder),
+        device,
+        dtype,
+        progress,
+        max_model_len=spec.max_model_len,
+        quantization=spec.quantization,
+        exact=spec.dtype == "float32",
+    )
+    fuse_layers(network)
+    return network
 
 
 def load_generating(
@@ -155,6 +157,14 @@ def _looks_ahead(config: WorkerConfig, device: torch.device, ranks: Ranks | None
     if ranks is not None:  # tokens are rank 0's alone; settings refuse to ask for both
         return False
     return config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+
+
+def _check_promises(config: WorkerConfig, network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises CheckpointError where what is asked for cannot be had with this network on this device."""
+    if config.deterministic:
+        _check_deterministic(network, dtype, device)
+    if config.speculative_tokens and device.type != "cpu":
+        raise CheckpointError("speculative_tokens needs a CPU: on GPUs it would keep steps out of captured graphs")
 
 
 def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

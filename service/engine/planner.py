@@ -55,6 +55,8 @@ class StepPlanner:
         self._costs = StepCosts()
         self._max_step_stretch = limits.max_step_stretch
         self._speculative_tokens = limits.speculative_tokens
+        self._weighs_steps = limits.max_step_stretch is not None or limits.speculative_tokens > 0
+        """Whether anything hangs on what steps cost."""
         self._least_odds: float | None = None
         """How likely a guess must be right to be worth its computation in the step being made; None: none are made."""
         self._watermark = max(1, self.placement.capacity // 20)
@@ -115,26 +117,34 @@ class StepPlanner:
         """Makes the next step; one without rows if there is nothing to run."""
         if not self.running:
             self._shrink(self._trials.close_empty())
-        self.step = Step(budget=self._budget(), reserved=self._num_rows)
+        num_decoding, has_prompts = self._composition()
+        self._least_odds = self._worthwhile_odds(num_decoding) if not has_prompts else None
+        budget = self._budget(num_decoding) if has_prompts else self.max_batch_tokens
+        self.step = Step(budget=budget, reserved=self._num_rows)
         self.step.filled = self.placement.begin_step()
         if not self._plan_long_source(now):
             self._plan_all(now)
         return self.step
 
-    def _budget(self) -> int:
-        """Tokens of the step at the most: beside requests that decode, no more of prompts than they can bear. Guesses
-        are made where all decode: beside prompts there is enough to compute."""
-        self._least_odds = None
-        if self._max_step_stretch is None and not self._speculative_tokens:
-            return self.max_batch_tokens
+    def _composition(self) -> tuple[int, bool]:
+        """How many requests decode, and whether there are prompts beside them; nothing where that is of no use."""
+        if not self._weighs_steps:
+            return 0, False
         branches = [sequence.branches[0] for sequence in self.running]
         num_decoding = sum(branch.num_computed + 1 == branch.num_tokens for branch in branches)
-        has_prompts = num_decoding < len(branches) or self._queue.head() is not None
-        if self._speculative_tokens and num_decoding and not has_prompts and self._trials.active is None:
-            self._least_odds = self._costs.least_odds(num_decoding)
-        if num_decoding == 0 or not has_prompts or self._max_step_stretch is None:
+        return num_decoding, num_decoding < len(branches) or self._queue.head() is not None
+
+    def _worthwhile_odds(self, num_decoding: int) -> float | None:
+        """What guesses are measured by where all requests decode: beside prompts there is enough to compute."""
+        if not self._speculative_tokens or not num_decoding or self._trials.active is not None:
+            return None
+        return self._costs.least_odds(num_decoding)
+
+    def _budget(self, num_decoding: int) -> int:
+        """Tokens of a step with prompts: no more of these than the requests that decode beside them can bear."""
+        if num_decoding == 0 or self._max_step_stretch is None:
             return self.max_batch_tokens
-        num_here = min(len(branches) + len(self._queue), self.max_sequences)
+        num_here = min(len(self.running) + len(self._queue), self.max_sequences)
         num_prompt_tokens = self._costs.num_prompt_tokens(num_decoding, num_here, self._max_step_stretch)
         return min(self.max_batch_tokens, self._num_rows + max(num_prompt_tokens, MIN_PROMPT_TOKENS))
 
@@ -142,7 +152,7 @@ class StepPlanner:
 
     def record(self, batch: Batch, seconds: float) -> None:
         """Learns from what a step took."""
-        if self._max_step_stretch is None and not self._speculative_tokens:
+        if not self._weighs_steps:
             return
         num_decoding = sum([1 + row.num_drafted for row in batch.rows if len(row.token_ids) == 1 + row.num_drafted])
         self._costs.record(num_decoding, batch.num_tokens - num_decoding, seconds)

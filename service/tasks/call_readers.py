@@ -8,6 +8,7 @@ random ids of calls; one reader per call.
 import json
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,7 @@ class _Nesting:
 
 
 @dataclass(slots=True)
-class CallReader:
+class CallReader(ABC):
     """What the readers share; each has its own `feed`."""
 
     index: int
@@ -70,9 +71,9 @@ class CallReader:
     is_complete: bool = False
     is_call: bool = False
 
+    @abstractmethod
     def feed(self, text: str) -> tuple[list[CallPiece], str]:
         """Returns the pieces that are certain now, and the text behind the call once it is complete."""
-        raise NotImplementedError
 
     def _begin(self, name: str) -> CallPiece:
         self.is_call = True

@@ -8,6 +8,7 @@ import pytest
 from service.engine.drafts import Drafts, continuation
 
 REPEATING = 3
+ROOMY = {"num_blocks": 64, "block_size": 4, "max_model_len": 64, "max_batch_tokens": 64}
 
 
 @pytest.mark.parametrize(
@@ -119,11 +120,8 @@ def test_guesses_cost_what_they_save(make_service: Any, make_request: Any) -> No
     counts = []
     for row_seconds in (1.0, 0.001):
         service = make_service(
-            num_blocks=64,
-            block_size=4,
-            max_model_len=64,
+            **ROOMY,
             speculative_tokens=8,
-            max_batch_tokens=64,
             seconds_of=lambda batch, cost=row_seconds: 0.01 + cost * batch.num_tokens,
         )
         for start in range(4):
@@ -183,10 +181,7 @@ def test_sources_count_as_what_a_step_computes(make_service: Any, make_request: 
     costs = []
     for num_source in (1, 40):
         service = make_service(
-            num_blocks=64,
-            block_size=4,
-            max_model_len=64,
-            max_batch_tokens=64,
+            **ROOMY,
             speculative_tokens=4,
             seconds_of=seconds_of,
         )
