@@ -29,7 +29,8 @@ from model.layers import (
     rotate,
 )
 
-TurnHeads = Callable[[Tensor, Rotation | None], Tensor]
+AttendHeads = Callable[[Tensor, Rotation | None, Attend], Tensor]
+"""What becomes of projected heads [T, H + 2K, D], queries first, up to [T, H, D] attended."""
 
 
 class Decoder(nn.Module):
@@ -135,8 +136,8 @@ class DecoderAttention(nn.Module):
         )
         local = window is not None and config.local_rotary is not None
         self.rotation = None if config.rotary is None else int(local)
-        self.turn: TurnHeads | None = None
-        """Norms and turns queries and keys in one pass, where the device has a kernel for it."""
+        self.attend_heads: AttendHeads | None = None
+        """Norms, turns, stores and attends in fewer passes, where the device has kernels for it."""
 
     def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
         """hidden [T, E] in and out."""
@@ -148,9 +149,11 @@ class DecoderAttention(nn.Module):
         """fused [T, (H + 2K) * D], as projected; returns [T, H, D]."""
         num_turned = self.num_heads + self.num_kv_heads
         fused = fused.view(-1, self.num_fused_heads, self.head_size)
-        query_key, value = fused[:, :num_turned], fused[:, num_turned:]
         rotation = None if self.rotation is None else rotations[self.rotation]
-        query_key = self._turned(query_key, rotation) if self.turn is None else self.turn(query_key, rotation)
+        if self.attend_heads is not None:
+            return self.attend_heads(fused, rotation, attend)
+        query_key, value = fused[:, :num_turned], fused[:, num_turned:]
+        query_key = self._turned(query_key, rotation)
         query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
         return attend(self.index, query, key, value, self.rules)
 

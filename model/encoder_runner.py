@@ -6,7 +6,7 @@ Runs in the worker process.
 Legend: T tokens packed in the step, B texts, E hidden size, L outputs of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -23,6 +23,11 @@ from model.pooling import Span
 from model.transfer import upload
 
 Result = NDArray[np.float32] | str
+Wish = tuple[EncodeOutput, str]
+"""An output, and the head that gives it."""
+PER_TEXT: frozenset[EncodeOutput] = frozenset({"embedding", "logits"})
+PART_TOKENS = 16384
+"""Tokens that keep a GPU busy for longer than it takes to make as many ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,7 @@ class EncoderRunner:
         self.network = network
         self.backend = backend
         self.device = torch.device(device)
+        self._part_tokens = PART_TOKENS if self.device.type == "cuda" else None
         config = network.config
         self.context_length = config.context_length
         self._vocab_size = config.vocab_size
@@ -99,22 +105,31 @@ class EncoderRunner:
 
     def _values(self, items: Sequence[EncodeItem]) -> list[NDArray[np.float32] | None]:
         """What is wanted of each item, or None where it is not finite."""
+        # All is queued before any is waited for: the device computes a part while the next is made ready.
+        queued = [(part, *self._queue(part)) for part in self._parts(items)]
+        return [values for part in queued for values in _collect(*part)]
+
+    def _parts(self, items: Sequence[EncodeItem]) -> list[Sequence[EncodeItem]]:
+        """On a GPU runs of items, each as many as it takes to keep it busy; elsewhere all of them."""
+        if self._part_tokens is None:
+            return [items]
+        ends = np.cumsum([len(item.ids) for item in items])
+        firsts = np.unique(ends // self._part_tokens, return_index=True)[1].tolist()
+        return [items[begin:end] for begin, end in pairwise([*firsts, len(items)])]
+
+    def _queue(self, items: Sequence[EncodeItem]) -> tuple[list[Span], dict[Wish, Tensor]]:
+        """Where each item's tokens are in the part, and what is wanted of its items, on the device."""
         hidden, spans = self._hidden(items)
-        values: dict[int, NDArray[np.float32] | None] = {}
+        found: dict[Wish, Tensor] = {}
         for output, head in {(item.output, item.head) for item in items}:
-            places = [place for place, item in enumerate(items) if (item.output, item.head) == (output, head)]
-            if output in ("embedding", "logits"):
-                found = _numpy(self.network.per_text(hidden, [spans[place] for place in places], head))
-                parts: Sequence[NDArray[np.float32]] = list(found)
+            if output in PER_TEXT:
+                chosen = [
+                    span for item, span in zip(items, spans, strict=True) if (item.output, item.head) == (output, head)
+                ]
+                found[output, head] = self.network.per_text(hidden, chosen, head)
             else:
-                found = _numpy(hidden if output == "token_embeddings" else self.network.per_token(hidden, head))
-                parts = [found[spans[place].start : spans[place].end] for place in places]
-            finite = bool(np.isfinite(found).all())  # asked of each part only where it is not so of all
-            values |= {
-                place: part if finite or np.isfinite(part).all() else None
-                for place, part in zip(places, parts, strict=True)
-            }
-        return [values[place] for place in range(len(items))]
+                found[output, head] = hidden if output == "token_embeddings" else self.network.per_token(hidden, head)
+        return spans, found
 
     def _hidden(self, items: Sequence[EncodeItem]) -> tuple[Tensor, list[Span]]:
         """The items' states, end to end [T, E], and where each item's are."""
@@ -146,6 +161,20 @@ def positions(ids: NDArray[np.int64], starts: NDArray[np.int64], pad_id: int | N
     return np.where(counted, before[:-1] - np.repeat(before[starts[:-1]], lengths), -1)
 
 
-def _numpy(values: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = values.float().cpu().numpy()
-    return array
+def _collect(
+    items: Sequence[EncodeItem], spans: Sequence[Span], found: Mapping[Wish, Tensor]
+) -> list[NDArray[np.float32] | None]:
+    """Waits for the device: what is wanted of each item of the part, or None where it is not finite."""
+    values: dict[int, NDArray[np.float32] | None] = {}
+    for (output, head), tensor in found.items():
+        places = [place for place, item in enumerate(items) if (item.output, item.head) == (output, head)]
+        array: NDArray[np.float32] = tensor.float().cpu().numpy()
+        parts = (
+            list(array) if output in PER_TEXT else [array[spans[place].start : spans[place].end] for place in places]
+        )
+        finite = bool(np.isfinite(array).all())  # asked of each item only where it is not so of all
+        values |= {
+            place: part if finite or np.isfinite(part).all() else None
+            for place, part in zip(places, parts, strict=True)
+        }
+    return [values[place] for place in range(len(items))]

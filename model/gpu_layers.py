@@ -9,14 +9,18 @@ from types import ModuleType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention.attend import CachedAttend
+from model.attention.interface import Attend
 from model.decoder import DecoderAttention
 from model.layers import AddingNorm, GatedMLP, LayerNorm, RMSNorm, Rotation, gelu_tanh
 
 triton_layers: ModuleType | None
+one_row_attention: ModuleType | None
 try:
     from model import triton_layers
+    from model.attention import triton_one_row as one_row_attention
 except ImportError:  # builds of torch for some platforms come without Triton
-    triton_layers = None
+    triton_layers = one_row_attention = None
 
 ACTIVATION_NAMES = {F.silu: "silu", F.gelu: "gelu", gelu_tanh: "gelu_tanh"}
 
@@ -67,19 +71,40 @@ class FusedGatedMLP(nn.Module):
         return out
 
 
-class FusedTurn:
-    """Norm and rotation of queries and keys."""
+class FusedHeads:
+    """Attention behind its projection (`AttendHeads`): heads are normed, turned and stored in one pass, and a single
+    row's also attend in it."""
 
-    def __init__(self, attention: DecoderAttention) -> None:
-        self.num_heads = attention.num_heads
+    def __init__(self, attention: DecoderAttention, arrived: Tensor) -> None:
+        """`arrived`: zeros for a kernel to count in, one for each key head."""
+        self.index = attention.index
+        self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
+        self.rules = attention.rules
         self.norm: tuple[Tensor, Tensor, float, float] | None = None
+        self._arrived = arrived
+        kernels = one_row_attention
+        served = kernels is not None and kernels.serves(self.rules, self.num_heads, self.num_kv_heads)
+        self._one_row_kernel = kernels.attend_one_row if served and kernels is not None else None
         query, key = attention.query_norm, attention.key_norm
         if isinstance(query, RMSNorm) and isinstance(key, RMSNorm):
             self.norm = (query.weight, key.weight, query.epsilon, query.offset)
 
-    def __call__(self, query_key: Tensor, rotation: Rotation | None) -> Tensor:
-        if self.norm is None and rotation is None:
-            return query_key
+    def __call__(self, fused: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         assert triton_layers is not None
-        turned: Tensor = triton_layers.turn_heads(query_key, rotation, self.norm, self.num_heads)
-        return turned
+        turns = self.norm is not None or rotation is not None
+        if isinstance(attend, CachedAttend) and fused.is_contiguous():
+            caches = attend.cache.keys[self.index], attend.cache.values[self.index]
+            if len(fused) == 1 and self._one_row_kernel is not None:
+                attended: Tensor = self._one_row_kernel(
+                    fused, rotation, self.norm, *caches, attend.layout, self.rules, self._arrived
+                )
+                return attended
+            if turns:
+                places = (*caches, attend.layout.slots)
+                query = triton_layers.turn_and_store(fused, rotation, self.norm, self.num_heads, *places)
+                return attend.backend.paged(query, *caches, attend.layout, self.rules)
+        num_turned = self.num_heads + self.num_kv_heads
+        query_key, value = fused[:, :num_turned], fused[:, num_turned:]
+        if turns:
+            query_key = triton_layers.turn_heads(query_key, rotation, self.norm, self.num_heads)
+        return attend(self.index, query_key[:, : self.num_heads], query_key[:, self.num_heads :], value, self.rules)

@@ -3,10 +3,11 @@
 The network computes the same afterwards. What has no kernel stays as it is. Runs in the worker process.
 """
 
+import torch
 from torch import nn
 
 from model.decoder import Decoder, DecoderAttention
-from model.gpu_layers import ACTIVATION_NAMES, FusedGatedMLP, FusedLayerNorm, FusedRMSNorm, FusedTurn, triton_layers
+from model.gpu_layers import ACTIVATION_NAMES, FusedGatedMLP, FusedHeads, FusedLayerNorm, FusedRMSNorm, triton_layers
 from model.layers import GatedMLP, LayerNorm, RMSNorm
 from model.one_row_layers import add_short_cuts
 
@@ -20,9 +21,14 @@ def fuse_layers(network: nn.Module) -> None:
 
 def convert(network: nn.Module) -> None:
     """The replacing itself, on any device."""
-    for attention in [module for module in network.modules() if isinstance(module, DecoderAttention)]:
-        if _turns(attention):
-            attention.turn = FusedTurn(attention)
+    attentions = [module for module in network.modules() if isinstance(module, DecoderAttention)]
+    if attentions:
+        device = next(network.parameters()).device
+        # One for all: layers run one after the other.
+        arrived = torch.zeros(attentions[0].num_kv_heads, dtype=torch.int32, device=device)
+        for attention in attentions:
+            if _fuses(attention):
+                attention.attend_heads = FusedHeads(attention, arrived)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, RMSNorm):
@@ -36,8 +42,8 @@ def convert(network: nn.Module) -> None:
             add_short_cuts(module)
 
 
-def _turns(attention: DecoderAttention) -> bool:
-    """Whether the kernel does what this attention wants: norms of each head for itself, or none."""
+def _fuses(attention: DecoderAttention) -> bool:
+    """Whether the kernels do what this attention wants: norms of each head for itself, or none."""
     if attention.query_norm is None:
         return True
     return attention.per_head_norm and isinstance(attention.query_norm, RMSNorm)

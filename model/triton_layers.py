@@ -68,20 +68,51 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     return out.view(*gate_up.shape[:-1], size)
 
 
-def turn_heads(
-    heads: Tensor,
-    rotation: tuple[Tensor, Tensor] | None,
-    norm: tuple[Tensor, Tensor, float, float] | None,
-    num_heads: int,
-) -> Tensor:
-    """heads [T, H + K, D], the first `num_heads` of them queries: normed each for itself, then turned.
+Rotation = tuple[Tensor, Tensor]
+"""As in `layers.rotate`."""
+HeadNorm = tuple[Tensor, Tensor, float, float]
+"""Weights of queries and of keys [D], epsilon, and what is added to the weights."""
 
-    `rotation` as in `layers.rotate`; `norm`: weights of queries and of keys [D], epsilon, offset.
-    """
+
+def turn_heads(heads: Tensor, rotation: Rotation | None, norm: HeadNorm | None, num_heads: int) -> Tensor:
+    """heads [T, H + K, D], the first `num_heads` of them queries: normed each for itself, then turned."""
     num_tokens, num_all, size = heads.shape
     out = torch.empty((num_tokens, num_all, size), dtype=heads.dtype, device=heads.device)
+    _launch_turn(out, heads, rotation, norm, num_heads, num_all)
+    return out
+
+
+def turn_and_store(
+    heads: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    num_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """heads [T, H + 2K, D]: the queries as `turn_heads` gives them, [T, H, D]; keys like them, and values as they
+    are, go to `slots` [T] of the caches [num_blocks, block_size, K, D]."""
+    num_tokens, _, size = heads.shape
+    out = torch.empty((num_tokens, num_heads, size), dtype=heads.dtype, device=heads.device)
+    num_turned = num_heads + key_cache.shape[2]
+    _launch_turn(out, heads, rotation, norm, num_heads, num_turned, (key_cache, value_cache, slots))
+    return out
+
+
+def _launch_turn(
+    out: Tensor,
+    heads: Tensor,
+    rotation: Rotation | None,
+    norm: HeadNorm | None,
+    num_heads: int,
+    num_turned: int,
+    stored: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> None:
+    num_tokens, num_all, size = heads.shape
     cos, sin = rotation if rotation is not None else (heads, heads)
     query_weight, key_weight, epsilon, offset = norm if norm is not None else (heads, heads, 0.0, 0.0)
+    key_cache, value_cache, slots = stored if stored is not None else (heads, heads, heads)
     heads_at_once = min(16 if num_tokens >= MANY_TOKENS else 4, triton.next_power_of_2(num_all))
     _turn[(num_tokens, triton.cdiv(num_all, heads_at_once))](
         out,
@@ -95,15 +126,19 @@ def turn_heads(
         epsilon,
         offset,
         num_heads,
+        num_turned,
         num_all,
+        key_cache,
+        value_cache,
+        slots,
         D=size,
         R=cos.shape[-1] if rotation is not None else 0,
         NORMS=norm is not None,
+        STORES=stored is not None,
         HEADS=heads_at_once,
         BLOCK=triton.next_power_of_2(size),
         num_warps=4 if heads_at_once > 4 else 1,
     )
-    return out
 
 
 def store(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
@@ -223,10 +258,15 @@ def _turn(
     epsilon,
     offset,
     num_heads,
+    num_turned,
     num_all,
+    key_cache,
+    value_cache,
+    slots,
     D: tl.constexpr,
     R: tl.constexpr,
     NORMS: tl.constexpr,
+    STORES: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -235,24 +275,36 @@ def _turn(
     place = tl.arange(0, BLOCK)[None, :]
     real = (place < D) & (head < num_all)
     begin = heads + token * token_stride + head * head_stride
-    own = tl.load(begin + place, mask=real, other=0.0).to(tl.float32)  # [HEADS, BLOCK]
+    given = tl.load(begin + place, mask=real, other=0.0)
+    own = given.to(tl.float32)  # [HEADS, BLOCK]
     # Dimension i < R / 2 is turned with i + R / 2.
     partner = tl.where(place < R // 2, place + R // 2, place - R // 2)
     turned = place < R
-    other = tl.load(begin + partner, mask=turned & real, other=0.0).to(tl.float32)
+    other = tl.load(begin + partner, mask=turned & real & (head < num_turned), other=0.0).to(tl.float32)
     if NORMS:
         scale = tl.rsqrt(tl.sum(own * own, 1) / D + epsilon)[:, None]
-        own = own * scale * (_weight(query_weight, key_weight, head < num_heads, place, place < D) + offset)
-        other = other * scale * (_weight(query_weight, key_weight, head < num_heads, partner, turned) + offset)
+        own = own * scale * (head_weight(query_weight, key_weight, head < num_heads, place, place < D) + offset)
+        other = other * scale * (head_weight(query_weight, key_weight, head < num_heads, partner, turned) + offset)
     if R > 0:
         c = tl.load(cos + token * R + place, mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + token * R + place, mask=turned, other=0.0).to(tl.float32)
         own = own * c + other * s
-    tl.store(out + (token * num_all + head) * D + place, own.to(out.dtype.element_ty), mask=real)
+    found = own.to(out.dtype.element_ty)
+    if STORES:
+        tl.store(out + (token * num_heads + head) * D + place, found, mask=real & (head < num_heads))
+        # The caches hold keys and values of as many heads, side by side.
+        num_kv_heads = num_turned - num_heads
+        target = (tl.load(slots + token) * num_kv_heads + (head - num_heads)) * D + place
+        is_key = (head >= num_heads) & (head < num_turned)
+        tl.store(key_cache + target, found.to(key_cache.dtype.element_ty), mask=real & is_key)
+        value_target = value_cache + target - num_kv_heads * D
+        tl.store(value_target, given.to(value_cache.dtype.element_ty), mask=real & (head >= num_turned))
+    else:
+        tl.store(out + (token * num_all + head) * D + place, found, mask=real)
 
 
 @triton.jit
-def _weight(query_weight, key_weight, is_query, place, there):
+def head_weight(query_weight, key_weight, is_query, place, there):
     of_query = tl.load(query_weight + place, mask=there, other=0.0).to(tl.float32)
     of_key = tl.load(key_weight + place, mask=there, other=0.0).to(tl.float32)
     return tl.where(is_query, of_query, of_key)

@@ -2,7 +2,9 @@
 """Projections of a single row: what decoding one sequence consists of, as fast as weights can be read.
 
 A matrix unit has nothing to do here, and libraries' products, made for many rows, leave much of the bandwidth unused.
-Every program keeps the row in registers, normed where that is asked for, and streams over its share of the weights.
+Every program keeps the row in registers, normed where that is asked for, and multiplies it with its share of the
+weights. From Hopper on (`early_start`) a kernel begins while the one before it still runs, and fetches weights
+until that one's results are there: the memory is busy between the kernels, too.
 Importing this needs Triton. Runs in the worker process.
 
 Legend: N outputs, K inputs, F intermediate size.
@@ -13,13 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.triton_early import early_start, let_next_start, wait_for_previous
 from model.triton_layers import activated
 
 MAX_NORMED = 8192
 """The longest row that is normed on the way in: a program holds it whole."""
 CHUNK = 4096
 PROGRAMS = 1056
-"""Eight for each multiprocessor of a large GPU."""
+"""Eight for each multiprocessor of a large GPU: so many are on it at once."""
+ENOUGH_PROGRAMS = 512
+TILE = 8192
+"""Weights that a program fetches at once."""
 NUM_WARPS = 4
 NUM_STAGES = 3
 Norm = tuple[Tensor, float, float]
@@ -40,7 +46,9 @@ def norm_project(
     summed = x if delta is None else torch.empty_like(x)
     columns = triton.next_power_of_2(size)
     rows = _rows(num_outputs, columns)
-    _norm_project[(min(PROGRAMS, triton.cdiv(num_outputs, rows)),)](
+    tiles = triton.cdiv(num_outputs, rows)
+    early = early_start(x.device)
+    _norm_project[(min(PROGRAMS, tiles),)](
         out,
         summed,
         x,
@@ -56,8 +64,11 @@ def norm_project(
         GATE=gate,
         ROWS=rows,
         COLUMNS=columns,
+        ONE_TILE=tiles <= PROGRAMS,
+        EARLY=bool(early),
         STAGES=NUM_STAGES,
         num_warps=NUM_WARPS,
+        **early,
     )
     return summed, out
 
@@ -68,6 +79,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty((1, num_outputs), dtype=x.dtype, device=x.device)
     columns = min(CHUNK, triton.next_power_of_2(size))
     rows = _rows(num_outputs, columns)
+    early = early_start(x.device)
     _project[(triton.cdiv(num_outputs, rows),)](
         out,
         x,
@@ -77,16 +89,22 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         size,
         ROWS=rows,
         COLUMNS=columns,
+        ONE_TILE=size <= columns,
+        EARLY=bool(early),
         STAGES=NUM_STAGES,
         num_warps=NUM_WARPS,
+        **early,
     )
     return out
 
 
 def _rows(num_outputs: int, columns: int) -> int:
-    """Outputs that a program computes at once: few enough that all multiprocessors have some."""
-    most = max(1, 8192 // columns)
-    while most > 1 and num_outputs // most < PROGRAMS:
+    """Outputs that a program computes at once: few enough that all multiprocessors have some.
+
+    Worked example: of 4,096 outputs with 1,024 columns a program takes 8, and there are 512; of 1,024 outputs, 2.
+    """
+    most = max(1, TILE // columns)
+    while most > 1 and num_outputs // most < ENOUGH_PROGRAMS:
         most //= 2
     return most
 
@@ -108,10 +126,23 @@ def _norm_project(
     GATE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    EARLY: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     place = tl.arange(0, COLUMNS)
     real = place < size
+    begin = tl.program_id(0) * ROWS
+    second = weight + num_outputs.to(tl.int64) * size
+    tile, other = weight, second
+    if ONE_TILE:
+        tile = _tile(weight, begin, num_outputs, size, ROWS, COLUMNS)
+        if GATE != "":
+            other = _tile(second, begin, num_outputs, size, ROWS, COLUMNS)
+    gains = tl.load(gain + place, mask=real, other=0.0).to(tl.float32) + offset
+    if EARLY:
+        let_next_start()
+        wait_for_previous()
     row = tl.load(x + place, mask=real, other=0.0).to(tl.float32)
     if ADDS:
         row += tl.load(delta + place, mask=real, other=0.0).to(tl.float32)
@@ -120,26 +151,44 @@ def _norm_project(
             tl.store(summed + place, narrow, mask=real)
         row = narrow.to(tl.float32)
     scale = tl.rsqrt(tl.sum(row * row, 0) / size + epsilon)
-    row = row * scale * (tl.load(gain + place, mask=real, other=0.0).to(tl.float32) + offset)
     # Rounded as it is between kernels, so that one row alone gives what it gives among others.
-    row = row.to(x.dtype.element_ty).to(tl.float32)[None, :]
-    for first in tl.range(tl.program_id(0) * ROWS, num_outputs, tl.num_programs(0) * ROWS, num_stages=STAGES):
-        index = first + tl.arange(0, ROWS)
-        there = index < num_outputs
-        mask = there[:, None] & real[None, :]
-        begin = index.to(tl.int64)[:, None] * size + place[None, :]
-        found = tl.sum(tl.load(weight + begin, mask=mask, other=0.0).to(tl.float32) * row, 1)
+    row = (row * scale * gains).to(x.dtype.element_ty).to(tl.float32)
+    if ONE_TILE:
+        _finish(out, tile, other, row, bias, begin, num_outputs, GATE, ROWS)
+    else:
+        for first in tl.range(begin, num_outputs, tl.num_programs(0) * ROWS, num_stages=STAGES):
+            next_tile = _tile(weight, first, num_outputs, size, ROWS, COLUMNS)
+            next_other = next_tile
+            if GATE != "":
+                next_other = _tile(second, first, num_outputs, size, ROWS, COLUMNS)
+            _finish(out, next_tile, next_other, row, bias, first, num_outputs, GATE, ROWS)
+
+
+@triton.jit
+def _tile(weight, first, num_outputs, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS]: the weights of some outputs, zeros past the ends."""
+    index = first + tl.arange(0, ROWS)
+    place = tl.arange(0, COLUMNS)
+    mask = (index < num_outputs)[:, None] & (place < size)[None, :]
+    return tl.load(weight + index.to(tl.int64)[:, None] * size + place[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _finish(out, tile, other, row, bias, first, num_outputs, GATE: tl.constexpr, ROWS: tl.constexpr):
+    """The products of the tile, or of both, with the row [COLUMNS]; with their bias, gated, to where they belong."""
+    index = first + tl.arange(0, ROWS)
+    there = index < num_outputs
+    found = tl.sum(tile.to(tl.float32) * row[None, :], 1)
+    if bias is not None:
+        found += tl.load(bias + index, mask=there, other=0.0).to(tl.float32)
+    if GATE != "":
+        second = tl.sum(other.to(tl.float32) * row[None, :], 1)
         if bias is not None:
-            found += tl.load(bias + index, mask=there, other=0.0).to(tl.float32)
-        if GATE != "":
-            other = tl.load(weight + num_outputs.to(tl.int64) * size + begin, mask=mask, other=0.0).to(tl.float32)
-            second = tl.sum(other * row, 1)
-            if bias is not None:
-                second += tl.load(bias + num_outputs + index, mask=there, other=0.0).to(tl.float32)
-            found = found.to(out.dtype.element_ty).to(tl.float32)
-            second = second.to(out.dtype.element_ty).to(tl.float32)
-            found = activated(found, GATE) * second
-        tl.store(out + index, found.to(out.dtype.element_ty), mask=there)
+            second += tl.load(bias + num_outputs + index, mask=there, other=0.0).to(tl.float32)
+        found = found.to(out.dtype.element_ty).to(tl.float32)
+        second = second.to(out.dtype.element_ty).to(tl.float32)
+        found = activated(found, GATE) * second
+    tl.store(out + index, found.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -152,19 +201,34 @@ def _project(
     size,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    EARLY: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = index < num_outputs
-    begin = index.to(tl.int64)[:, None] * size
-    products = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in tl.range(0, size, COLUMNS, num_stages=STAGES):
-        place = first + tl.arange(0, COLUMNS)
-        real = place < size
-        row = tl.load(x + place, mask=real, other=0.0).to(tl.float32)
-        mask = there[:, None] & real[None, :]
-        products += tl.load(weight + begin + place[None, :], mask=mask, other=0.0).to(tl.float32) * row[None, :]
-    found = tl.sum(products, 1)
-    if bias is not None:
-        found += tl.load(bias + index, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + index, found.to(out.dtype.element_ty), mask=there)
+    begin = tl.program_id(0) * ROWS
+    if ONE_TILE:
+        place = tl.arange(0, COLUMNS)
+        tile = _tile(weight, begin, num_outputs, size, ROWS, COLUMNS)
+        if EARLY:
+            let_next_start()
+            wait_for_previous()
+        row = tl.load(x + place, mask=place < size, other=0.0).to(tl.float32)
+        _finish(out, tile, tile, row, bias, begin, num_outputs, "", ROWS)
+    else:
+        if EARLY:
+            let_next_start()
+            wait_for_previous()
+        index = begin + tl.arange(0, ROWS)
+        there = index < num_outputs
+        weights = weight + index.to(tl.int64)[:, None] * size
+        products = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for first in tl.range(0, size, COLUMNS, num_stages=STAGES):
+            place = first + tl.arange(0, COLUMNS)
+            real = place < size
+            row = tl.load(x + place, mask=real, other=0.0).to(tl.float32)
+            mask = there[:, None] & real[None, :]
+            products += tl.load(weights + place[None, :], mask=mask, other=0.0).to(tl.float32) * row[None, :]
+        found = tl.sum(products, 1)
+        if bias is not None:
+            found += tl.load(bias + index, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + index, found.to(out.dtype.element_ty), mask=there)

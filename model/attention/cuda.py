@@ -68,23 +68,9 @@ class CudaAttention:
     def packed(self, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
         if rules.sinks is not None:
             return self._reference.packed(query, key, value, layout, rules)
-        grouped = query.shape[1] != key.shape[1]
-        if not serves_flash(query.dtype, query.shape[2], rules) or (grouped and "enable_gqa" not in FLASH_KNOWS):
+        if not serves_flash(query.dtype, query.shape[2], rules):
             return padded_attention(query, key, value, layout, rules)
-        assert flash_attention is not None
-        out: Tensor = flash_attention(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            layout.starts,
-            layout.starts,
-            layout.max_len,
-            layout.max_len,
-            scale=rules.scale,
-            window_size=flash_window(rules),
-            **({"enable_gqa": True} if grouped else {}),
-        )
-        return out
+        return _flash_packed(query, key, value, layout, rules)
 
     def write(
         self, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, rules: AttentionRules
@@ -113,6 +99,28 @@ class CudaAttention:
             block_table=layout.block_tables,
         )
         return out
+
+
+def _flash_packed(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rules: AttentionRules) -> Tensor:
+    """By the operator below `varlen_attn`: query heads share a key head in every version of it, heads of one fused
+    projection are read where they lie, and nothing is made ready for gradients."""
+    before, after = flash_window(rules)
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        layout.starts,
+        layout.starts,
+        layout.max_len,
+        layout.max_len,
+        0.0,  # no dropout
+        False,  # causal as a window
+        False,
+        scale=rules.scale,
+        window_size_left=before,
+        window_size_right=after,
+    )[0]
+    return out
 
 
 def paged_kernel(dtype: torch.dtype, head_size: int, block_size: int, rules: AttentionRules) -> str:

@@ -18,6 +18,8 @@ from model.attention.interface import AttentionRules, PagedLayout
 
 KEYS_PER_STEP = 64
 PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, PREFILL_STAGES = 64, 32, 4, 2
+PREFILL_REGISTERS = 128
+"""Of a thread, so that a multiprocessor holds four programs."""
 DECODE_STAGES = 2
 MAX_SPLITS = 16
 FILLING_PROGRAMS = 512
@@ -79,6 +81,7 @@ def triton_paged(
         BIASED=rules.relative_bias is not None,
         num_warps=4 if decodes else PREFILL_WARPS,
         num_stages=DECODE_STAGES if decodes else PREFILL_STAGES,
+        **({} if decodes else {"maxnreg": PREFILL_REGISTERS}),
     )
     if splits > 1:
         _join_splits(out, partial, weights)
@@ -170,7 +173,7 @@ def _kernel(
     dim = tl.arange(0, D_PADDED)
     within = dim < D
 
-    low, high = _keys_of_split(first, num_queries, context, window, split, QUERIES, KEYS, SPLITS, CAUSAL, WINDOWED)
+    low, high = keys_of_split(first, num_queries, context, window, split, QUERIES, KEYS, SPLITS, CAUSAL, WINDOWED)
     wanted = place < tl.where(low < high, num_queries, 0)  # an empty split needs no queries
     q = tl.load(
         query + token[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :],
@@ -184,30 +187,39 @@ def _kernel(
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     found = tl.zeros((ROWS, D_PADDED), tl.float32)
-    for key_start in range(low, high, KEYS):
+    keys = key_cache + kv_head * key_head_stride + dim[:, None]
+    values = value_cache + kv_head * value_head_stride + dim[None, :]
+    table = block_tables + sequence * table_stride
+    # Up to here every query of the tile sees every key.
+    open_end = low
+    if CAUSAL and not WINDOWED and not ALIBI and not BIASED and QUERIES > 1:
+        open_end = tl.maximum(low, tl.minimum(high, context - num_queries + first + 1) // KEYS * KEYS)
+        for key_start in range(low, open_end, KEYS):
+            key_place = key_start + tl.arange(0, KEYS)
+            block = tl.load(table + key_place // BLOCK_SIZE).to(tl.int64)
+            slot = key_place % BLOCK_SIZE
+            k = _load_within(keys + (block * key_block_stride + slot * key_slot_stride)[None, :], within[:, None])
+            v = _load_within(values + (block * value_block_stride + slot * value_slot_stride)[:, None], within[None, :])
+            score = score_of(q, k, scale, softcap, CAPPED)
+            peak, total, found = add_keys(score, v, peak, total, found)
+    for key_start in range(open_end, high, KEYS):
         key_place = key_start + tl.arange(0, KEYS)
         written = key_place < high
-        entry = block_tables + sequence * table_stride + key_place // BLOCK_SIZE
-        block = tl.load(entry, mask=written, other=0).to(tl.int64)
+        block = tl.load(table + key_place // BLOCK_SIZE, mask=written, other=0).to(tl.int64)
         slot = key_place % BLOCK_SIZE
-        keys = block * key_block_stride + slot * key_slot_stride + kv_head * key_head_stride
-        k = _load_within(key_cache + keys[None, :] + dim[:, None], written[None, :] & within[:, None])  # [D, keys]
-        score = tl.dot(q, k, input_precision="ieee") * scale
-        if CAPPED:
-            score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+        of_key = keys + (block * key_block_stride + slot * key_slot_stride)[None, :]
+        k = _load_within(of_key, written[None, :] & within[:, None])  # [D, keys]
+        of_value = values + (block * value_block_stride + slot * value_slot_stride)[:, None]
+        v = _load_within(of_value, written[:, None] & within[None, :])  # [keys, D]
+        score = score_of(q, k, scale, softcap, CAPPED)
         ahead = key_place[None, :] - position[:, None]
         if ALIBI:
             score += slope[:, None] * ahead
         if BIASED:
             score += _bias(relative_bias, head, ahead, reach, real[:, None] & written[None, :])
         seen = written[None, :] & real[:, None]
-        score = tl.where(_allowed(ahead, seen, window, CAUSAL, WINDOWED), score, float("-inf"))
-        higher, weight, fade = _weigh(score, peak)
-        values = block * value_block_stride + slot * value_slot_stride + kv_head * value_head_stride
-        v = _load_within(value_cache + values[:, None] + dim[None, :], written[:, None] & within[None, :])  # [keys, D]
-        total = total * fade + tl.sum(weight, 1)
-        found = found * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-        peak = higher
+        score = tl.where(allowed(ahead, seen, window, CAUSAL, WINDOWED), score, float("-inf"))
+        peak, total, found = add_keys(score, v, peak, total, found)
 
     found = found / tl.where(total > 0, total, 1.0)[:, None]
     target = (token * num_heads + head)[:, None] * D + dim[None, :]
@@ -218,11 +230,11 @@ def _kernel(
         offset = split.to(tl.int64) * num_tokens * num_heads
         seen = real & (total > 0)
         tl.store(partial + offset * D + target, found, mask=mask & seen[:, None])
-        tl.store(weights + offset + token * num_heads + head, _log_sum_exp(peak, total, seen), mask=real)
+        tl.store(weights + offset + token * num_heads + head, log_sum_exp(peak, total, seen), mask=real)
 
 
 @triton.jit
-def _keys_of_split(
+def keys_of_split(
     first,
     num_queries,
     context,
@@ -254,6 +266,14 @@ def _keys_of_split(
 
 
 @triton.jit
+def score_of(q, k, scale, softcap, CAPPED: tl.constexpr):
+    score = tl.dot(q, k, input_precision="ieee") * scale
+    if CAPPED:
+        score = softcap * (2.0 * tl.sigmoid(2.0 * score / softcap) - 1.0)
+    return score
+
+
+@triton.jit
 def _load_within(pointers, mask):
     """Zeros where the mask is not."""
     return tl.load(pointers, mask=mask, other=0.0)
@@ -267,7 +287,7 @@ def _bias(relative_bias, head, ahead, reach, mask):
 
 
 @triton.jit
-def _allowed(ahead, seen, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
+def allowed(ahead, seen, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):
     """Which of the keys a query attends to, [rows, keys]."""
     if CAUSAL:
         seen = seen & (ahead <= 0)
@@ -286,7 +306,16 @@ def _weigh(score, peak):
 
 
 @triton.jit
-def _log_sum_exp(peak, total, seen):
+def add_keys(score, v, peak, total, found):
+    """What there is so far, [rows], [rows] and [rows, D], and some keys more: scores [rows, keys], values [keys, D]."""
+    higher, weight, fade = _weigh(score, peak)
+    total = total * fade + tl.sum(weight, 1)
+    found = found * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+    return higher, total, found
+
+
+@triton.jit
+def log_sum_exp(peak, total, seen):
     """-inf for a row that has seen no key."""
     return tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), float("-inf"))
 

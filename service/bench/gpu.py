@@ -24,6 +24,7 @@ from model.decoder import Decoder
 from model.encoder_runner import EncodeItem
 from service.bench.on_device import make_decoder, make_embedder, make_lane
 from service.engine.generation_lane import GenerationLane
+from service.engine.memory import keep_what_is_here
 from service.engine.protocol import Generate
 
 README = Path(__file__).parents[2] / "README.md"
@@ -41,7 +42,7 @@ class Sizes:
     output_tokens: int = 256
     crowd: int = 256
     crowd_range: tuple[int, int] = (100, 1024)
-    prefill_tokens: int = 16384
+    prefill_tokens: int = 65536
     prefill_length: int = 1024
     texts: int = 512
     text_length: int = 128
@@ -259,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sizes = TOY if options.toy else REAL
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    keep_what_is_here()  # as the worker does
     bench = Bench(device, dtype, sizes, options.block_size)
     lines = []
     for shape in sizes.decoders:

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from model import triton_layers, triton_one_row
+from model.attention import triton_one_row as one_row_attention
 from model.attention.triton_paged import triton_paged
 from model.fp8_linear import DTYPE, LARGEST, LEAST_SCALE
 from model.triton_search import triton_search
@@ -68,6 +69,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture(params=[False, True], ids=["in turn", "early start"])
+def early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether kernels begin before the one before them has ended."""
+    found: bool = request.param
+    for module in (triton_one_row, one_row_attention):
+        monkeypatch.setattr(module, "early_start", lambda device: {"launch_pdl": True} if found else {})
+    return found
+
+
 def bfloat16(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16)
 
@@ -86,6 +96,15 @@ KERNELS: dict[str, Callable[[], object]] = {
     "norm alone": lambda: triton_layers.turn_heads(
         bfloat16(2, 24, 128), None, (bfloat16(128), bfloat16(128), 1e-6, 0.0), 16
     ),
+    "norm, turn and store": lambda: triton_layers.turn_and_store(
+        bfloat16(2, 32, 128),
+        (bfloat16(2, 1, 128),) * 2,
+        (bfloat16(128), bfloat16(128), 1e-6, 0.0),
+        16,
+        bfloat16(9, 16, 8, 128),
+        bfloat16(9, 16, 8, 128),
+        torch.zeros(2).long(),
+    ),
     "store": lambda: triton_layers.store(
         bfloat16(2, 8, 128),
         bfloat16(2, 8, 128),
@@ -94,13 +113,6 @@ KERNELS: dict[str, Callable[[], object]] = {
         torch.zeros(2).long(),
     ),
     "quantize": lambda: triton_layers.quantize_rows(bfloat16(2, 14336), DTYPE, LARGEST, LEAST_SCALE),
-    "norm and project": lambda: triton_one_row.norm_project(
-        bfloat16(1, 4096), bfloat16(1, 4096), (bfloat16(4096), 1e-5, 0.0), bfloat16(6144, 4096), None
-    ),
-    "norm, project and gate": lambda: triton_one_row.norm_project(
-        bfloat16(1, 1024), bfloat16(1, 1024), (bfloat16(1024), 1e-5, 0.0), bfloat16(6144, 1024), bfloat16(6144), "silu"
-    ),
-    "project": lambda: triton_one_row.project(bfloat16(1, 14336), bfloat16(4096, 14336), bfloat16(4096)),
     "search": lambda: triton_search(
         torch.zeros(2, 151936),
         torch.zeros(2).double(),
@@ -109,6 +121,45 @@ KERNELS: dict[str, Callable[[], object]] = {
         torch.zeros(2).bool(),
     ),
 }
+
+
+def layout(queries: int) -> PagedLayout:
+    return PagedLayout(
+        query_starts=torch.tensor([0, queries], dtype=torch.int32),
+        context_lens=torch.tensor([2000], dtype=torch.int32),
+        block_tables=torch.zeros((1, 125), dtype=torch.int32),
+        slots=torch.zeros(queries, dtype=torch.int64),
+        max_query_len=queries,
+        max_context_len=2000,
+    )
+
+
+ONE_ROW: dict[str, Callable[[], object]] = {
+    "norm and project": lambda: triton_one_row.norm_project(
+        bfloat16(1, 4096), bfloat16(1, 4096), (bfloat16(4096), 1e-5, 0.0), bfloat16(6144, 4096), None
+    ),
+    "norm, project and gate": lambda: triton_one_row.norm_project(
+        bfloat16(1, 1024), bfloat16(1, 1024), (bfloat16(1024), 1e-5, 0.0), bfloat16(6144, 1024), bfloat16(6144), "silu"
+    ),
+    "project": lambda: triton_one_row.project(bfloat16(1, 14336), bfloat16(4096, 14336), bfloat16(4096)),
+    "attention": lambda: attend_one_row(128, bfloat16(128), AttentionRules(scale=0.1)),
+    "attention in a window": lambda: attend_one_row(80, None, AttentionRules(scale=0.1, window=512, softcap=30.0)),
+}
+
+
+def attend_one_row(size: int, gain: torch.Tensor | None, rules: AttentionRules) -> None:
+    cache = bfloat16(9, 16, 8, size)
+    norm = None if gain is None else (gain, gain, 1e-6, 0.0)
+    rotation = bfloat16(1, 1, size), bfloat16(1, 1, size)
+    arrived = torch.zeros(8, dtype=torch.int32)
+    one_row_attention.attend_one_row(bfloat16(1, 32, size), rotation, norm, cache, cache, layout(1), rules, arrived)
+
+
+@pytest.mark.parametrize("kernel", ONE_ROW.values(), ids=ONE_ROW.keys())
+@pytest.mark.usefixtures("early")
+def test_a_kernel_of_one_row_compiles_for_hopper(kernel: Callable[[], object], compiled: list[str]) -> None:
+    kernel()
+    assert len(compiled) == 1
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
@@ -132,14 +183,6 @@ RULES = {
 def test_attention_compiles_for_hopper(
     rules: AttentionRules, head_size: int, queries: int, compiled: list[str]
 ) -> None:
-    layout = PagedLayout(
-        query_starts=torch.tensor([0, queries], dtype=torch.int32),
-        context_lens=torch.tensor([2000], dtype=torch.int32),
-        block_tables=torch.zeros((1, 125), dtype=torch.int32),
-        slots=torch.zeros(queries, dtype=torch.int64),
-        max_query_len=queries,
-        max_context_len=2000,
-    )
     cache = bfloat16(3, 16, 8, head_size)
-    triton_paged(bfloat16(queries, 32, head_size), cache, cache, layout, rules)
+    triton_paged(bfloat16(queries, 32, head_size), cache, cache, layout(queries), rules)
     assert compiled == (["_kernel", "_combine"] if queries == 1 else ["_kernel"])

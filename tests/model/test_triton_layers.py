@@ -16,13 +16,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.attention.attend import PackedAttend
-from model.attention.interface import PackedLayout
+from model.attention.attend import CachedAttend, PackedAttend
+from model.attention.interface import PackedLayout, PagedLayout
 from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
 from model.fp8_linear import DTYPE, LARGEST, LEAST_SCALE
 from model.fp8_linear import quantize_rows as plain_quantize
 from model.gpu_network import convert
+from model.kv_cache import KVCache
 from model.layers import gelu_tanh, rotate
 from model.one_row_layers import OneRowLayer
 
@@ -98,6 +99,29 @@ def test_keys_and_values_go_to_their_slots_and_nowhere_else():
         expected = torch.zeros_like(cache)
         expected.flatten(0, 1)[slots] = given
         assert torch.equal(cache, expected)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("rotated", [0, 8])
+@pytest.mark.parametrize("tokens", [4, 1030])
+def test_heads_are_turned_on_their_way_to_the_cache(normed, rotated, tokens):
+    num_heads, num_kv_heads, size = 3, 2, 24
+    fused = random(tokens, num_heads + 2 * num_kv_heads, size)
+    angles = random(tokens, 1, rotated // 2, seed=4)
+    rotation = None
+    if rotated:
+        cos, sin = angles.cos(), angles.sin()
+        rotation = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    norm = (random(size, seed=2), random(size, seed=3), 1e-6, 1.0) if normed else None
+    expected = triton_layers.turn_heads(fused[:, : num_heads + num_kv_heads], rotation, norm, num_heads)
+    slots = torch.randperm(4 * 300, generator=torch.Generator().manual_seed(6))[:tokens].to(DEVICE)
+    caches = [torch.zeros((300, 4, num_kv_heads, size), device=DEVICE) for _ in range(2)]
+    query = triton_layers.turn_and_store(fused, rotation, norm, num_heads, *caches, slots)
+    assert torch.equal(query, expected[:, :num_heads])
+    for cache, given in zip(caches, (expected[:, num_heads:], fused[:, num_heads + num_kv_heads :]), strict=True):
+        wanted = torch.zeros_like(cache)
+        wanted.flatten(0, 1)[slots] = given
+        assert torch.equal(cache, wanted)
 
 
 def test_rows_are_quantized_as_the_definition_says():
@@ -191,3 +215,39 @@ def test_one_row_of_a_network_is_that_row_among_others(name, tmp_path):
         with torch.inference_mode():
             found.append(network.logits(network(ids[:count], torch.zeros_like(ids[:count]), attend))[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_a_network_with_the_kernels_continues_a_cached_text_as_without(name, tmp_path):
+    """A prompt in one step, then a token in each: all rows of a step, and one alone."""
+    torch.manual_seed(2)
+    MODELS[name]().save_pretrained(tmp_path)
+    network = load_network(tmp_path, DEVICE)
+    ids = [5, 9, 40, 3, 77, 8, 1, 60, 2]
+    found = []
+    for _ in range(2):
+        config = network.config
+        cache = KVCache(
+            config.num_layers, 4, block_size=4, num_kv_heads=config.num_kv_heads, head_size=config.head_size,
+            dtype=torch.float32, device=DEVICE,
+        )  # fmt: skip
+        logits = []
+        for begin, end in ((0, 6), (6, 7), (7, 8), (8, 9)):
+            layout = PagedLayout(
+                query_starts=torch.tensor([0, end - begin], dtype=torch.int32, device=DEVICE),
+                context_lens=torch.tensor([end], dtype=torch.int32, device=DEVICE),
+                block_tables=torch.tensor([[2, 0, 3]], dtype=torch.int32, device=DEVICE),
+                slots=torch.tensor([[2, 0, 3][at // 4] * 4 + at % 4 for at in range(begin, end)], device=DEVICE),
+                max_query_len=end - begin,
+                max_context_len=end,
+            )
+            with torch.inference_mode():
+                hidden = network(
+                    torch.tensor(ids[begin:end], device=DEVICE),
+                    torch.arange(begin, end, device=DEVICE),
+                    CachedAttend(cache, layout, ReferenceAttention()),
+                )
+                logits.append(network.logits(hidden))
+        found.append(torch.cat(logits))
+        convert(network)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -42,6 +42,31 @@ def test_different_outputs_share_one_forward(
         assert_allclose(found, expected.mean(axis=0) if place % 2 == 0 else expected, atol=1e-5)
 
 
+def test_what_runs_in_parts_is_what_runs_at_once(
+    make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which computes one part while the next is made ready."""
+    runner = make_runner(make_model("bert")[0])
+    kinds = ["embedding", "token_embeddings"]
+    items = [EncodeItem(ids=ids, output=kinds[place % 2]) for place, ids in enumerate(texts)]
+    whole = runner.run(items)
+    calls = []
+    forward = runner.network.forward
+
+    def counted(ids: torch.Tensor, type_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        calls.append(len(ids))
+        return forward(ids, type_ids, positions, attend)
+
+    monkeypatch.setattr(runner.network, "forward", counted)
+    monkeypatch.setattr(runner, "_part_tokens", 60)
+    found = runner.run(items)  # of 5, 61, 1, 17, 2, 40 and 17 tokens
+    assert calls == [5, 61 + 1 + 17 + 2, 40 + 17]
+    for part, expected in zip(found, whole, strict=True):
+        assert isinstance(part, np.ndarray)
+        assert isinstance(expected, np.ndarray)
+        assert_allclose(part, expected, atol=1e-5)
+
+
 def test_faults_are_named_and_leave_the_others_alone(make_model: MakeModel, make_runner: MakeRunner) -> None:
     folder, _ = make_model("bert", "ForSequenceClassification")
     good = EncodeItem(ids=[5, 6, 7], output="logits")
