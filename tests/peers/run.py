@@ -39,15 +39,22 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def listed(kind: type) -> Any:
-        return lambda text: tuple(kind(part) for part in text.split(","))
+    def listed(kind: type, *among: str) -> Any:
+        def parse(text: str) -> tuple[Any, ...]:
+            parts = tuple(kind(part) for part in text.split(","))
+            if among and (unknown := [part for part in parts if part not in among]):
+                raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(among)}")
+            return parts
 
+        return parse
+
+    shapes, precisions = (*REQUESTS, *ENCODERS), ("fp32", "bf16", "int8")
     parser = argparse.ArgumentParser(prog="python -m tests.peers.run", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--peers", type=listed(str), help="names, or their beginnings (default: all; we are always there)"
     )
-    parser.add_argument("--shapes", type=listed(str), default=(*REQUESTS, *ENCODERS), help="of %(default)s")
-    parser.add_argument("--precisions", type=listed(str), default=("fp32", "bf16", "int8"))
+    parser.add_argument("--shapes", type=listed(str, *shapes), default=shapes, help="of %(default)s")
+    parser.add_argument("--precisions", type=listed(str, *precisions), default=precisions)
     parser.add_argument("--streams", type=listed(int), default=(1, 4, 16, 64))
     parser.add_argument("--clients", type=listed(int), default=(1, 8, 32), help="of embeddings")
     parser.add_argument("--prompts", type=listed(int), default=(128,), help="lengths in tokens")
