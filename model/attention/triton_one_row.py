@@ -134,7 +134,7 @@ def _attend(
     row = tl.arange(0, ROWS)
     dim = tl.arange(0, D_PADDED)
     within = dim < D
-    # The step's places, and the older keys and values, were there before the kernels of this layer began.
+    # The step's places and the older keys and values were there before the step's first kernel, which starts in turn.
     context = tl.load(context_lens)
     newest = context - 1
     low, high = keys_of_split(0, 1, context, window, split, 1, KEYS, SPLITS, True, WINDOWED)
