@@ -200,6 +200,26 @@ def test_logits_are_made_for_a_few_tokens_at_a_time_and_the_vectors_stay_the_sam
     assert_allclose(alone, whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+def test_a_text_whose_logits_are_not_finite_fails_alone(
+    strategy: str, make_folder: MakeFolder, make_runner: MakeRunner, texts: list[list[int]]
+) -> None:
+    """NaN is not above zero: taken for an entry that is, or is not, it would be lost."""
+    folder = make_folder(pooling_strategy=strategy)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    matrix = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = matrix.clone()
+    matrix[5] = torch.nan
+    save_file(tensors, path)
+    runner = make_runner(folder)
+    good, bad = EncodeItem(ids=texts[0], output="sparse_embedding"), EncodeItem(ids=[7, 5], output="sparse_embedding")
+    first, failed, last = runner.run([good, bad, good])
+    assert failed == "the checkpoint's output for this input is not finite"
+    assert_allclose(first, runner.run([good])[0], atol=1e-5)
+    assert_allclose(first, last, atol=1e-5)
+
+
 def test_no_more_entries_than_the_folder_says_and_those_the_largest(
     make_folder: MakeFolder, make_runner: MakeRunner, tokenizer: BertTokenizerFast
 ) -> None:

@@ -13,8 +13,13 @@ from lane_engine import LaneEngine
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from transformers import PreTrainedTokenizerFast
 
 from service.api import embeddings, native, tei
+from service.engine import loading
+from service.engine.protocol import Step, frame
+from service.engine.self_test import Golden, check_golden
+from service.errors import SwapFailed
 
 TEXTS = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill", "not a dog"]
 LONG = "the cat sat on the mat " * 20
@@ -164,6 +169,41 @@ async def test_a_bare_masked_language_model_embeds_both_ways(
     rows = (await post("/v1/embeddings", input=TEXTS))["data"]
     assert_allclose([row["embedding"] for row in rows], vectors, atol=1e-4)
     assert (await client.get("/info")).json()["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
+async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
+    make_sparse: MakeSparse, engine: LaneEngine, tokenizer: PreTrainedTokenizerFast, post: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of an untrained network over a large vocabulary: a thousand texts' entries were more than a frame may have."""
+    bytes_of_two = 2 * len(tokenizer) * 8
+    monkeypatch.setattr(loading, "MAX_FRAME_BYTES", 2 * bytes_of_two)
+    reference = make_sparse()
+    sizes = []
+    lane = engine._lanes[engine.models["sparse"].key]
+    step = lane.step
+
+    def measured(now: float) -> Step:
+        found = step(now)
+        sizes.append(len(frame(found)))
+        return found
+
+    monkeypatch.setattr(lane, "step", measured)
+    expected = encode(reference, TEXTS)
+    assert_allclose(dense(of_tei(await post("/embed_sparse", inputs=TEXTS)), expected), expected, atol=1e-4)
+    assert len(sizes) == 2
+    assert max(sizes) < loading.MAX_FRAME_BYTES
+
+
+async def test_a_golden_answer_is_a_vector_as_long_as_the_vocabulary(
+    make_sparse: MakeSparse, engine: LaneEngine
+) -> None:
+    vector = encode(make_sparse(), TEXTS[:1])[0]
+    model = engine.models["sparse"]
+    await check_golden(engine, model, Golden(input=TEXTS[0], embedding=vector.tolist()))
+    vector[vector.argmax()] += 0.1
+    with pytest.raises(SwapFailed, match=r"off by 0\.1"):
+        await check_golden(engine, model, Golden(input=TEXTS[0], embedding=vector.tolist()))
 
 
 @pytest.mark.parametrize(("path", "param"), [("/embed_sparse", "inputs"), ("/v1/sparse_embeddings", "input")])
