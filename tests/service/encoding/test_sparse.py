@@ -12,6 +12,7 @@ import torch
 from lane_engine import LaneEngine
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import PreTrainedTokenizerFast
 
@@ -169,6 +170,18 @@ async def test_a_bare_masked_language_model_embeds_both_ways(
     rows = (await post("/v1/embeddings", input=TEXTS))["data"]
     assert_allclose([row["embedding"] for row in rows], vectors, atol=1e-4)
     assert (await client.get("/info")).json()["model_type"] == {"embedding": {"pooling": "mean"}}
+
+
+async def test_a_text_of_no_entries_has_an_empty_vector(make_sparse: MakeSparse, engine: LaneEngine, post: Any) -> None:
+    make_sparse()
+    folder = engine.models["sparse"].description.folder
+    tensors = load_file(folder / "model.safetensors")
+    tensors["cls.predictions.bias"] -= 100
+    save_file(tensors, folder / "model.safetensors")
+    engine.load(folder, "silent")
+    assert await post("/embed_sparse?model=silent", inputs=["good", "not a dog"]) == [[], []]
+    (row,) = (await post("/v1/sparse_embeddings", input="good", model="silent"))["data"]
+    assert row["sparse"] == {"indices": [], "values": []}
 
 
 async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
