@@ -284,7 +284,7 @@ def _tasks(head: Head, labels: tuple[str, ...], template: bool, heads: Mapping[s
         kinds = {config.kind for config in heads.values()}
         return EMBEDDING_TASKS + tuple(task for kind, task in TASKS_OF_HEADS.items() if kind in kinds)
     if head == "sparse_embedding":
-        return ()  # what comes of the vocabulary is all
+        return ()  # sparse vectors alone
     if head == "cross_encoder":
         return ("rerank", "similarity", "classify") if labels else ("rerank", "similarity")
     if head == "token_classification":

@@ -178,8 +178,8 @@ def load_encode_network(
         compile_layers(network, quantization)
     if packed:
         # A matrix that the embedding needs as it is costs its memory again: a mere embedder should not pay for it.
-        tied = network.splade is not None and network.sentence_modules is not None
-        pack(network, kept=network.splade.head.output if network.splade is not None and tied else None)
+        splade, pools = network.splade, network.sentence_modules is not None
+        pack(network, kept=splade.head.output if splade is not None and pools else None)
     return network
 
 

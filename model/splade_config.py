@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from model.architectures.mapping import Architecture
+from model.architectures.mapping import Architecture, WeightMap
 from model.architectures.raw import RawConfig, read_json, read_json_list
 from model.architectures.table import MASKED_LMS, masked_lm_class
 from model.embedding_config import module_config, transformer_settings
@@ -83,9 +83,7 @@ def masked_lm(folder: Path, raw: RawConfig, name: str) -> tuple[str, Architectur
     if name not in MASKED_LMS or (folder / "modules.json").is_file():
         return None
     row = MASKED_LMS[name]
-    parameters = row.weights(row.configure(raw, None)).parameters
-    stored = _stored_names(folder)
-    if not all(part.name in stored for part in parameters["head.dense.weight"]):
+    if not _has_head(folder, row.weights(row.configure(raw, None))):
         return None
     return name, replace(row, head="embedding")
 
@@ -97,6 +95,17 @@ def _gives_logits(folder: Path, name: str) -> bool:
 
 def _wrong(folder: Path, message: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(f"{folder}: modules.json: {message}", file="modules.json")
+
+
+def _has_head(folder: Path, weights: WeightMap) -> bool:
+    """Whether all of the head is stored; its matrix may be the embedding's."""
+    stored = _stored_names(folder)
+    for old, new in weights.renamed:
+        stored = {name.replace(old, new) for name in stored}
+    same = {name: group for group in weights.aliases for name in group}
+    own = [key for key in weights.parameters if key.startswith("head.") and key != "head.output.weight"]
+    wanted = [part.name for key in own for part in weights.parameters[key]]
+    return all(stored.intersection(same.get(name, (name,))) for name in wanted)
 
 
 def _stored_names(folder: Path) -> set[str]:

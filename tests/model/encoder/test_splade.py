@@ -136,11 +136,12 @@ def test_a_bare_masked_language_model_is_what_both_references_make_of_it(
     assert_allclose(np.concatenate(mixed[::2], axis=1)[1].sum(), reference(folder).sum(), rtol=1e-4)
 
 
-def test_without_its_head_a_masked_language_model_is_an_embedder_alone(
-    make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
+@pytest.mark.parametrize("dropped", ["cls.", "cls.predictions.transform.LayerNorm.bias"])
+def test_without_its_whole_head_a_masked_language_model_is_an_embedder_alone(
+    dropped: str, make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
 ) -> None:
     folder, _ = make_model("bert", "ForMaskedLM")
-    drop(folder, "cls.")
+    drop(folder, dropped)
     assert "embed_sparse" not in describe(folder).tasks
     assert "embed" in describe(folder).tasks
     (fault,) = make_runner(folder).run([EncodeItem(ids=texts[0], output="sparse_embedding")])
@@ -152,6 +153,26 @@ def test_a_sparse_encoder_without_its_head_is_refused_by_the_tensors_name(make_f
     drop(folder, "cls.")
     with pytest.raises(CheckpointError, match=r"'cls\.predictions\.decoder\.bias' and 4 more is missing"):
         load_encode_network(folder)
+
+
+@pytest.mark.parametrize("layout", ["bare", "old"])
+def test_names_of_older_savers_are_read(
+    layout: str, make_model: MakeModel, make_folder: MakeFolder, make_runner: MakeRunner, texts: list[list[int]]
+) -> None:
+    """Norms as TensorFlow calls them, the output's bias by its own name alone, and the matrix a second time."""
+    folder = make_model("bert", "ForMaskedLM")[0] if layout == "bare" else make_folder(layout)
+    expected = encode(make_runner(folder), texts)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    bias = tensors.pop("cls.predictions.bias")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
+    matrix = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    save_file(renamed | {"cls.predictions.decoder.bias": bias, "cls.predictions.decoder.weight": matrix}, path)
+    assert "embed_sparse" in describe(folder).tasks
+    assert_allclose(encode(make_runner(folder), texts), expected, atol=1e-6)
 
 
 def drop(folder: Path, prefix: str) -> None:
