@@ -148,7 +148,9 @@ async def test_unnamed_the_sparse_encoder_answers_and_is_told_of(
     make_sparse: MakeSparse, make_embedder: Any, client: httpx.AsyncClient, post: Any
 ) -> None:
     make_embedder()
-    assert (await client.post("/embed_sparse", json={"inputs": "good"})).json()["error"]["code"] == "model_not_found"
+    error = (await client.post("/embed_sparse", json={"inputs": "good"})).json()["error"]
+    assert error["code"] == "model_not_found"
+    assert "no loaded checkpoint can do 'embed_sparse'; together they can do: embed, similarity" in error["message"]
     make_sparse()
     expected = await post("/embed_sparse", inputs=TEXTS)
     assert await post("/?model=sparse", inputs=TEXTS) == expected
