@@ -187,7 +187,8 @@ class Convolution:
 class HeadConfig:
     """What is read off the last hidden states: optionally dense, activation and norm, then one linear layer."""
 
-    kind: Literal["sequence", "token", "span"]
+    kind: Literal["sequence", "token", "span", "vocabulary"]
+    """What is labelled; "vocabulary": each token, by the masked language model's head."""
     num_outputs: int
     pooling: Literal["first", "mean", "last"] = "first"
     """Which hidden state of its text a "sequence" head reads."""

@@ -24,11 +24,14 @@ from model.generation_defaults import GenerationDefaults, read_generation_defaul
 from model.quantized.config import read_quantization
 from model.remarks import tell_of_length, tell_of_own_code, tell_of_what_is_left_out
 from model.sentiment_labels import valences
+from model.splade_config import masked_lm
 from model.task_heads import TaskHeadConfig, TaskHeadKind, read_task_heads
 
 LANGUAGE_MODEL_TASKS = ("generate", "chat", "classify", "sentiment", "summarize", "translate", "answer")
 EMBEDDING_TASKS = ("embed", "similarity", "rerank", "classify", "sentiment", "summarize")
+SPARSE_TASK = "embed_sparse"
 TASKS_OF_HEADS: Mapping[TaskHeadKind, str] = {"span": "answer", "token": "token_classify"}
+EMBEDDERS: tuple[Head, ...] = ("embedding", "sparse_embedding", "cross_encoder")
 LABELLED: tuple[Head, ...] = ("sequence_classification", "token_classification", "cross_encoder")
 DIGESTED = (".json", ".jinja", ".model", ".spm", ".txt", ".safetensors")
 SAMPLED_BYTES = 4 << 10
@@ -102,7 +105,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     labels = _labels(raw)
     template = has_chat_template(folder)
     head = _head(folder, architecture, labels)
-    embedding = read_embedding_config(folder) if head in ("embedding", "cross_encoder") else None
+    embedding = read_embedding_config(folder) if head in EMBEDDERS else None
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
     _check_output(folder, raw, head, config, embedding)
@@ -114,6 +117,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     if generates:
         tell_of_what_is_left_out(folder, ids[0])
     heads = read_task_heads(folder) if head == "embedding" else {}
+    sparse = (SPARSE_TASK,) if head in ("embedding", "sparse_embedding") and _reads_vocabulary(config) else ()
     version = fingerprint(folder)
     return CheckpointDescription(
         folder=folder,
@@ -121,7 +125,7 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         model_type=raw.text("model_type", ""),
         network=architecture.network,
         head=head,
-        tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template, heads),
+        tasks=sequence_to_sequence_tasks(raw) if seq2seq else _tasks(head, labels, template, heads) + sparse,
         context_length=_context_length(config.context_length, embedding),
         vocab_size=config.vocab_size,
         version=version,
@@ -171,7 +175,7 @@ def read_architecture(folder: Path) -> tuple[RawConfig, str, Architecture[Any]]:
     for name in names:
         if name in ARCHITECTURES:
             name = bare_class(name) if pools(folder) else name
-            return raw, name, ARCHITECTURES[name]
+            return raw, *(masked_lm(folder, raw, name) or (name, ARCHITECTURES[name]))
     asked = ", ".join(names) or "no architecture"
     known = ", ".join(sorted(ARCHITECTURES))
     raise UnsupportedArchitectureError(f"{folder}: config.json names {asked}; supported: {known}", file="config.json")
@@ -253,11 +257,17 @@ def _labels(raw: RawConfig) -> tuple[str, ...]:
 def _head(folder: Path, architecture: Architecture[Any], labels: tuple[str, ...]) -> Head:
     # A sentence-transformers folder says what its modules make of the network, whatever head config.json names.
     # (Its cross-encoders also have the file since 5.x, and keep their classification head.)
-    if (folder / "modules.json").is_file() and architecture.head not in ("sequence_classification", "cross_encoder"):
+    kept = ("sequence_classification", "cross_encoder", "sparse_embedding")
+    if (folder / "modules.json").is_file() and architecture.head not in kept:
         return "embedding"
     if architecture.head == "sequence_classification" and len(labels) == 1:
         return "cross_encoder"
     return architecture.head
+
+
+def _reads_vocabulary(config: Any) -> bool:
+    head = getattr(config, "head", None)
+    return head is not None and head.kind == "vocabulary"
 
 
 def _context_length(length: int, embedding: EmbeddingConfig | None) -> int:
@@ -273,6 +283,8 @@ def _tasks(head: Head, labels: tuple[str, ...], template: bool, heads: Mapping[s
     if head == "embedding":
         kinds = {config.kind for config in heads.values()}
         return EMBEDDING_TASKS + tuple(task for kind, task in TASKS_OF_HEADS.items() if kind in kinds)
+    if head == "sparse_embedding":
+        return ()  # sparse vectors alone
     if head == "cross_encoder":
         return ("rerank", "similarity", "classify") if labels else ("rerank", "similarity")
     if head == "token_classification":

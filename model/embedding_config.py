@@ -141,8 +141,7 @@ def read_embedding_config(folder: Path) -> EmbeddingConfig:
     """
     steps, score = _modules(folder)
     settings = _optional(folder / "config_sentence_transformers.json")
-    transformer = next((raw for name in TRANSFORMER_FILES if (raw := _optional(folder / name)).values), None)
-    transformer = RawConfig({}, TRANSFORMER_FILES[0]) if transformer is None else transformer
+    transformer = transformer_settings(folder)
     prompts = settings.section("prompts").values if "prompts" in settings else {}
     # Names that belong to other kinds of models ("maxsim") are stored by conversions and mean nothing here.
     named: str = settings.text("similarity_fn_name", "cosine")
@@ -158,6 +157,21 @@ def read_embedding_config(folder: Path) -> EmbeddingConfig:
         logit_score=score,
         messages=read_message_format(transformer),
     )
+
+
+def transformer_settings(folder: Path) -> RawConfig:
+    """`sentence_bert_config.json`, or what it is called for other networks; empty where there is none."""
+    found = next((raw for name in TRANSFORMER_FILES if (raw := _optional(folder / name)).values), None)
+    return RawConfig({}, TRANSFORMER_FILES[0]) if found is None else found
+
+
+def module_config(folder: Path, entry: RawConfig) -> RawConfig:
+    """The settings of an entry of `modules.json`, empty where it has none."""
+    place = entry.text("path", "")
+    # A module's folder is a bare name: the file must not be able to point out of its folder.
+    if place != Path(place).name:
+        raise entry.wrong("path", "the name of a folder beside it")
+    return _optional(folder / place / "config.json") if place else RawConfig({}, entry.file)
 
 
 def pools(folder: Path) -> bool:
@@ -203,20 +217,17 @@ def _modules(folder: Path) -> tuple[tuple[Step, ...], LogitScore | None]:
         if index == 0:
             _check_transformer(name, place, path)
             continue
-        # A module's folder is a bare name: the file must not be able to point out of its folder.
-        if place != Path(place).name:
-            raise raw.wrong("path", "the name of a folder beside it")
-        config = _optional(folder / place / "config.json") if place else RawConfig({}, path.name)
+        config = module_config(folder, raw)
         if name == "LogitScore":
             false_id = config.whole("false_token_id") if "false_token_id" in config else None
             score = LogitScore(true_id=config.whole("true_token_id"), false_id=false_id)
-        elif name != "Dropout":
+        elif name not in ("Dropout", "SpladePooling"):  # the latter is `model.splade_config`'s
             steps.append(_step(name, folder / place, config))
     return tuple(steps), score
 
 
 def _check_transformer(name: str, place: str, path: Path) -> None:
-    if name != "Transformer":
+    if name not in ("Transformer", "MLMTransformer"):
         raise UnsupportedArchitectureError(f"{path}: a first module of type {name} is not supported", file=path.name)
     if place:
         raise UnsupportedArchitectureError(

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.architectures.encoders import num_labels
@@ -34,10 +36,12 @@ from model.layers import Device
 from model.packed_linear import pack
 from model.pooling import POOLERS, Span
 from model.sentence_transformer import SentenceModules
+from model.splade import SpladePooling
+from model.splade_config import Splade, read_splade
 from model.task_head_modules import TaskHead
 from model.task_heads import TaskHeadKind, read_task_heads
 
-EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
+EncodeOutput = Literal["embedding", "sparse_embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
 
 HEAD_OUTPUTS: Mapping[str, EncodeOutput] = {"sequence": "logits", "token": "token_logits", "span": "span_logits"}
 TASK_HEAD_OUTPUTS: Mapping[TaskHeadKind, EncodeOutput] = {
@@ -49,7 +53,10 @@ HEAD_POOLING: Mapping[str, PoolingMode] = {"first": "cls", "mean": "mean", "last
 
 
 class EncodeNetwork(nn.Module):
-    """A network and one reading of its states: the checkpoint's head, sentence modules, or a score of two tokens."""
+    """A network and one reading of its states: the checkpoint's head, sentence modules, or a score of two tokens.
+
+    A masked language model's head is a reading of its own, or (where no modules say so) one beside sentence modules.
+    """
 
     def __init__(
         self,
@@ -57,12 +64,14 @@ class EncodeNetwork(nn.Module):
         *,
         head: Head | None = None,
         reading: SentenceModules | LogitScore | None = None,
+        splade: SpladePooling | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.head = head
         self.sentence_modules = reading if isinstance(reading, SentenceModules) else None
         self.logit_score = reading if isinstance(reading, LogitScore) else None
+        self.splade = splade
         self.task_heads = nn.ModuleDict()
         self.requires_grad_(False)
 
@@ -81,11 +90,16 @@ class EncodeNetwork(nn.Module):
     @property
     def outputs(self) -> frozenset[EncodeOutput]:
         """What can be asked of this checkpoint."""
+        found: set[EncodeOutput] = {"token_embeddings"}
+        if self.splade is not None:
+            found.add("sparse_embedding")
         if self.head is not None:
-            return frozenset({HEAD_OUTPUTS[self.head.config.kind], "token_embeddings"})
-        if self.sentence_modules is not None and not self.sentence_modules.config.scores:
-            return frozenset({"embedding", "token_embeddings"})
-        return frozenset({"logits", "token_embeddings"})
+            found.add(HEAD_OUTPUTS[self.head.config.kind])
+        elif self.sentence_modules is not None:
+            found.add("logits" if self.sentence_modules.config.scores else "embedding")
+        elif self.logit_score is not None:
+            found.add("logits")
+        return frozenset(found)
 
     def outputs_of(self, head: str) -> frozenset[EncodeOutput]:
         """The same, of a task head where one is named."""
@@ -125,6 +139,12 @@ class EncodeNetwork(nn.Module):
         scores = logits[:, true_id] if false_id is None else logits[:, true_id] - logits[:, false_id]
         return scores[:, None]
 
+    def sparse(self, hidden: Tensor, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
+        """hidden [T, E]; returns float32 [2, N] of each text: the entries' ids and their weights."""
+        assert self.splade is not None
+        found: list[NDArray[np.float32]] = self.splade(hidden, spans)
+        return found
+
     def per_token(self, hidden: Tensor, head: str = "") -> Tensor:
         """Logits of each token: hidden [T, E]; returns float32 [T, L]."""
         if head:
@@ -157,7 +177,9 @@ def load_encode_network(
     if quantization != "none" and not isinstance(network.network, CompiledEncoder):
         compile_layers(network, quantization)
     if packed:
-        pack(network)
+        # A matrix that the embedding needs as it is costs its memory again: a mere embedder should not pay for it.
+        splade, pools = network.splade, network.sentence_modules is not None
+        pack(network, kept=splade.head.output if splade is not None and pools else None)
     return network
 
 
@@ -169,11 +191,7 @@ def _load(
     if isinstance(config, EncoderConfig):
         encoder = Encoder(config, device)
         fill(encoder, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
-        if encoder.head is not None:
-            return EncodeNetwork(encoder, head=encoder.head)
-        network = EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device))
-        network.add_task_heads(folder, device)
-        return network
+        return _encoder(encoder, folder, device, pools=architecture.head == "embedding")
     if isinstance(config, EncoderDecoderConfig) and config.head is not None:
         classifier = ClassifyingEncoderDecoder(config, device)
         fill(classifier, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
@@ -183,6 +201,20 @@ def _load(
     network = _decoder(folder, raw, config, device=device, classifies=architecture.head == "sequence_classification")
     weights = _decoder_weights(network, architecture.weights(config))
     fill(network, folder, weights, device=device, dtype=dtype, progress=progress)
+    return network
+
+
+def _encoder(encoder: Encoder, folder: Path, device: Device, *, pools: bool) -> EncodeNetwork:
+    """The filled encoder with what its folder says is read off it; `pools` where states become a vector, too."""
+    splade = None
+    if encoder.head is not None:
+        if encoder.head.config.kind != "vocabulary":
+            return EncodeNetwork(encoder, head=encoder.head)
+        splade = SpladePooling(encoder.head, read_splade(folder) or Splade())
+    if not pools:
+        return EncodeNetwork(encoder, splade=splade)
+    network = EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device), splade=splade)
+    network.add_task_heads(folder, device)
     return network
 
 

@@ -23,6 +23,8 @@ from model.pooling import Span
 from model.transfer import upload
 
 Result = NDArray[np.float32] | str
+Found = Tensor | list[NDArray[np.float32]]
+"""What a part gives of one kind, on the device; or here already, text by text."""
 Wish = tuple[EncodeOutput, str]
 """An output, and the head that gives it."""
 PER_TEXT: frozenset[EncodeOutput] = frozenset({"embedding", "logits"})
@@ -84,7 +86,8 @@ class EncoderRunner:
     def run(self, items: Sequence[EncodeItem]) -> list[Result]:
         """One result per item, in order: an array of float32, or what is wrong with that item alone.
 
-        Shapes: embedding [size], token_embeddings [n, E], logits [L], token_logits and span_logits [n, L].
+        Shapes: embedding [size], token_embeddings [n, E], logits [L], token_logits and span_logits [n, L];
+        sparse_embedding [2, N], the ids of the entries that are not zero and their weights.
         """
         results: list[Result | None] = [self.fault(item) for item in items]
         sound = [index for index, fault in enumerate(results) if fault is None]
@@ -117,16 +120,18 @@ class EncoderRunner:
         firsts = np.unique(ends // self._part_tokens, return_index=True)[1].tolist()
         return [items[begin:end] for begin, end in pairwise([*firsts, len(items)])]
 
-    def _queue(self, items: Sequence[EncodeItem]) -> tuple[list[Span], dict[Wish, Tensor]]:
+    def _queue(self, items: Sequence[EncodeItem]) -> tuple[list[Span], dict[Wish, Found]]:
         """Where each item's tokens are in the part, and what is wanted of its items, on the device."""
         hidden, spans = self._hidden(items)
-        found: dict[Wish, Tensor] = {}
+        found: dict[Wish, Found] = {}
         for output, head in {(item.output, item.head) for item in items}:
+            chosen = [
+                span for item, span in zip(items, spans, strict=True) if (item.output, item.head) == (output, head)
+            ]
             if output in PER_TEXT:
-                chosen = [
-                    span for item, span in zip(items, spans, strict=True) if (item.output, item.head) == (output, head)
-                ]
                 found[output, head] = self.network.per_text(hidden, chosen, head)
+            elif output == "sparse_embedding":
+                found[output, head] = self.network.sparse(hidden, chosen)
             else:
                 found[output, head] = hidden if output == "token_embeddings" else self.network.per_token(hidden, head)
         return spans, found
@@ -162,17 +167,19 @@ def positions(ids: NDArray[np.int64], starts: NDArray[np.int64], pad_id: int | N
 
 
 def _collect(
-    items: Sequence[EncodeItem], spans: Sequence[Span], found: Mapping[Wish, Tensor]
+    items: Sequence[EncodeItem], spans: Sequence[Span], found: Mapping[Wish, Found]
 ) -> list[NDArray[np.float32] | None]:
     """Waits for the device: what is wanted of each item of the part, or None where it is not finite."""
     values: dict[int, NDArray[np.float32] | None] = {}
     for (output, head), tensor in found.items():
         places = [place for place, item in enumerate(items) if (item.output, item.head) == (output, head)]
-        array: NDArray[np.float32] = tensor.float().cpu().numpy()
-        parts = (
-            list(array) if output in PER_TEXT else [array[spans[place].start : spans[place].end] for place in places]
-        )
-        finite = bool(np.isfinite(array).all())  # asked of each item only where it is not so of all
+        if isinstance(tensor, list):
+            parts, finite = tensor, False
+        else:
+            array: NDArray[np.float32] = tensor.float().cpu().numpy()
+            whole = output in PER_TEXT
+            parts = list(array) if whole else [array[spans[place].start : spans[place].end] for place in places]
+            finite = bool(np.isfinite(array).all())  # asked of each item only where it is not so of all
         values |= {
             place: part if finite or np.isfinite(part).all() else None
             for place, part in zip(places, parts, strict=True)

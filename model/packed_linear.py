@@ -34,14 +34,15 @@ class PackedLinear(nn.Module):
         return out
 
 
-def pack(network: nn.Module) -> None:
-    """Replaces every `Linear` of a CPU network by its packed form, where this processor has kernels for its dtype."""
+def pack(network: nn.Module, *, kept: nn.Module | None = None) -> None:
+    """Replaces every `Linear` of a CPU network but `kept` by its packed form, where this processor has kernels for its
+    dtype."""
     for module in list(network.modules()):
         if isinstance(module, MLP) and module.activation in _FUSED and _packable(module.up):
             module.add_module("up", PackedLinear(module.up, _FUSED[module.activation]))
             module.activation = _identity
         for name, child in list(module.named_children()):
-            if _packable(child):
+            if child is not kept and _packable(child):
                 module.add_module(name, PackedLinear(child))
 
 

@@ -14,8 +14,12 @@ from model.architectures.encoders import (
     family,
     fused,
     head_size,
+    masked_lm,
     num_labels,
     plain_head,
+    tied_head,
+    vocabulary_head,
+    vocabulary_head_parts,
 )
 from model.architectures.llama import ACTIVATIONS, context_length
 from model.architectures.mapping import Part, WeightMap, part
@@ -35,6 +39,9 @@ def configure_bert(raw: RawConfig, limit: int | None, kind: Kind | None) -> Enco
     head = None if kind is None else plain_head(raw, kind)
     if kind == "sequence":
         head = HeadConfig(kind="sequence", num_outputs=num_labels(raw), dense=True, activation="tanh")
+    activation, epsilon = raw.choice("hidden_act", ACTIVATIONS, "gelu"), raw.number("layer_norm_eps", 1e-12)
+    if kind == "vocabulary":
+        head = vocabulary_head(raw, activation=activation, epsilon=epsilon)
     return EncoderConfig(
         architecture="BertModel",
         vocab_size=raw.size("vocab_size", 30522),
@@ -46,9 +53,9 @@ def configure_bert(raw: RawConfig, limit: int | None, kind: Kind | None) -> Enco
         num_positions=num_positions,
         embedding_size=hidden_size,
         num_token_types=raw.whole("type_vocab_size", 2),
-        norm_epsilon=raw.number("layer_norm_eps", 1e-12),
+        norm_epsilon=epsilon,
         attention_scale=head_size(raw, hidden_size, num_heads) ** -0.5,
-        activation=raw.choice("hidden_act", ACTIVATIONS, "gelu"),
+        activation=activation,
         head=head,
     )
 
@@ -59,23 +66,37 @@ def configure_roberta(raw: RawConfig, limit: int | None, kind: Kind | None) -> E
     pad_id = raw.whole("pad_token_id", 1)
     return replace(
         config,
+        head=roberta_vocabulary_head(raw, config) if kind == "vocabulary" else config.head,
         context_length=context_length(raw, limit, trained=config.num_positions - pad_id - 1),
         position_offset=pad_id + 1,
         pad_id=pad_id,
     )
 
 
+def roberta_vocabulary_head(raw: RawConfig, config: EncoderConfig) -> HeadConfig:
+    """Its activation is GELU, whatever the layers' is."""
+    return vocabulary_head(raw, activation="gelu", epsilon=config.norm_epsilon)
+
+
 def weights(config: EncoderConfig, *, base: str) -> WeightMap:
     parameters = embeddings(config, f"{base}.embeddings")
     for layer in range(config.num_layers):
         parameters |= bert_layer(f"layers.{layer}", f"{base}.encoder.layer.{layer}")
-    ignored: tuple[str, ...] = UNUSED
-    if base == "bert" and config.head is not None and config.head.kind == "sequence":
+    ignored: tuple[str, ...] = (*UNUSED, rf"({base}\.)?pooler\..*")
+    kind = config.head.kind if config.head is not None else None
+    if base == "bert" and kind == "sequence":
         parameters |= biased("head.dense", "bert.pooler.dense") | biased("head.output", "classifier")
+    elif base == "bert" and kind == "vocabulary":
+        parameters |= bert_vocabulary_head()
     else:
         parameters |= roberta_head(config)
-        ignored = (*ignored, rf"({base}\.)?pooler\..*")
-    return WeightMap(parameters=parameters, ignored=ignored, prefix=f"{base}.", renamed=TENSORFLOW_NORMS)
+    return WeightMap(
+        parameters=parameters,
+        ignored=ignored,
+        prefix=f"{base}.",
+        renamed=TENSORFLOW_NORMS,
+        aliases=tied_head(config, parameters, bias="cls.predictions.bias" if base == "bert" else "lm_head.bias"),
+    )
 
 
 def embeddings(config: EncoderConfig, theirs: str) -> dict[str, tuple[Part, ...]]:
@@ -100,9 +121,16 @@ def bert_layer(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
     }
 
 
+def bert_vocabulary_head() -> dict[str, tuple[Part, ...]]:
+    theirs = "cls.predictions"
+    return vocabulary_head_parts(f"{theirs}.transform.dense", f"{theirs}.transform.LayerNorm", f"{theirs}.decoder")
+
+
 def roberta_head(config: EncoderConfig) -> dict[str, tuple[Part, ...]]:
     if config.head is None:
         return {}
+    if config.head.kind == "vocabulary":
+        return vocabulary_head_parts("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder")
     if config.head.kind == "sequence":
         return biased("head.dense", "classifier.dense") | biased("head.output", "classifier.out_proj")
     return biased("head.output", "qa_outputs" if config.head.kind == "span" else "classifier")
@@ -113,4 +141,10 @@ ARCHITECTURES = {
     **family("Roberta", configure_roberta, partial(weights, base="roberta")),
     **family("XLMRoberta", configure_roberta, partial(weights, base="roberta")),
     **family("Camembert", configure_roberta, partial(weights, base="roberta")),
+}
+MASKED_LMS = {
+    **masked_lm("Bert", configure_bert, partial(weights, base="bert")),
+    **masked_lm("Roberta", configure_roberta, partial(weights, base="roberta")),
+    **masked_lm("XLMRoberta", configure_roberta, partial(weights, base="roberta")),
+    **masked_lm("Camembert", configure_roberta, partial(weights, base="roberta")),
 }

@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 from model.architectures.mapping import Architecture, Head, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
-from model.config import EncoderConfig, HeadConfig
+from model.config import Activation, EncoderConfig, HeadConfig
 
-Kind = Literal["sequence", "token", "span"]
+Kind = Literal["sequence", "token", "span", "vocabulary"]
 
 CLASSES: Mapping[str, tuple[Head, Kind | None]] = {
     "Model": ("embedding", None),
@@ -56,6 +56,15 @@ def family(
     }
 
 
+def masked_lm(
+    prefix: str, configure: Configure, weights: Callable[[EncoderConfig], WeightMap]
+) -> dict[str, Architecture[EncoderConfig]]:
+    """The row of one family's masked language model whose head over the vocabulary is read."""
+    name = f"{prefix}ForMaskedLM"
+    configured = partial(_configured, configure, name, "vocabulary")
+    return {name: Architecture(network="encoder", head="sparse_embedding", configure=configured, weights=weights)}
+
+
 def _configured(configure: Configure, name: str, kind: Kind | None, raw: RawConfig, limit: int | None) -> EncoderConfig:
     return replace(configure(raw, limit, kind), architecture=name)
 
@@ -76,6 +85,35 @@ def num_labels(raw: RawConfig) -> int:
 def plain_head(raw: RawConfig, kind: Kind) -> HeadConfig:
     """One linear layer over each token."""
     return HeadConfig(kind=kind, num_outputs=2 if kind == "span" else num_labels(raw))
+
+
+def vocabulary_head(raw: RawConfig, *, activation: Activation, epsilon: float) -> HeadConfig:
+    """BERT's head for masked tokens: dense, activation, norm, and the embedding's matrix with a bias of its own."""
+    return HeadConfig(
+        kind="vocabulary",
+        num_outputs=raw.size("vocab_size", 30522),
+        dense=True,
+        activation=activation,
+        norm=True,
+        norm_bias=True,
+        norm_epsilon=epsilon,
+    )
+
+
+def vocabulary_head_parts(dense: str, norm: str, output: str) -> dict[str, tuple[Part, ...]]:
+    """That head's parameters under a family's names."""
+    return biased("head.dense", dense) | biased("head.norm", norm) | biased("head.output", output)
+
+
+def tied_head(
+    config: EncoderConfig, parameters: Mapping[str, tuple[Part, ...]], *, bias: str | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """The aliases of a head over the vocabulary: its matrix is the embedding's, `bias` another name of its bias."""
+    if config.head is None or config.head.kind != "vocabulary":
+        return ()
+    (embedding,), (output,) = parameters["embedding.tokens.weight"], parameters["head.output.weight"]
+    tied = (embedding.name, output.name)
+    return (tied,) if bias is None else (tied, (bias, parameters["head.output.bias"][0].name))
 
 
 def biased(ours: str, theirs: str, *, bias: bool = True) -> dict[str, tuple[Part, ...]]:

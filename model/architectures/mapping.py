@@ -14,6 +14,7 @@ Network = Literal["decoder", "encoder", "encoder_decoder"]
 Head = Literal[
     "language_model",
     "embedding",
+    "sparse_embedding",
     "sequence_classification",
     "token_classification",
     "question_answering",

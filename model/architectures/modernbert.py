@@ -5,7 +5,7 @@ Maps `config.json` and stored names onto `EncoderConfig` and `model.encoder`'s p
 
 from dataclasses import replace
 
-from model.architectures.encoders import Kind, biased, family, head_size, num_labels
+from model.architectures.encoders import Kind, biased, family, head_size, masked_lm, num_labels, tied_head
 from model.architectures.llama import ACTIVATIONS, context_length
 from model.architectures.mapping import Part, WeightMap, part
 from model.architectures.raw import RawConfig
@@ -68,9 +68,10 @@ def _rotary(raw: RawConfig, size: int, length: int, *, local: bool) -> Rotary:
 
 
 def _head(raw: RawConfig, kind: Kind) -> HeadConfig:
+    sizes: dict[Kind, int] = {"span": 2, "vocabulary": raw.size("vocab_size", 50368)}
     head = HeadConfig(
         kind=kind,
-        num_outputs=2 if kind == "span" else num_labels(raw),
+        num_outputs=sizes[kind] if kind in sizes else num_labels(raw),
         dense=True,
         dense_bias=raw.flag("classifier_bias", False),
         activation=raw.choice("classifier_activation", ACTIVATIONS, "gelu"),
@@ -78,6 +79,8 @@ def _head(raw: RawConfig, kind: Kind) -> HeadConfig:
         norm_bias=raw.flag("norm_bias", False),
         norm_epsilon=raw.number("norm_eps", 1e-5),
     )
+    if kind == "vocabulary":
+        return replace(head, bias=raw.flag("decoder_bias", True))
     pooling = raw.choice("classifier_pooling", {"cls": "first", "mean": "mean"}, "cls")
     return replace(head, pooling=pooling)
 
@@ -102,8 +105,10 @@ def weights(config: EncoderConfig) -> WeightMap:
         return WeightMap(parameters=parameters, ignored=(r"(head|decoder|classifier)\..*",), prefix="model.")
     parameters |= biased("head.dense", "head.dense", bias=config.head.dense_bias)
     parameters |= biased("head.norm", "head.norm", bias=config.head.norm_bias)
-    parameters |= biased("head.output", "classifier")
-    return WeightMap(parameters=parameters, prefix="model.")
+    output = "decoder" if config.head.kind == "vocabulary" else "classifier"
+    parameters |= biased("head.output", output, bias=config.head.bias)
+    return WeightMap(parameters=parameters, prefix="model.", aliases=tied_head(config, parameters))
 
 
 ARCHITECTURES = family("ModernBert", configure, weights)
+MASKED_LMS = masked_lm("ModernBert", configure, weights)

@@ -5,8 +5,8 @@ Maps `config.json` and stored names onto `EncoderConfig` and `model.encoder`'s p
 
 from dataclasses import replace
 
-from model.architectures.bert import configure_bert, embeddings, roberta_head
-from model.architectures.encoders import UNUSED, Kind, biased, family, fused
+from model.architectures.bert import configure_bert, embeddings, roberta_head, roberta_vocabulary_head
+from model.architectures.encoders import UNUSED, Kind, biased, family, fused, masked_lm, tied_head
 from model.architectures.llama import context_length
 from model.architectures.mapping import WeightMap, part
 from model.architectures.raw import RawConfig
@@ -20,6 +20,7 @@ def configure(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderCo
     config = configure_bert(raw, None, kind)
     return replace(
         config,
+        head=roberta_vocabulary_head(raw, config) if kind == "vocabulary" else config.head,
         context_length=context_length(raw, limit, trained=config.num_positions - PADDING_ID - 1),
         position_offset=PADDING_ID + 1,
         pad_id=PADDING_ID,
@@ -40,7 +41,10 @@ def weights(config: EncoderConfig) -> WeightMap:
         parameters |= biased(f"{ours}.mlp.down", f"{theirs}.output.dense")
         parameters |= biased(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm")
     parameters |= roberta_head(config)
-    return WeightMap(parameters=parameters, ignored=(*UNUSED, r"(mpnet\.)?pooler\..*"), prefix="mpnet.")
+    ignored = (*UNUSED, r"(mpnet\.)?pooler\..*")
+    aliases = tied_head(config, parameters, bias="lm_head.bias")
+    return WeightMap(parameters=parameters, ignored=ignored, prefix="mpnet.", aliases=aliases)
 
 
 ARCHITECTURES = family("MPNet", configure, weights)
+MASKED_LMS = masked_lm("MPNet", configure, weights)

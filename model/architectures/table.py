@@ -60,6 +60,14 @@ ARCHITECTURES: Mapping[str, Architecture[Any]] = {
     **bare(SEQUENCE_TO_SEQUENCE),
 }
 
+MASKED_LMS: Mapping[str, Architecture[Any]] = {
+    **bert.MASKED_LMS,
+    **distilbert.MASKED_LMS,
+    **mpnet.MASKED_LMS,
+    **modernbert.MASKED_LMS,
+}
+"""The encoders whose head over the vocabulary can be read, by the same names: what sparse encoders are made of."""
+
 BARE = "Model"
 WITH_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel", BARE)
 """Endings of class names, those first which are meant where a checkpoint names none."""
@@ -72,6 +80,11 @@ def usual_classes(model_type: str) -> tuple[str, ...]:
     known = {name.lower(): name for name in ARCHITECTURES}
     wanted = (plain + ending.lower() for ending in WITH_HEADS if plain)
     return tuple(known[name] for name in wanted if name in known)
+
+
+def masked_lm_class(name: str) -> str:
+    """The class with a masked language model's head, of the same network."""
+    return f"{name.partition('For')[0].removesuffix(BARE)}ForMaskedLM"
 
 
 def bare_class(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`/v1/embeddings` in OpenAI's shape, and `/v1/similarity`.
+"""`/v1/embeddings` in OpenAI's shape, `/v1/sparse_embeddings` beside it, and `/v1/similarity`.
 
 HTTP only; what a vector or a similarity is, the tasks know. Runs in the API process, on the event loop.
 """
@@ -30,21 +30,26 @@ from service.api.native import (
     truncation,
     usage_of,
     written_one_by_one,
+    written_sparse,
 )
 from service.errors import InvalidRequest
 from service.tasks.embeddings import PairScore, VectorForm, embed, pair_similarities, prompt_of
 from service.tasks.encoding import EncodedText, raise_if_all_failed
+from service.tasks.sparse_embeddings import SPARSE_TASK, embed_sparse, entries_of
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
 
-class EmbeddingsBody(EncodeBody):
+class TextsBody(EncodeBody):
     input: TextsOrIds
+    input_type: Literal["query", "document"] | None = None
+    prompt_name: PromptName | None = None
+
+
+class EmbeddingsBody(TextsBody):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=65536)
     normalize: bool | None = Field(None, description="to unit length; absent: as the checkpoint's modules say")
-    input_type: Literal["query", "document"] | None = None
-    prompt_name: PromptName | None = None
 
 
 @router.post("/embeddings", summary="One vector per text")
@@ -67,7 +72,7 @@ async def create_embeddings(request: Request, body: EmbeddingsBody) -> Response:
     return envelope(request, model, data, usage_of(encoded))
 
 
-def _texts(body: EmbeddingsBody) -> list[str]:
+def _texts(body: TextsBody) -> list[str]:
     given = [body.input] if isinstance(body.input, str) else body.input
     if not isinstance(given[0], str):
         raise InvalidRequest(
@@ -96,6 +101,32 @@ def _vector(text: EncodedText, form: str) -> Any:
     if form == "base64":
         return base64.b64encode(np.ascontiguousarray(text.values, dtype="<f4").tobytes()).decode()
     return text.values.tolist()
+
+
+@router.post("/sparse_embeddings", summary="The weights of the vocabulary's entries, per text")
+async def create_sparse_embeddings(request: Request, body: TextsBody) -> Response:
+    texts = _texts(body)
+    engine = encode_engine(request)
+    model = engine.resolve(body.model, SPARSE_TASK)
+    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=body.input_type)
+    options = encode_options(request, body, SPARSE_TASK)
+    encoded = await until_gone(request, embed_sparse(engine, model, texts, options, prompt=prompt))
+    raise_if_all_failed(encoded, param="input", single=isinstance(body.input, str))
+    data = await written_sparse(encoded, _sparse_items, param="input")
+    return envelope(request, model, data, usage_of(encoded))
+
+
+def _sparse_items(texts: Sequence[EncodedText]) -> list[msgspec.Raw]:
+    return written_one_by_one(_sparse_item(index, text) for index, text in enumerate(texts))
+
+
+def _sparse_item(index: int, text: EncodedText) -> dict[str, Any]:
+    item: dict[str, Any] = {"object": "sparse_embedding", "index": index}
+    if text.error is not None:
+        return item | {"sparse": None, "error": error_item(text.error)}
+    assert text.values is not None
+    indices, values = entries_of(text.values)
+    return item | {"sparse": {"indices": indices, "values": values}} | truncation([text])
 
 
 TextPair = Annotated[list[FilledText], Field(min_length=2, max_length=2)]

@@ -5,7 +5,7 @@ HTTP only. Runs in the API process.
 
 import asyncio
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
@@ -186,6 +186,23 @@ def check_numbers(num_vectors: int, size: int | None, *, param: str) -> None:
             f"the limit is {MAX_NUMBERS:,}. Send fewer or shorter texts at once",
             param=param,
         )
+
+
+async def written_sparse(
+    texts: Sequence[EncodedText], write: Callable[[Sequence[EncodedText]], list[msgspec.Raw]], *, param: str
+) -> list[msgspec.Raw]:
+    """Sparse vectors as JSON, in a thread where there is much to write: an entry is two numbers, its id and its weight.
+
+    Raises: PayloadTooLarge if there are too many, which is known only when the vectors are there.
+    """
+    num_entries = sum(text.values.shape[1] for text in texts if text.values is not None)
+    if 2 * num_entries > MAX_NUMBERS:
+        raise PayloadTooLarge(
+            f"the {len(texts):,} vectors have {num_entries:,} entries that are not zero; the limit is "
+            f"{MAX_NUMBERS // 2:,} in an answer. Send fewer texts at once",
+            param=param,
+        )
+    return await asyncio.to_thread(write, texts) if 2 * num_entries > INLINE_NUMBERS else write(texts)
 
 
 async def vectors_response(rows: Sequence[NDArray[np.float32]]) -> Response:

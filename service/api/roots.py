@@ -71,15 +71,18 @@ async def detokenize(request: Request, body: DetokenizeBody) -> Response:
 
 
 @router.post("/invocations", summary="The same as POST /, as SageMaker asks for it")
-@router.post("/", summary="/embed, /predict or /rerank, whichever the checkpoint is for")
+@router.post("/", summary="/embed, /embed_sparse, /predict or /rerank, whichever the checkpoint is for")
 async def whatever_the_checkpoint_is_for(request: Request, body: dict[str, Any]) -> Response:
     """What has a query is to be ranked; else the checkpoint decides that an unnamed request of these shapes gets."""
     if body.get("query") is not None:
         if body.get("documents") is not None:
             return await rerank.create_rerank(request, checked(rerank.RerankBody, body))
         return await tei.tei_rerank(request, checked(tei.RerankBody, body))
-    if tei_tokens.first_encoder(request).description.head == "embedding":
+    head = tei_tokens.first_encoder(request).description.head
+    if head == "embedding":
         return await tei.tei_embed(request, checked(tei.EmbedBody, body))
+    if head == "sparse_embedding":
+        return await tei.tei_embed_sparse(request, checked(tei.EmbedSparseBody, body))
     return await tei.tei_predict(request, checked(tei.PredictBody, body))
 
 

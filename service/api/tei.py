@@ -34,6 +34,7 @@ from service.api.native import (
     usage_of,
     vectors_response,
     written_one_by_one,
+    written_sparse,
 )
 from service.api.schemas_openai import Strict
 from service.api.state import request_record
@@ -43,6 +44,7 @@ from service.tasks.classification import classify_own
 from service.tasks.confidence import Scored, best_first
 from service.tasks.embeddings import VectorForm, embed, prompt_of, rerank, similarities
 from service.tasks.encoding import EncodedText, EncodeOptions, Text, run_texts, tokenize
+from service.tasks.sparse_embeddings import SPARSE_TASK, embed_sparse, entries_of
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -59,11 +61,14 @@ class TeiBody(Strict):
     """At which end texts are cut."""
 
 
-class EmbedBody(TeiBody):
+class EmbedSparseBody(TeiBody):
     inputs: TextsOrIds
+    prompt_name: PromptName | None = None
+
+
+class EmbedBody(EmbedSparseBody):
     normalize: bool = True
     """False: as the checkpoint's modules say."""
-    prompt_name: PromptName | None = None
     dimensions: int | None = Field(None, ge=1, le=65536)
 
 
@@ -100,6 +105,24 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
     response = await vectors_response([_values(text) for text in encoded])
     return _finished(request, model, response, encoded, texts, began)
+
+
+@router.post("/embed_sparse", summary="Sparse vectors, in the shape of text-embeddings-inference")
+async def tei_embed_sparse(request: Request, body: EmbedSparseBody) -> Response:
+    texts = texts_of(body.inputs)
+    engine, began = encode_engine(request), time.monotonic()
+    model = engine.resolve(model_of_address(request), SPARSE_TASK)
+    prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
+    work = embed_sparse(engine, model, texts, _options(request, body, SPARSE_TASK), prompt=prompt)
+    encoded = await until_gone(request, work)
+    _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
+    rows = await written_sparse(encoded, _sparse_rows, param="inputs")
+    return _finished(request, model, json_response(rows), encoded, texts, began)
+
+
+def _sparse_rows(texts: Sequence[EncodedText]) -> list[msgspec.Raw]:
+    vectors = (zip(*entries_of(_values(text)), strict=True) for text in texts)
+    return written_one_by_one([{"index": id, "value": weight} for id, weight in vector] for vector in vectors)
 
 
 TextOrPair = Annotated[list[InputText], Field(min_length=1, max_length=2)]

@@ -102,8 +102,12 @@ def _decoded(model: LoadedModel, rows: Sequence[list[int]], skip_special_tokens:
 async def tei_info(request: Request) -> Response:
     state, model = request_state(request), first_encoder(request)
     description, settings = model.description, state.settings
-    kinds: dict[str, Any] = {"embedding": {"pooling": _pooling(description)}, "cross_encoder": {}}
-    names = {"embedding": "embedding", "cross_encoder": "reranker"}
+    kinds: dict[str, Any] = {
+        "embedding": {"pooling": _pooling(description)},
+        "sparse_embedding": {"pooling": "splade"},
+        "cross_encoder": {},
+    }
+    names = {"embedding": "embedding", "sparse_embedding": "embedding", "cross_encoder": "reranker"}
     kind = names.get(description.head, "classifier")
     details = kinds.get(description.head, {"id2label": dict(enumerate(description.labels))})
     return json_response(

@@ -16,6 +16,8 @@ from service.engine.protocol import Encode, EncodeResult
 
 __all__ = ["Batcher", "Item"]
 
+MAX_BATCH_ITEMS = 1024
+
 
 @dataclass(slots=True)
 class _Request:
@@ -29,7 +31,7 @@ class _Request:
 class Batcher:
     """`add`, `cancel`, `expire`, and `next_batch` whenever the network is free: there is no waiting for company."""
 
-    def __init__(self, max_batch_tokens: int, max_batch_items: int = 1024) -> None:
+    def __init__(self, max_batch_tokens: int, max_batch_items: int = MAX_BATCH_ITEMS) -> None:
         assert max_batch_tokens > 0
         assert max_batch_items > 0
         self.max_tokens = max_batch_tokens

@@ -96,7 +96,12 @@ class ModelDirectory(dict[str, LoadedModel]):
         able = [model for model in self.offered() if task in model.tasks]
         if name is None:
             if not able:
-                raise ModelNotFound(f"no loaded checkpoint can do '{task}'", param="model")
+                others = (
+                    ", ".join(dict.fromkeys(other for model in self.offered() for other in model.tasks)) or "nothing"
+                )
+                raise ModelNotFound(
+                    f"no loaded checkpoint can do '{task}'; together they can do: {others}", param="model"
+                )
             return able[0]
         model = self.named(name)
         if task not in model.tasks:

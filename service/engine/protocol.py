@@ -74,7 +74,7 @@ class EncodeInput(msgspec.Struct, kw_only=True):
     """Leading prompt tokens that pooling leaves out (`include_prompt: false`)."""
 
 
-EncodeOutput = Literal["embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
+EncodeOutput = Literal["embedding", "sparse_embedding", "token_embeddings", "logits", "token_logits", "span_logits"]
 
 
 class Encode(msgspec.Struct, kw_only=True, tag="encode"):
@@ -157,7 +157,10 @@ class TokenOutput(msgspec.Struct, kw_only=True):
 
 
 class EncodeResult(msgspec.Struct, kw_only=True):
-    """One input's result: float32 little-endian `data` of `shape`, or the input's own fault."""
+    """One input's result: float32 little-endian `data` of `shape`, or the input's own fault.
+
+    A sparse embedding is [2, N]: the ids of the vocabulary's entries that are not zero, then their weights.
+    """
 
     request_id: int
     index: int

@@ -2,7 +2,8 @@
 
 A warm-up is one tiny request. A golden request is one whose answer is stored with the checkpoint, in `golden.json`: an
 object or a list of them, `{"prompt_ids": [...] or "input": "text", "expected_ids": [...]}` for what generates
-(greedily), `{"input": "text", "embedding" or "logits": [...], "tolerance": 0.01}` for what reads. API process only.
+(greedily), `{"input": "text", "embedding" or "logits": [...], "tolerance": 0.01}` for what reads; a sparse encoder's
+embedding is as long as its vocabulary. API process only.
 """
 
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ WARM_UP_TEXT = "warm up"
 WARM_UP_TOKENS = 2
 OUTPUTS: dict[str, EncodeOutput] = {
     "embedding": "embedding",
+    "sparse_embedding": "sparse_embedding",
     "token_classification": "token_logits",
     "question_answering": "span_logits",
 }
@@ -126,4 +128,8 @@ async def _encoded(engine: SelfTestEngine, model: LoadedModel, ids: list[int]) -
     (result,) = await engine.encode(request)
     if result.error is not None:
         raise SwapFailed(result.error)
-    return [float(value) for value in np.frombuffer(result.data, dtype="<f4")]
+    values = np.frombuffer(result.data, dtype="<f4")
+    if output == "sparse_embedding":
+        entries, values = values.reshape(result.shape), np.zeros(model.description.vocab_size, np.float32)
+        values[entries[0].astype(np.int64)] = entries[1]
+    return [float(value) for value in values]

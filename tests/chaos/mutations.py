@@ -66,6 +66,8 @@ SOUND: tuple[tuple[str, str, dict[str, Any] | list[Any] | None], ...] = (
     ("POST", "/", {"inputs": ["dog", "cat"]}),
     ("POST", "/embed", {"inputs": ["dog", "cat"], "normalize": True, "truncate": False}),
     ("POST", "/embed_all", {"inputs": "dog"}),
+    ("POST", "/embed_sparse", {"inputs": ["dog", "cat"], "truncation_direction": "Left"}),
+    ("POST", "/v1/sparse_embeddings", {"input": ["dog", "cat"], "truncate": True}),
     ("POST", "/predict", {"inputs": "a fine film", "raw_scores": False}),
     ("POST", "/rerank", {"query": "dog", "texts": ["puppy", "rain"], "return_text": True}),
     ("POST", "/similarity", {"inputs": {"source_sentence": "dog", "sentences": ["puppy", "rain"]}}),

@@ -188,6 +188,14 @@ def tei_embed_all(client: Client) -> None:
     assert [len(row) for row in rows] == [384] * 4  # [CLS] red ball [SEP]
 
 
+def sparse(client: Client) -> None:
+    """Neither checkpoint is a sparse encoder: each says what it can do instead."""
+    named = client.post("/v1/sparse_embeddings", json={"input": "red ball", "model": ENCODER})
+    assert "cannot do 'embed_sparse', it can do: embed" in named.json()["error"]["message"]
+    in_address = client.post(f"/embed_sparse?model={LM}", json={"inputs": "red ball"})
+    assert [named.status_code, in_address.status_code] == [400, 400]
+
+
 def tei_predict(client: Client) -> None:
     assert labels(post(client, "/predict?head=sentiment", inputs=GOOD)) == ["positive", "negative"]
 
@@ -326,6 +334,7 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/tokenize": tokens,
     "POST /v1/detokenize": tokens,
     "POST /v1/embeddings": embeddings,
+    "POST /v1/sparse_embeddings": sparse,
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
     "POST /v2/rerank": relevance,
@@ -339,6 +348,7 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /detokenize": tei_tokens,
     "POST /embed": tei_embed,
     "POST /embed_all": tei_embed_all,
+    "POST /embed_sparse": sparse,
     "POST /predict": tei_predict,
     "POST /rerank": tei_rerank,
     "POST /similarity": tei_similarity,

@@ -10,8 +10,9 @@ import torch
 import transformers
 from fastapi import FastAPI
 from lane_engine import LaneEngine
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer import modules
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -128,6 +129,23 @@ def make_embedder(make_model: Any, engine: LaneEngine, tmp_path: Path) -> MakeEm
         if settings.pop("normalize", True):
             parts.append(modules.Normalize())
         reference = SentenceTransformer(modules=parts, device="cpu", **settings)
+        reference.save(str(tmp_path / name), create_model_card=False)
+        engine.load(tmp_path / name)
+        return reference
+
+    return make
+
+
+@pytest.fixture
+def make_sparse(make_model: Any, engine: LaneEngine, tmp_path: Path) -> Callable[..., SparseEncoder]:
+    """make_sparse(name, ...): a sparse encoder in the engine, and the reference that saved it."""
+
+    def make(name: str = "sparse", *, pooling_strategy: str = "max", activation_function: str = "relu",
+             **settings: Any) -> SparseEncoder:  # fmt: skip
+        folder, _ = make_model("BertForMaskedLM", f"{name}-base")
+        pooling = SpladePooling(pooling_strategy, activation_function)  # type: ignore[arg-type]
+        parts = [modules.Transformer(str(folder), transformer_task="fill-mask"), pooling]
+        reference = SparseEncoder(modules=parts, device="cpu", **settings)
         reference.save(str(tmp_path / name), create_model_card=False)
         engine.load(tmp_path / name)
         return reference

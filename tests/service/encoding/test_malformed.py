@@ -12,6 +12,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v2/rerank": {"query": "a cat", "documents": ["a dog"]},
     "/embed": {"inputs": "a cat"},
     "/embed_all": {"inputs": "a cat"},
+    "/embed_sparse": {"inputs": "a cat"},
+    "/v1/sparse_embeddings": {"input": "a cat"},
     "/predict": {"inputs": "a cat"},
     "/rerank": {"query": "a cat", "texts": ["a dog"]},
     "/similarity": {"inputs": {"source_sentence": "a cat", "sentences": ["a dog"]}},
@@ -82,6 +84,27 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "no_such_field": [1],
     },
     "/embed_all": {"inputs": [5, [], "the cat sat " * 50], "inputs.1": [["a", 5]]},
+    "/embed_sparse": {
+        "inputs": [5, [], {}, "", [1, 2], [[1], [2]], "the cat sat " * 50, ["a"] * 2049],
+        "inputs.1": [["a", 5], ["a", ""], ["a", "the cat sat " * 50]],
+        "truncate": ["yes", 1],
+        "truncation_direction": ["Up", 5],
+        "prompt_name": ["nope", "", 5],
+        "normalize": [True],
+        "dimensions": [8],
+    },
+    "/v1/sparse_embeddings": {
+        **COMMON,
+        "input": [5, True, {}, [], "", [1, 2], [[1, 2]], "the cat sat " * 50, ["a"] * 2049],
+        "input.1": [["a", ""], ["a", 5], ["a", ["b"]]],
+        "truncate_prompt_tokens": [0, -2, 1.5, "8", HUGE],
+        "truncation_side": ["Left", 5],
+        "input_type": ["question", 5],
+        "prompt_name": ["nope", "", 5],
+        "encoding_format": ["base64"],
+        "dimensions": [8],
+        "normalize": [True],
+    },
     "/predict": {
         "inputs": [5, [], {}, ["a", "b", "c"], "the cat sat " * 50],
         "inputs.0": [[["a", "b", "c"]], [[]]],
@@ -104,6 +127,7 @@ MISSING = [("/v1/embeddings", "input"), ("/v1/similarity", "source"), ("/v1/rera
 
 async def test_a_wrong_field_is_named_and_the_next_request_answered(
     make_embedder: Any,
+    make_sparse: Any,
     make_reranker: Any,
     make_model: Any,
     make_classifier: Any,
@@ -113,6 +137,7 @@ async def test_a_wrong_field_is_named_and_the_next_request_answered(
     """One test for the table, so that the checkpoints are made once."""
     make_classifier(["ham", "spam"])
     make_embedder()
+    make_sparse()
     make_reranker()
     engine.load(make_model("BertForQuestionAnswering", "reader")[0])
     count, faults = 0, []
