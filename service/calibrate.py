@@ -100,13 +100,14 @@ def calibrate(options: argparse.Namespace) -> str:
         "nll": {"before": before.nll, "after": after.nll},
         "data_sha256": hashlib.sha256(raw).hexdigest(),
         "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint_version": _version(options.folder),
+        "checkpoint_version": fitted_version(options.folder),
     }
     path = _write(options.folder, logits.kind, temperature, fitted_on)
     return _report(path, logits.kind, temperature, len(examples), accuracy, before, after)
 
 
-def _version(folder: Path) -> str:
+def fitted_version(folder: Path) -> str:
+    """What a calibration in the folder is of: an adapter is nothing without its base."""
     with joined(folder, find_base(folder)) as whole:
         return fingerprint(whole)
 

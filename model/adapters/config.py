@@ -6,6 +6,7 @@ asked here: the names of the stored tensors tell (`model.adapters.names`).
 Sources: PEFT's `LoraConfig` (`tuners/lora/config.py`) and `get_pattern_key` (`utils/other.py`).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,10 +87,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         base_revision=raw.text("revision") if "revision" in raw else None,
         task=raw.text("task_type") if "task_type" in raw else None,
         rank=raw.size("r", 8),
-        alpha=raw.number("lora_alpha", 8),
+        alpha=_alpha(raw, "lora_alpha", 8),
         rank_pattern={_pattern(raw, "rank_pattern", key): section.size(key) for section, key in _entries(raw, "rank")},
         alpha_pattern={
-            _pattern(raw, "alpha_pattern", key): section.number(key) for section, key in _entries(raw, "alpha")
+            _pattern(raw, "alpha_pattern", key): _alpha(section, key) for section, key in _entries(raw, "alpha")
         },
         rank_stabilized=raw.flag("use_rslora", False),
         inputs_first=raw.flag("fan_in_fan_out", False),
@@ -119,6 +120,13 @@ def _entries(raw: RawConfig, what: str) -> list[tuple[RawConfig, str]]:
     key = f"{what}_pattern"
     section = raw.section(key) if key in raw else RawConfig({}, raw.file)
     return [(section, name) for name in section]
+
+
+def _alpha(raw: RawConfig, key: str, default: float | None = None) -> float:
+    alpha = raw.number(key, default)
+    if not math.isfinite(alpha):
+        raise raw.wrong(key, "a finite number")
+    return alpha
 
 
 def _pattern(raw: RawConfig, key: str, pattern: str) -> re.Pattern[str]:

@@ -31,7 +31,7 @@ CLASSIFIES = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 FAMILY = re.compile(r"(.+?)(?:For[A-Z]\w*|LMHeadModel|MTModel|Model)")
 EMBEDDINGS = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight")
-OUTPUTS = re.compile(r"(?:.*\.)?(?:classifier|score|out_proj)\.weight")
+OUTPUTS = re.compile(r"(?:.*\.)?(?:classifier|score|(?:classifier|classification_head)\.out_proj)\.weight")
 """The last matrix of a classifier's head, its rows the labels."""
 QUANTIZATIONS = ("quantization_config", "compression_config")
 
@@ -65,7 +65,7 @@ def _class(raw: RawConfig, task: str | None) -> dict[str, Any]:
     family = FAMILY.fullmatch(name)
     wanted = [f"{family[1]}{ending}" for ending in endings] if family is not None else []
     for candidate in wanted:
-        if candidate in ARCHITECTURES:
+        if candidate in ARCHITECTURES and ARCHITECTURES[candidate].head == head:
             return {"architectures": [candidate]}
     raise UnsupportedArchitectureError(
         f"{ADAPTER_CONFIG}: its task is {task}, and its base, a {name}, has no class for that here",

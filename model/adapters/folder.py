@@ -7,6 +7,7 @@ processes.
 """
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def find_base(
     if not is_adapter(folder):
         return None
     config = read_adapter_config(folder)
-    beside = folder / Path(config.base).expanduser()
+    beside = folder / os.path.expanduser(config.base)
     try:
         found = (
             beside.resolve()

@@ -47,6 +47,7 @@ def test_a_variant_that_adds_otherwise_is_refused_by_name(store: Store, settings
         ({"r": 0}, "'r'"),
         ({"r": "two"}, "'r'"),
         ({"lora_alpha": []}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"use_dora": 1}, "use_dora"),
         ({"rank_pattern": {"q_proj": -1}}, "q_proj"),
         ({"alpha_pattern": {"(": 4}}, "alpha_pattern"),

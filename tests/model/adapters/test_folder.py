@@ -232,9 +232,15 @@ def test_its_task_says_what_the_network_is_for(
     assert described(store(parts, base=base, task_type=task)).architecture == architecture
 
 
-def test_a_task_that_the_family_has_no_class_for_is_refused(store: Store) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="LlamaForCausalLM, has no class for that"):
-        described(store(PARTS, task_type="TOKEN_CLS"))
+@pytest.mark.parametrize(
+    ("base", "task", "architecture"),
+    [("llama", "TOKEN_CLS", "LlamaForCausalLM"), ("gpt2", "FEATURE_EXTRACTION", "GPT2LMHeadModel")],
+)
+def test_a_task_that_the_family_has_no_class_for_is_refused(
+    store: Store, base: str, task: str, architecture: str
+) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=f"{architecture}, has no class for that"):
+        described(store(PARTS, base=base, task_type=task))
 
 
 def test_the_bases_modules_pool_what_the_adapter_embeds_and_not_what_it_classifies(
