@@ -80,8 +80,8 @@ def fill(
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
     `part` says what is kept of a whole parameter, given its name; only that goes to the device.
-    Peak memory is the network and the largest stored tensor (made plain in float32, where it is quantized): files are
-    mapped, not read whole.
+    Peak memory is the network and the largest stored tensor (in float32, where it is quantized or an adapter is merged
+    into it): files are mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
     with open_weights(folder, weight_map) as stored:

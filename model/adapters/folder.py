@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
@@ -60,14 +61,9 @@ def find_base(
         return None
     config = read_adapter_config(folder)
     beside = folder / os.path.expanduser(config.base)
+    fetch = partial(resolve, revision=config.base_revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
     try:
-        found = (
-            beside.resolve()
-            if config.base and beside.is_dir()
-            else resolve(
-                config.base, revision=config.base_revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint
-            )
-        )
+        found = beside.resolve() if config.base and beside.is_dir() else fetch(config.base)
     except HubError as error:
         raise HubError(
             f"{folder}: its base, {config.base!r} by {ADAPTER_CONFIG}, is not the folder {beside}, and {error}"
@@ -138,14 +134,14 @@ def _of_base(files: Files, own: Collection[str], adapter: AdapterConfig, *, keep
     return {name: path for name, path in files.items() if holds(name)}
 
 
-def _files(folder: Path) -> Files:
-    """The folder's files and those one level deeper, without what trainers and tools leave there."""
+def _files(folder: Path, depth: int = 2) -> Files:
+    """The folder's files, `heads/<task>/` among them, without what trainers and tools leave there."""
     found: Files = {}
     for path in sorted(folder.iterdir()):
         if path.is_file():
             found[path.name] = path
-        elif path.is_dir() and not path.name.startswith((".", "checkpoint-")):
-            found |= {f"{path.name}/{inner.name}": inner for inner in sorted(path.iterdir()) if inner.is_file()}
+        elif depth and path.is_dir() and not path.name.startswith((".", "checkpoint-")):
+            found |= {f"{path.name}/{name}": inner for name, inner in _files(path, depth - 1).items()}
     return found
 
 

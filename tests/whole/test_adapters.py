@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from shipped_adapter import write_shipped_adapter
 
 from tests.whole.conftest import MakeService, Service
@@ -23,13 +24,16 @@ async def parents(service: Service) -> dict[str, str | None]:
     return {card["id"]: card["parent"] for card in listed}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--tensor-parallel-size", "2")], ids=["one-process", "two-ranks"])
 async def test_an_adapter_answers_as_what_it_makes_of_its_base_whatever_happens_to_the_worker(
-    make_service: MakeService, tmp_path: Path
+    make_service: MakeService, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     adapter, merged = write_shipped_adapter(tmp_path)
     (tmp_path / "admins").write_text(f"root:{KEY}\n")
     service = await make_service(
         *("--dtype", "float32", "--kv-cache-memory", "8MiB", "--admin-keys-file", str(tmp_path / "admins")),
+        *arguments,
         models=(f"{adapter}=tuned@1", f"{merged}=merged", f"{tmp_path / 'base'}=plain"),
     )
     assert await parents(service) == {"tuned": "base", "merged": None, "plain": None}

@@ -128,10 +128,12 @@ def test_what_was_measured_of_the_base_alone_is_left_behind(store: Store, tmp_pa
         (tmp_path / "base" / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / "base", name, {"version": 1})
     write(folder, "checkpoint-5/adapter_model.safetensors", "a step's")
+    (folder / "heads").mkdir()
+    write(folder, "heads/mine/config.json", {})
     with joined(folder, tmp_path / "base") as whole:
         names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
     assert names == {
-        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "heads/mine/config.json"),
         *("joined-adapter/adapter_config.json", "joined-adapter/adapter_model.safetensors"),
     }
 
