@@ -6,7 +6,7 @@ What fills a network reads merged weights as if they were stored so; how the bas
 Legend: r the adapter's rank of a module; A [r, in], B [out, r]; V tokens, E hidden size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +22,8 @@ from model.stored_tensors import DTYPES, StoredTensor, StoredTensors
 from model.stored_weights import StoredWeights
 
 Read = Callable[[], Tensor]
+Merged = tuple[StoredTensor, Read]
+"""The header of a tensor as it is to be seen, and what reads and merges it."""
 
 
 @contextmanager
@@ -67,13 +69,10 @@ class _Merging:
     def apply(self) -> None:
         for name, meant in adapter_tensors(self._files.tensors).items():
             self._gather(self._files.tensors[name], meant)
-        changed = [(name, *self._changed(name, change)) for name, change in self._changes.items()]
-        kept = {} if self._config.keeps_ties else self._kept()
-        for name, header, read in changed:
-            # What is saved whole counts as stored in the base's dtype, whatever the adapter was trained in.
-            self._stored.put(replace(header, name=name, dtype=self._dtype), read, instead_of=self._bases.get(name))
-        for name, header in kept.items():
-            self._stored.put(replace(header, name=name), partial(self._stored.read_stored, header))
+        changed = {name: self._changed(name, change) for name, change in self._changes.items()}
+        tied = self._following(changed) if self._config.keeps_ties else self._kept()
+        for name, (header, read) in (changed | tied).items():
+            self._stored.put(replace(header, name=name), read, instead_of=self._bases.get(name))
 
     def _gather(self, tensor: StoredTensor, meant: AdapterTensor) -> None:
         name = self._names.name(meant.parameter)
@@ -92,37 +91,53 @@ class _Merging:
         else:
             change.parts[meant.part] = tensor
 
-    def _kept(self) -> dict[str, StoredTensor]:
+    def _following(self, changed: Mapping[str, Merged]) -> dict[str, Merged]:
+        """Other names of a tied matrix that the adapter changes: they change with it."""
+        found: dict[str, Merged] = {}
+        for group in self._aliases:
+            first = next((name for name in group if name in changed), None)
+            base = None if first is None else self._base(first)
+            for name in self._names.wanted.intersection(group).difference(changed):
+                if first is not None and (name not in self._bases or self._are_same(base, self._bases[name])):
+                    found[name] = changed[first]
+        return found
+
+    def _are_same(self, one: StoredTensor | None, other: StoredTensor) -> bool:
+        if one is None or one.shape != other.shape:
+            return False
+        return torch.equal(self._stored.read_stored(one), self._stored.read_stored(other))
+
+    def _kept(self) -> dict[str, Merged]:
         """Names of a tied matrix that the adapter leaves alone: they stay the base's when another of its names changes.
 
         So it is while PEFT trains: a module that is wrapped or copied shares nothing any more with what it was tied to.
         A vocabulary that has grown is no longer the base's, and its matrix stands for all names again.
         """
-        kept: dict[str, StoredTensor] = {}
+        kept: dict[str, Merged] = {}
         for group in self._aliases:
             base = next((self._bases[name] for name in group if name in self._bases), None)
             changes = [self._changes[name] for name in group if name in self._changes]
             grown = any(change.whole is not None and base and change.whole.shape != base.shape for change in changes)
             if base is not None and changes and not grown:
                 others = self._names.wanted.intersection(group).difference(self._changes, self._bases)
-                kept |= dict.fromkeys(others, base)
+                kept |= dict.fromkeys(others, (base, partial(self._stored.read_stored, base)))
         return kept
 
-    def _changed(self, name: str, change: _Change) -> tuple[StoredTensor, Read]:
-        """The header of the changed tensor, and what reads and merges it."""
-        header = change.whole or self._base(name)
+    def _changed(self, name: str, change: _Change) -> Merged:
+        """What is saved whole counts as stored in the base's dtype, whatever the adapter was trained in."""
+        whole = change.whole
+        header = self._base(name) if whole is None else replace(whole, dtype=self._dtype)
         first = next(iter(change.parts.values()), change.whole)
         assert first is not None
         if header is None:
             raise first.refused(f"adds to {name!r}, which the base does not have")
-        if change.whole is not None:
-            read: Read = partial(self._files.read, change.whole)
-        else:
-            read = partial(self._stored.read_stored, header)
+        read: Read = partial(self._stored.read_stored, header) if whole is None else partial(self._files.read, whole)
         if not change.parts:
             return header, read
         if name.endswith(".bias"):
-            return header, partial(self._with_bias, read, change.parts["lora_B"], self._config.scale(change.module))
+            if first.shape != header.shape or change.parts.keys() != {"lora_B"}:
+                raise first.refused(f"cannot be added to {name!r}, which has shape {list(header.shape)}")
+            return header, partial(self._with_bias, read, first, self._config.scale(change.module))
         return header, self._with_product(header, read, change)
 
     def _base(self, name: str) -> StoredTensor | None:

@@ -1,11 +1,11 @@
 """An adapter that cannot be merged, or is not what it should be, is refused with the name of what is wrong."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from tests.model.adapters.conftest import Store, pair, parameters
@@ -80,6 +80,7 @@ def changed(change: dict[str, Any]) -> dict[str, torch.Tensor]:
         ({f"{NAMED}.lora_A.weight": torch.ones(2, 8).int()}, "lora_A.*not stored as"),
         ({f"{NAMED}.lora_A.default.weight": torch.ones(2, 8)}, "mean the same"),
         ({f"{NAMED}.lora_magnitude_vector": torch.ones(8)}, "use_dora"),
+        ({f"{NAMED}.lora_B.bias": torch.ones(8)}, "lora_B.bias.*no place"),
         ({f"{NAMED}.bias": torch.ones(8)}, "q_proj.bias.*no place"),
         ({"base_model.model.model.norm.weight": torch.ones(7)}, r"norm.weight' has shape \[7\]"),
     ],
@@ -126,13 +127,19 @@ def test_a_pickle_is_not_read(store: Store) -> None:
 
 
 def test_a_base_without_what_is_added_to_is_refused(store: Store, tmp_path: Path) -> None:
-    """A key of another kind of network: BERT's pooler is not in what was saved for pre-training."""
     folder = store(pair("bert.pooler.dense", 32, 32), base="three-classes")
-    from safetensors.torch import load_file, save_file
-
     weights = tmp_path / "base" / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(weights).items() if "pooler.dense.weight" not in name}
     save_file(tensors, weights)
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
     with pytest.raises(CheckpointError, match=r"adds to 'bert\.pooler\.dense\.weight', which the base does not have"):
         parameters(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "message"),
+    [("lora_B", 15, r"lora_B.bias' cannot be added.*shape \[16\]"), ("lora_A", 16, "lora_A.bias' cannot be added")],
+)
+def test_a_bias_that_does_not_fit_is_named(store: Store, part: str, size: int, message: str) -> None:
+    name = f"base_model.model.transformer.h.0.mlp.c_proj.{part}.bias"
+    with pytest.raises(CheckpointError, match=message):
+        parameters(store({name: torch.ones(size)}, base="gpt2"))

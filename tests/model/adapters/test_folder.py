@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from model.adapters.folder import find_base, is_adapter, joined
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError, HubError, UnsupportedArchitectureError
+from model.hub import resolve
 from model.tokenizer import Tokenizer
 from tests.model.adapters.conftest import Store, pair, parameters
 
@@ -60,8 +60,6 @@ def test_a_base_is_fetched_by_its_name_and_revision(
 
 def test_an_adapter_on_the_hub_is_fetched_without_those_of_its_training(hub: Any, store: Store, tmp_path: Path) -> None:
     """Adapters were left on the hub, as what a checkpoint's folder has besides its weights."""
-    from model.hub import resolve
-
     folder = store(PARTS)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     hub.repositories["maker/adapter"] = {"main": files | {"checkpoint-5/adapter_model.safetensors": b"a step's"}}
@@ -187,9 +185,6 @@ def test_generation_settings_are_its_own_or_else_the_bases(store: Store, tmp_pat
     assert described(folder).generation_defaults == {"temperature": 0.25, "top_k": 9}
     write(folder, "generation_config.json", {"temperature": 0.5})
     assert described(folder).generation_defaults == {"temperature": 0.5}
-
-
-Classes = Callable[..., CheckpointDescription]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,18 @@ def test_a_tensor_is_merged_once_however_often_it_is_read(store: Store, tmp_path
     assert torch.equal(found["output.weight"], found["embedding.weight"])
 
 
+@pytest.mark.parametrize("ties", [True, False])
+def test_a_tie_that_is_kept_holds_for_a_base_that_stores_both_names(store: Store, tmp_path: Path, ties: bool) -> None:
+    weights = make("llama-tied", tmp_path / "base") / "model.safetensors"
+    tensors = load_file(weights)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, weights)
+    name = "base_model.model.model.embed_tokens.weight"
+    found = parameters(store({name: embedding + 1}, ensure_weight_tying=ties))
+    assert torch.equal(found["embedding.weight"], embedding + 1)
+    assert torch.equal(found["output.weight"], embedding + 1 if ties else embedding)
+
+
 def _llama_map(folder: Path) -> WeightMap:
     raw, _, architecture = read_architecture(folder)
     return architecture.weights(architecture.configure(raw, None))
