@@ -1,17 +1,18 @@
 """From stored weights to a filled network: streamed tensor by tensor, cast to one dtype, every name accounted for.
 
 Knows names and shapes, not what a parameter is for (an architecture's `WeightMap` says where it comes from) nor how a
-weight lies in the files (`model.stored_weights` reads it). Runs in the worker process.
+weight lies in the files (`model.stored_weights` reads it) or what an adapter adds to it (`model.adapters.merging`).
+Runs in the worker process.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from model.architectures.mapping import Part, WeightMap
+from model.adapters.merging import open_weights
+from model.architectures.mapping import Names, Part, WeightMap
 from model.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import read_architecture
@@ -79,11 +80,11 @@ def fill(
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
     `part` says what is kept of a whole parameter, given its name; only that goes to the device.
-    Peak memory is the network and the largest stored tensor (made plain in float32, where it is quantized): files are
-    mapped, not read whole.
+    Peak memory is the network and the largest stored tensor (in float32, where it is quantized or an adapter is merged
+    into it): files are mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
-    with StoredWeights(folder) as stored:
+    with open_weights(folder, weight_map) as stored:
         names = _resolve(stored, weight_map)
         dtype = stored.common_dtype() if dtype is None else dtype
         wanted = [source.name for sources in weight_map.parameters.values() for source in sources]
@@ -115,18 +116,12 @@ def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
 
     Raises: CheckpointError if any is missing, or any stored tensor is neither asked for nor known to be ignorable.
     """
-    wanted = {part.name for sources in weight_map.parameters.values() for part in sources}
-    known = wanted.union(*weight_map.aliases)
+    names = Names(weight_map)
     found: dict[str, str] = {}
     extra: list[StoredTensor] = []
-    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in weight_map.ignored) or r"(?!)")
     for tensor in stored:
-        name = tensor.name
-        for old, new in weight_map.renamed:
-            name = name.replace(old, new)
-        if name not in known and weight_map.prefix + name in known:
-            name = weight_map.prefix + name
-        if name in known:
+        name = names.name(tensor.name)
+        if name in names.known:
             if name in found:
                 raise CheckpointError(
                     f"{tensor.file.name} holds {tensor.name!r} as well as {found[name]!r}, which mean the same",
@@ -134,7 +129,7 @@ def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
                     tensor=tensor.name,
                 )
             found[name] = tensor.name
-        elif not ignored.fullmatch(name) and not stored.adds_nothing(tensor):
+        elif not names.are_ignored(name) and not stored.adds_nothing(tensor):
             extra.append(tensor)
     for group in weight_map.aliases:
         first = next((found[name] for name in group if name in found), None)
@@ -142,9 +137,9 @@ def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:
             found |= {
                 name: first
                 for name in group
-                if name not in found or (name in wanted and _are_same(stored, first, found[name]))
+                if name not in found or (name in names.wanted and _are_same(stored, first, found[name]))
             }
-    missing = sorted(wanted.difference(found, weight_map.zeros))
+    missing = sorted(names.wanted.difference(found, weight_map.zeros))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{stored.folder}: tensor {missing[0]!r}{more} is missing", tensor=missing[0])

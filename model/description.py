@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from model.adapters.config import ADAPTER_CONFIG, JOINED_FOLDER, read_adapter_config
 from model.architectures.mapping import Architecture, Head, Network
 from model.architectures.raw import RawConfig, read_json
 from model.architectures.table import ARCHITECTURES, bare_class, usual_classes
@@ -82,6 +83,8 @@ class CheckpointDescription:
     heads: Mapping[str, TaskHeadConfig] = field(default_factory=dict)
     """Small heads on an embedder's body, by name."""
     calibration: Calibration = field(default_factory=Calibration)
+    base: str | None = None
+    """An adapter's: the name of the checkpoint that it was trained on."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """`config.json` as it is."""
 
@@ -146,8 +149,14 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
         weight_bytes=_weight_bytes(folder),
         heads=heads,
         calibration=read_calibration(folder, version),
+        base=_base(folder),
         raw=raw.values,
     )
+
+
+def _base(folder: Path) -> str | None:
+    adapter = folder / JOINED_FOLDER
+    return read_adapter_config(adapter).base_name if (adapter / ADAPTER_CONFIG).is_file() else None
 
 
 def _check_output(folder: Path, raw: RawConfig, head: Head, config: Any, embedding: EmbeddingConfig | None) -> None:

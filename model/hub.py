@@ -10,9 +10,9 @@ from pathlib import Path
 from model.errors import HubError
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.spm", "*.jinja", "merges.txt", "vocab.txt"]
-UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "*.onnx.json", "*adapter_model.safetensors"]
+UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "*.onnx.json", "*/adapter_model.safetensors"]
 UNWANTED += ["consolidated*.safetensors"]
-"""The same weights in the layout of another library (Mistral's), among others."""
+"""The same weights in the layout of another library (Mistral's), adapters at steps of their training, among others."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_NAME = re.compile(rf"{_PART}(/{_PART})?")
 

@@ -48,18 +48,22 @@ class StoredTensor:
 
 
 class StoredTensors:
-    """The tensors of a checkpoint folder by stored name; the files stay open (mapped) until `__exit__`."""
+    """The tensors of a checkpoint folder by stored name; the files stay open (mapped) until `__exit__`.
 
-    def __init__(self, folder: Path) -> None:
+    `single` is the file that has all of them; where it is not there, an index says which files have.
+    """
+
+    def __init__(self, folder: Path, single: str = SINGLE_NAME) -> None:
         self._stack = ExitStack()
+        self._single = single
         self._files: dict[Path, Any] = {}
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
 
     def __enter__(self) -> "StoredTensors":
         with self._stack:
-            expected = _listed_files(self.folder)
-            for path in dict.fromkeys(expected.values()) or [self.folder / SINGLE_NAME]:
+            expected = {} if (self.folder / self._single).is_file() else _listed_files(self.folder)
+            for path in dict.fromkeys(expected.values()) or [self.folder / self._single]:
                 self._open(path)
             for name, path in expected.items():
                 if name not in self.tensors or self.tensors[name].file != path:
@@ -95,9 +99,7 @@ class StoredTensors:
 
 
 def _listed_files(folder: Path) -> dict[str, Path]:
-    """Tensor name to file by the index; empty where there is no index."""
-    if (folder / SINGLE_NAME).is_file():
-        return {}
+    """Tensor name to file by the index."""
     index = folder / INDEX_NAME
     if not index.is_file():
         raise _no_weights(folder)

@@ -32,6 +32,7 @@ class StoredWeights:
         self._stack = ExitStack()
         self._files = StoredTensors(folder)
         self._quantized: dict[str, Callable[[], Tensor]] = {}
+        self._put: dict[str, Callable[[], Tensor]] = {}
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
 
@@ -53,7 +54,19 @@ class StoredWeights:
         return iter(self.tensors.values())
 
     def read(self, tensor: StoredTensor) -> Tensor:
-        """A plain tensor as it is stored, a quantized one in float32."""
+        """A plain tensor as it is stored, a quantized one in float32; or what has been put in its place."""
+        make = self._put.get(tensor.name)
+        return self.read_stored(tensor) if make is None else make()
+
+    def put(self, tensor: StoredTensor, read: Callable[[], Tensor], *, instead_of: StoredTensor | None = None) -> None:
+        """From now on there is this tensor, which `read` makes, and no longer the other."""
+        if instead_of is not None:
+            del self.tensors[instead_of.name]
+        self.tensors[tensor.name] = tensor
+        self._put[tensor.name] = read
+
+    def read_stored(self, tensor: StoredTensor) -> Tensor:
+        """As `read`, of the folder's own files, whatever has been put in their place."""
         make = self._quantized.get(tensor.name)
         return self._files.read(tensor) if make is None else make()
 

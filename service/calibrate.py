@@ -17,6 +17,7 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
+from model.adapters.folder import find_base, joined
 from model.calibration import Calibration, read_calibration, write_calibration
 from model.description import fingerprint
 from model.errors import CheckpointError
@@ -99,10 +100,16 @@ def calibrate(options: argparse.Namespace) -> str:
         "nll": {"before": before.nll, "after": after.nll},
         "data_sha256": hashlib.sha256(raw).hexdigest(),
         "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint_version": fingerprint(options.folder),
+        "checkpoint_version": fitted_version(options.folder),
     }
     path = _write(options.folder, logits.kind, temperature, fitted_on)
     return _report(path, logits.kind, temperature, len(examples), accuracy, before, after)
+
+
+def fitted_version(folder: Path) -> str:
+    """What a calibration in the folder is of: an adapter is nothing without its base."""
+    with joined(folder, find_base(folder)) as whole:
+        return fingerprint(whole)
 
 
 def _read(path: Path) -> bytes:

@@ -4,10 +4,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from model.adapters.config import ADAPTER_CONFIG
+from model.adapters.folder import find_base, joined
 from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError
+
+CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     num_faults = 0
     for folder in (found for given in options.folder for found in _checkpoint_folders(given)):
         try:
-            description = describe(folder)
+            with joined(folder, find_base(folder, offline=True)) as whole:
+                description = replace(describe(whole), folder=folder)
         except CheckpointError as error:
             num_faults += 1
             sys.stderr.write(f"slimpajama models: {folder}: {error}\n")
@@ -31,15 +37,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    if any((folder / name).is_file() for name in CONFIGS) or not folder.is_dir():
         return [folder]
-    return sorted(path.parent for path in folder.glob("*/config.json")) or [folder]
+    return sorted({path.parent for name in CONFIGS for path in folder.glob(f"*/{name}")}) or [folder]
 
 
 def _as_json(description: CheckpointDescription) -> str:
     return json.dumps(
         {
             "folder": str(description.folder),
+            "base": description.base,
             "architecture": description.architecture,
             "version": description.version,
             "tasks": list(description.tasks),
@@ -51,8 +58,9 @@ def _as_json(description: CheckpointDescription) -> str:
 
 
 def _as_text(description: CheckpointDescription) -> str:
+    base = f", an adapter of {description.base}" if description.base is not None else ""
     return (
-        f"{description.folder}\n"
+        f"{description.folder}{base}\n"
         f"  {description.architecture}, version {description.version}, context {description.context_length:,} tokens\n"
         f"  tasks: {', '.join(description.tasks)}"
     )

@@ -1,5 +1,7 @@
 """Fetches what `models[].hub` names into the cache volume, and links each to the folder that is served.
 
+An adapter's base is fetched with it, and found in the cache when the service starts.
+
 FETCH_MODELS is a JSON list of {name, repository, revision, folder}. A hub that cannot be reached is no reason not to
 start if the cache has the model already. Runs once in each pod, before the service, in the service's image.
 """
@@ -9,16 +11,20 @@ import os
 import sys
 from pathlib import Path
 
-from model.errors import HubError
+from model.adapters.folder import find_base
+from model.errors import CheckpointError, HubError
 from model.hub import resolve
 
 
 def fetch(repository: str, revision: str | None, endpoint: str | None) -> Path:
     try:
-        return resolve(repository, revision=revision, endpoint=endpoint)
+        found = resolve(repository, revision=revision, endpoint=endpoint)
+        find_base(found, endpoint=endpoint)
+        return found
     except HubError as error:
         try:
             cached = resolve(repository, revision=revision, offline=True)
+            find_base(cached, offline=True)
         except HubError:
             raise error from None
         print(f"{error}; going on with what the cache has", file=sys.stderr)
@@ -38,7 +44,7 @@ def main() -> int:
     for entry in json.loads(os.environ["FETCH_MODELS"]):
         try:
             found = fetch(entry["repository"], entry["revision"] or None, os.environ.get("HF_ENDPOINT"))
-        except HubError as error:
+        except CheckpointError as error:
             print(f"{entry['name']}: {error}", file=sys.stderr)
             return 1
         link(Path(entry["folder"]), found)

@@ -111,6 +111,9 @@ app.kubernetes.io/part-of: slimpajama
 {{- $_ := set $config "device" (ternary "cuda" "cpu" (eq $values.accelerator.type "nvidia")) }}
 {{- $_ := set $config "drain_timeout" (int $values.lifecycle.drainTimeoutSeconds) }}
 {{- $_ := set $config "offline" true }}
+{{- if ne (include "slimpajama.hubModels" .) "[]" }}
+{{- $_ := set $config "cache_dir" "/cache/huggingface/hub" }}
+{{- end }}
 {{- if $values.auth.apiKeys.existingSecret }}
 {{- $_ := set $config "api_keys_file" (printf "/etc/slimpajama/api-keys/%s" $values.auth.apiKeys.key) }}
 {{- end }}

@@ -4,6 +4,7 @@ Plain data, no tensors: `model.checkpoint` reads it in the worker and does the w
 in the API process.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -82,6 +83,27 @@ class WeightMap:
     all; where they hold different numbers, the config that ties them is wrong, as transformers 5 sees it.)"""
     zeros: tuple[str, ...] = ()
     """Stored names that may be missing and are zeros then."""
+
+
+class Names:
+    """What a weight map says of names: which are asked for, and how a stored one becomes one of them."""
+
+    def __init__(self, weight_map: WeightMap) -> None:
+        self.wanted = frozenset(part.name for sources in weight_map.parameters.values() for part in sources)
+        self.known = self.wanted.union(*weight_map.aliases)
+        """Those, and whatever else the same tensors may be called."""
+        self._renamed = weight_map.renamed
+        self._prefix = weight_map.prefix
+        self._ignored = re.compile("|".join(f"(?:{pattern})" for pattern in weight_map.ignored) or r"(?!)")
+
+    def name(self, stored: str) -> str:
+        """A stored name as the weight map has it; as it is where that knows none like it."""
+        for old, new in self._renamed:
+            stored = stored.replace(old, new)
+        return self._prefix + stored if stored not in self.known and self._prefix + stored in self.known else stored
+
+    def are_ignored(self, name: str) -> bool:
+        return self._ignored.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

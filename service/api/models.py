@@ -25,6 +25,8 @@ class ModelCard(BaseModel):
     owned_by: str = "slimpajama"
     root: str
     """The name it is served under: another one than `id` where that is an alias."""
+    parent: str | None
+    """The base of an adapter."""
     version: str
     architecture: str
     tasks: list[str]
@@ -72,6 +74,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         id=served,
         created=created,
         root=model.name,
+        parent=model.description.base,
         version=model.version,
         architecture=model.description.architecture,
         tasks=list(model.description.tasks),

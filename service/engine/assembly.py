@@ -5,9 +5,11 @@ The one place where `Settings` are taken apart for the engine. Reads small files
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from model.adapters.folder import find_base, joined
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription, describe
 from model.hub import resolve
@@ -54,20 +56,24 @@ def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
     folder = resolve(
         source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline
     )
-    description = describe(folder, settings.max_model_len)
+    base = find_base(folder, cache_dir=settings.cache_dir, offline=settings.offline)
+    with joined(folder, base) as whole:
+        description = describe(whole, settings.max_model_len)
+        tokenizer, chat_template = Tokenizer.load(whole), ChatTemplate.load(whole)
+        languages = languages_of(description, tokenizer)
+    description = replace(description, folder=folder)
     version = source.version or description.version
-    tokenizer, chat_template = Tokenizer.load(folder), ChatTemplate.load(folder)
     if description.embedding is not None and description.embedding.messages is not None:
         pairs = description.head == "cross_encoder"
         check_template(description.embedding.messages, chat_template, pairs=pairs)
     return LoadedModel(
         name=source.name,
         version=version,
-        spec=_spec(source, version, folder, settings),
+        spec=_spec(f"{source.name}@{version}", folder, base, settings),
         description=description,
         tokenizer=tokenizer,
         chat_template=chat_template,
-        languages=languages_of(description, tokenizer),
+        languages=languages,
     )
 
 
@@ -99,10 +105,11 @@ def languages_of(description: CheckpointDescription, tokenizer: Tokenizer) -> La
     return read_languages(description.folder, description.raw, vocabulary, eos_id)
 
 
-def _spec(source: ModelSource, version: str, folder: Path, settings: Settings) -> ModelSpec:
+def _spec(key: str, folder: Path, base: Path | None, settings: Settings) -> ModelSpec:
     return ModelSpec(
-        key=f"{source.name}@{version}",
+        key=key,
         folder=str(folder),
+        base=None if base is None else str(base),
         dtype=settings.dtype,
         quantization=settings.quantization,
         kv_cache_bytes=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),

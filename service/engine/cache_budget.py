@@ -6,11 +6,11 @@ folders, not networks. Runs in the worker process, on its loader thread.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from model.description import describe
 from model.errors import CheckpointError
 from model.stored_weights import StoredWeights
+from service.engine.joined_folders import folder_of
 from service.engine.protocol import ModelSpec
 
 CPU_CACHE_BYTES = 1 << 30
@@ -51,7 +51,8 @@ def _num_sharing(specs: Sequence[ModelSpec]) -> int:
 def _generates(spec: ModelSpec) -> bool:
     """A folder that is not what it should be will not be loaded, and needs nothing."""
     try:
-        return describe(spec.folder).head == "language_model"
+        with folder_of(spec) as folder:
+            return describe(folder).head == "language_model"
     except CheckpointError:
         return False
 
@@ -60,7 +61,7 @@ def _reserved_bytes(spec: ModelSpec) -> int:
     """Weights as a GPU holds them (8 bits are reckoned as 16), and the cache that was asked for."""
     itemsize = 4 if spec.dtype == "float32" else 2
     try:
-        with StoredWeights(Path(spec.folder)) as stored:
+        with folder_of(spec) as folder, StoredWeights(folder) as stored:
             num_values = sum(entry.num_bytes // (entry.dtype.itemsize if entry.dtype else 1) for entry in stored)
     except CheckpointError:
         return 0

@@ -39,6 +39,7 @@ from service.engine.batcher import MAX_BATCH_ITEMS, Batcher
 from service.engine.cache_budget import ALONE, Neighbours
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
+from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane
 from service.engine.protocol import MAX_FRAME_BYTES, Loaded, ModelSpec, WorkerConfig
 from service.engine.ranks import Ranks
@@ -66,20 +67,21 @@ def load_lane(
     """
     began = time.monotonic()
     device = _device(config.device) if ranks is None else ranks.device
-    folder = Path(spec.folder)
-    description = describe(folder, spec.max_model_len)
-    dtype = _dtype(spec, folder, device)
+    with folder_of(spec) as folder:
+        description = describe(folder, spec.max_model_len)
+        dtype = _dtype(spec, folder, device)
+        tokenizer = Tokenizer.load(folder) if description.head == "language_model" else None
     backend = backend_for(device, deterministic=config.deterministic)
     loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
     network: nn.Module
-    if description.head == "language_model":
+    if tokenizer is not None:
         divided = ranks if description.network == "decoder" else None
         with divided.hold(spec, loaded.dtype) if divided is not None else nullcontext():
             num_ranks = divided.size if divided is not None else 1
             network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
         _check_promises(config, network, dtype, device)
         grammars = GrammarCompiler(
-            Tokenizer.load(folder).backend.to_str(),
+            tokenizer.backend.to_str(),
             network.config.vocab_size,
             description.eos_ids,
             timeout_seconds=config.grammar_timeout_seconds,
@@ -105,15 +107,16 @@ def load_lane(
 
 
 def _load_encoding(spec: ModelSpec, device: torch.device, dtype: torch.dtype, progress: Progress) -> EncodeNetwork:
-    network = load_encode_network(
-        Path(spec.folder),
-        device,
-        dtype,
-        progress,
-        max_model_len=spec.max_model_len,
-        quantization=spec.quantization,
-        exact=spec.dtype == "float32",
-    )
+    with folder_of(spec) as folder:
+        network = load_encode_network(
+            folder,
+            device,
+            dtype,
+            progress,
+            max_model_len=spec.max_model_len,
+            quantization=spec.quantization,
+            exact=spec.dtype == "float32",
+        )
     fuse_layers(network)
     return network
 
@@ -136,9 +139,10 @@ def load_generating(
     num_ranks: int = 1,
 ) -> Decoder | EncoderDecoder:
     """A generating network, or this rank's part of it, on the fastest layers that the device has."""
-    network = load_network(
-        spec.folder, device, dtype, progress, max_model_len=spec.max_model_len, rank=rank, num_ranks=num_ranks
-    )
+    with folder_of(spec) as folder:
+        network = load_network(
+            folder, device, dtype, progress, max_model_len=spec.max_model_len, rank=rank, num_ranks=num_ranks
+        )
     assert isinstance(network, Decoder | EncoderDecoder)
     compile_layers(network, spec.quantization, wide=network.output)
     if isinstance(network, Decoder):

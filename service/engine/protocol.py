@@ -23,6 +23,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     folder: str
+    base: str | None = None
+    """The folder of the checkpoint that an adapter in `folder` was trained on."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "fp8"] = "none"
     kv_cache_bytes: int | None = None

@@ -29,6 +29,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Mod
             return hub(location, offline)
 
         monkeypatch.setattr(module, "resolve", resolve)
+        monkeypatch.setattr("model.adapters.folder.resolve", resolve)
         entry = {"name": "a", "repository": "b/c", "revision": "", "folder": str(tmp_path / "served" / "a")}
         monkeypatch.setenv("FETCH_MODELS", json.dumps([entry]))
         return module
@@ -81,3 +82,40 @@ def test_a_model_that_cannot_be_had_stops_the_pod_and_says_why(
 
     assert script(hub).main() == 1
     assert capsys.readouterr().err == "a: b/c is gated\n"
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_base_of_an_adapter_is_fetched_with_it(
+    script: Callable[..., ModuleType], tmp_path: Path, away: bool
+) -> None:
+    adapter, base = tmp_path / "huggingface" / "adapter", checkpoint(tmp_path, "base")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "maker/base"}')
+    asked = []
+
+    def hub(location: str, offline: bool) -> Path:
+        asked.append((location, offline))
+        if away and not offline:
+            raise HubError("the hub cannot be reached")
+        return {"b/c": adapter, "maker/base": base}[location]
+
+    assert script(hub).main() == 0
+    assert asked[-1] == ("maker/base", away)
+    assert (tmp_path / "served" / "a").resolve() == adapter
+
+
+def test_an_adapter_whose_base_cannot_be_had_stops_the_pod(
+    script: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "maker/base"}')
+
+    def hub(location: str, offline: bool) -> Path:
+        if location == "maker/base":
+            raise HubError("maker/base is gated")
+        return adapter
+
+    assert script(hub).main() == 1
+    assert "maker/base is gated" in capsys.readouterr().err
+    assert not (tmp_path / "served" / "a").exists()

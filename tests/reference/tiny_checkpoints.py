@@ -87,6 +87,27 @@ T5 = {
         "translation_en_to_fr": {"early_stopping": True, "num_beams": 2, "prefix": "translate english to french: "},
     },
 }
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 16,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
 
 
 def make(name: str, folder: Path) -> Path:
@@ -112,6 +133,14 @@ def _sequence_to_sequence(
         _write(folder, class_name, base | {"vocab_size": vocab} | config, end_bias)
         ids = {key: value for key, value in base.items() if key.endswith("_token_id")}
         (folder / "generation_config.json").write_text(json.dumps(ids | generation))
+
+    return write
+
+
+def _decoder(class_name: str, config: dict[str, Any], **changes: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        vocab = _write_unigram(folder, languages=False, start=True)
+        _write(folder, class_name, config | {"vocab_size": vocab} | changes)
 
     return write
 
@@ -152,6 +181,9 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
         end_bias=5.0,
     ),
     "t5": _sequence_to_sequence("T5ForConditionalGeneration", T5, {"no_repeat_ngram_size": 2}),
+    "llama": _decoder("LlamaForCausalLM", LLAMA, tie_word_embeddings=False),
+    "llama-tied": _decoder("LlamaForCausalLM", LLAMA, tie_word_embeddings=True),
+    "gpt2": _decoder("GPT2LMHeadModel", GPT2),
     "nllb": _sequence_to_sequence(
         "M2M100ForConditionalGeneration",
         BART | {"model_type": "m2m_100", "scale_embedding": True, "activation_function": "relu"},
@@ -168,11 +200,13 @@ def _write(folder: Path, class_name: str, config: dict[str, Any], end_bias: floa
     with torch.device("meta"):
         network = getattr(transformers, class_name)(config_class)
     shapes = {name: tuple(value.shape) for name, value in network.named_parameters()}
-    tensors = {name: _tensor(name, shape) for name, shape in sorted(shapes.items()) if "embed_positions" not in name}
+    tensors = {
+        name: random_tensor(name, shape) for name, shape in sorted(shapes.items()) if "embed_positions" not in name
+    }
     if config["model_type"] == "bart":
         for side in ("encoder", "decoder"):
             name = f"model.{side}.embed_positions.weight"
-            tensors[name] = _tensor(name, shapes[name])
+            tensors[name] = random_tensor(name, shapes[name])
     if class_name == "BartForConditionalGeneration":
         tensors["final_logits_bias"] = torch.zeros(1, config["vocab_size"])
         tensors["final_logits_bias"][0, config["eos_token_id"]] = end_bias
@@ -181,7 +215,7 @@ def _write(folder: Path, class_name: str, config: dict[str, Any], end_bias: floa
     (folder / "config.json").write_text(text)
 
 
-def _tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Random by name; large enough that outputs depend on the input."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -20,6 +20,7 @@ class FakeDescription:
     architecture = "LlamaForCausalLM"
     tasks = ("generate", "chat")
     context_length = 512
+    base = None
     labels: tuple[str, ...] = ()
     heads: ClassVar[dict[str, Any]] = {}
 

@@ -416,6 +416,8 @@ async def test_models_are_listed_in_openais_shape_with_our_fields(client):
     assert {
         "id": "tiny",
         "object": "model",
+        "root": "tiny",
+        "parent": None,
         "version": "1",
         "context_length": 512,
         "max_model_len": 512,
