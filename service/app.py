@@ -23,6 +23,7 @@ from service.api import (
     chat,
     classify,
     completions,
+    docs,
     embeddings,
     health,
     hugging_face,
@@ -72,6 +73,7 @@ ROUTERS = (
     health.router,
     models.router,
     metrics.router,
+    docs.router,
     tokenize.router,
     tei.router,
     tei_tokens.router,
@@ -123,6 +125,7 @@ def create_app(
         description="Every text task of Transformer checkpoints behind one REST service.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,  # `service.api.docs` is ours: the framework's pages load scripts from elsewhere
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours say it; even looking for theirs costs
     )

@@ -382,6 +382,21 @@ def test_the_shipped_checkpoints_answer_sensibly_at(visit: Callable[[Client], No
     visit(client)
 
 
+OF_HEAD = ("/classify", "/predict", "/hf/text-classification")
+"""They name no labels, and the encoder has several heads."""
+
+
+def test_every_example_of_the_description_is_answered(client: Client) -> None:
+    failed = []
+    for path, operations in get(client, "/openapi.json")["paths"].items():
+        if "requestBody" in operations.get("post", {}) and not path.startswith("/admin"):
+            example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
+            address = f"{path}?head=sentiment" if path in OF_HEAD else path
+            if (response := client.post(address, json=example)).status_code != 200:
+                failed.append((path, response.text))
+    assert failed == []
+
+
 @pytest.mark.parametrize("name", [LM, ENCODER])
 def test_card_evaluation_and_service_agree_on_what_the_checkpoint_is(name: str, client: Client) -> None:
     folder: Path = ROOT / "checkpoints" / name
