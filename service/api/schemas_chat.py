@@ -86,7 +86,7 @@ class ChatBody(GenerationBody):
     continue_final_message: bool = False
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = Field({})
-    store: Literal[False] = False
+    store: bool = Field(False, description="nothing is kept, and the answer says so")
     metadata: dict[str, str] | None = None
     """Belongs to stored completions, of which there are none here."""
     modalities: list[Literal["text"]] | None = None

@@ -139,7 +139,7 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
     ("documents", ["x"]),
     ("documents.0", [[5]]),
     ("chat_template_kwargs", [5, "x"]),
-    ("store", [True]),
+    ("store", [5, "yes"]),
     ("metadata", [5, "x"]),
     ("service_tier", ["flex", 5]),
     ("modalities.0", [["audio"]]),
