@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from service.api.schemas_openai import INT32, MAX_LOGPROBS, AsManyAsFit, GenerationBody, Lenient, Name, Strict, TokenId
+from service.api.schemas_openai import (
+    INT32,
+    MAX_LOGPROBS,
+    AsManyAsFit,
+    GenerationBody,
+    Lenient,
+    Name,
+    Strict,
+    TextAlone,
+    TokenId,
+)
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -21,7 +31,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class TextPart(Lenient):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], TextAlone]
     text: str
 
 
