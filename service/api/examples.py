@@ -29,6 +29,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/rerank": _DOCUMENTS,
     "/v2/rerank": _DOCUMENTS,
     "/rerank": _DOCUMENTS,
+    "/v1/embed": {"texts": [_CLOSE, _FAR], "input_type": "search_document"},
+    "/v2/embed": {"texts": [_CLOSE, _FAR], "input_type": "search_document", "embedding_types": ["float", "int8"]},
     "/v1/score": _SCORE,
     "/score": _SCORE,
     "/v1/tokenize": {"text": "the red ball"},

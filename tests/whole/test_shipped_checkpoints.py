@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from model.training.rest import held_out_rows
@@ -162,6 +163,14 @@ def relevance(client: Client) -> None:
     rows = post(client, "/v2/rerank", query="Who is glad?", documents=[FAR, CLOSE])["results"]
     assert [row["index"] for row in rows] == [1, 0]
     assert 0 < rows[1]["relevance_score"] < rows[0]["relevance_score"] < 1
+
+
+def cohere_embed(client: Client) -> None:
+    assert [unit(row) for row in post(client, "/v1/embed", texts=[CLOSE, FAR])["embeddings"]] == [True, True]
+    rows = post(client, "/v2/embed", texts=["A happy person.", CLOSE, FAR], embedding_types=["int8", "binary"])
+    happy, close, far = (np.array(row, dtype=float) for row in rows["embeddings"]["int8"])
+    assert happy @ far / np.linalg.norm(far) < 0.5 * (happy @ close) / np.linalg.norm(close)
+    assert {len(row) for row in rows["embeddings"]["binary"]} == {384 // 8}
 
 
 def score(client: Client) -> None:
@@ -329,6 +338,8 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
     "POST /v2/rerank": relevance,
+    "POST /v1/embed": cohere_embed,
+    "POST /v2/embed": cohere_embed,
     "POST /v1/score": score,
     "POST /score": score,
     "POST /embeddings": roots,
