@@ -40,6 +40,7 @@ from service.api import (
     tag,
     tei,
     tei_tokens,
+    text_generation,
     tokenize,
     translate,
 )
@@ -79,6 +80,7 @@ ROUTERS = (
     tokenize.router,
     tei.router,
     tei_tokens.router,
+    text_generation.router,
     roots.router,
     hugging_face.router,
     classify.router,

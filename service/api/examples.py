@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _CONVERSATION = [{"role": "user", "content": "Say hello."}]
+_PROMPT = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}
 _STORY = "Tom had a red ball. He played with it in the park. One day a dog took the ball and ran away."
 _TEXT, _CLOSE, _FAR = "A happy person.", "A cheerful woman.", "The stock market fell."
 _FILM = "A wonderful, touching film."
@@ -44,6 +45,9 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/decode": {"ids": [100, 200, 300]},
     "/": {"inputs": _CLOSE},
     "/invocations": {"inputs": _CLOSE},
+    "/generate": _PROMPT,
+    "/generate_stream": _PROMPT,
+    "/hf/text-generation": _PROMPT,
     "/classify": {"input": _FILM},
     "/hf/text-classification": {"inputs": _FILM},
     "/hf/token-classification": {"inputs": "Elizabeth went to London."},

@@ -222,6 +222,17 @@ def tei_info(client: Client) -> None:
     assert (found["model_id"], list(found["model_type"])) == (ENCODER, ["embedding"])
 
 
+def text_generation(client: Client) -> None:
+    """The same text by all three addresses as by ours, whole and as a stream."""
+    wanted = post(client, "/v1/completions", prompt="Once upon a time", max_tokens=12, temperature=0)["choices"][0]
+    asked = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 12}}
+    for path in ("/generate", "/hf/text-generation"):
+        assert post(client, path, **asked)["generated_text"] == wanted["text"]
+    lines = client.post("/generate_stream", json=asked).text.split("\n\n")[:-1]
+    events = [json.loads(line.removeprefix("data:")) for line in lines]
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"] == wanted["text"]
+
+
 def hf_text_classification(client: Client) -> None:
     (row,) = post(client, "/hf/text-classification?head=sentiment", inputs=BAD)
     assert labels(row) == ["negative", "positive"]
@@ -356,6 +367,9 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /tokenize": tei_tokens,
     "POST /decode": tei_tokens,
     "GET /info": tei_info,
+    "POST /generate": text_generation,
+    "POST /generate_stream": text_generation,
+    "POST /hf/text-generation": text_generation,
     "POST /hf/text-classification": hf_text_classification,
     "POST /hf/zero-shot-classification": hf_zero_shot,
     "POST /hf/feature-extraction": hf_features,
