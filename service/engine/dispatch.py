@@ -3,11 +3,11 @@
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
 fairness, cancellation and deadlines act here, where they are cheap. What it holds beyond its batches counts as waiting
 like what waits here. Requests that its cache has no room for wait here, too: it is given new ones only as it starts
-those that it has. A more urgent one is given to it even when it is full,
-since it may put others back. After a death the requests that were in the worker come back; one that was being computed
-in two deaths without getting anywhere is a suspect. A suspect is let in only among
-requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
-guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
+those that it has. A more urgent one is given to it even when it is full, since it may put others back. After a death
+the requests that were in the worker come back; one that was being computed in two deaths without getting anywhere is a
+suspect. A suspect is let in only among requests that have got somewhere in this worker, and nobody after it until it
+has, too: the third death tells who is guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data.
+Runs in the API process.
 """
 
 from collections.abc import Callable, Iterator
