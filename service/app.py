@@ -22,7 +22,9 @@ from service.api import (
     answer,
     chat,
     classify,
+    cohere,
     completions,
+    docs,
     embeddings,
     health,
     hugging_face,
@@ -38,6 +40,7 @@ from service.api import (
     tag,
     tei,
     tei_tokens,
+    text_generation,
     tokenize,
     translate,
 )
@@ -68,13 +71,16 @@ ROUTERS = (
     messages.router,
     embeddings.router,
     rerank.router,
+    cohere.router,
     score.router,
     health.router,
     models.router,
     metrics.router,
+    docs.router,
     tokenize.router,
     tei.router,
     tei_tokens.router,
+    text_generation.router,
     roots.router,
     hugging_face.router,
     classify.router,
@@ -123,6 +129,7 @@ def create_app(
         description="Every text task of Transformer checkpoints behind one REST service.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,  # `service.api.docs` is ours: the framework's pages load scripts from elsewhere
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours say it; even looking for theirs costs
     )

@@ -154,7 +154,9 @@ class Settings(BaseSettings):
     restart_budget: int = _setting("Worker", 5, "worker restarts within restart_window before giving up", ge=0)
     restart_window: float = _setting("Worker", 600.0, "seconds over which restarts are counted", gt=0)
 
-    max_queue_requests: int = _setting("Limits", 1024, "requests that may wait; more get 429", ge=1)
+    max_queue_requests: int = _setting(
+        "Limits", 1024, "requests that may wait beyond those being computed; more get 429", ge=0
+    )
     max_queue_tokens: int = _setting("Limits", 1_000_000, "tokens that may wait; more get 429", ge=1)
     max_request_timeout: float = _setting("Limits", 600.0, "seconds after which any request ends with 504", gt=0)
     max_priority: int | None = _setting(

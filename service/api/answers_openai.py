@@ -133,6 +133,8 @@ class ChatAnswer(BaseModel):
     usage: UsageAnswer
     prompt_token_ids: list[int] | None = Field(default=None, exclude_if=_is_none)
     """Like the choices' `token_ids` there only with `return_token_ids`."""
+    store: Literal[False] | None = Field(default=None, exclude_if=_is_none)
+    """There only where `store` was asked for: nothing is kept."""
     prompt_logprobs: PromptLogprobs | None = Field(default=None, exclude_if=_is_none)
 
 

@@ -72,6 +72,7 @@ class ChatWriter:
             "created": int(time.time()),
             "model": model.name,
             "system_fingerprint": model.version,
+            **({"store": False} if body.store else {}),
         }
         self._encoder = ChunkEncoder(self._head, include_usage=body.include_usage)
         self._generation = generation

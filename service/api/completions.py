@@ -21,7 +21,7 @@ from service.api.generating import (
 from service.api.schemas_openai import AS_MANY_AS_FIT, CompletionBody, as_list
 from service.engine.models import LoadedModel
 from service.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from service.tasks.generation import Prompt, start_generation
+from service.tasks.generation import Generation, Prompt, start_generation
 from service.tasks.prompts import checked_ids, encode_text, truncated
 from service.tasks.sampling import SamplingOptions, context_limit, sampling_params, with_token_rules
 
@@ -33,6 +33,12 @@ router = APIRouter(prefix="/v1", tags=["generation"])
 
 @router.post("/completions", response_model=CompletionAnswer, summary="Continue a prompt")
 async def create_completion(request: Request, body: CompletionBody) -> Response:
+    generation = await start_completion(request, body)
+    return await respond(request, generation, CompletionWriter(body, generation), body)
+
+
+async def start_completion(request: Request, body: CompletionBody) -> Generation:
+    """The text under way, for whoever tells it."""
     name_request(request, body)
     _check(body)
     engine = engine_of(request)
@@ -49,8 +55,7 @@ async def create_completion(request: Request, body: CompletionBody) -> Response:
         grammar=await grammar_of(request, body, options.deadline),
     )
     prompts = await _prompts(body, model, sampling)
-    generation = start_generation(engine, model, prompts, options, n=body.n)
-    return await respond(request, generation, CompletionWriter(body, generation), body)
+    return start_generation(engine, model, prompts, options, n=body.n)
 
 
 def _check(body: CompletionBody) -> None:

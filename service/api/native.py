@@ -38,10 +38,10 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def _kind_of_input(value: object) -> str:
+def _kind_of_input(value: object) -> str | None:
     """Which of the input's types is meant, so that a fault is one of that type and not of all four."""
     if not isinstance(value, list):
-        return "text"
+        return "text" if isinstance(value, str) else None
     first = value[0] if value else ""
     return "id lists" if isinstance(first, list) else "ids" if isinstance(first, int) else "texts"
 
@@ -51,7 +51,9 @@ TextsOrIds = Annotated[
     | Annotated[list[FilledText], Field(min_length=1, max_length=MAX_ITEMS), Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ITEMS), Tag("id lists")],
-    Discriminator(_kind_of_input),
+    Discriminator(
+        _kind_of_input, custom_error_type="kind_of_input", custom_error_message="give a text, or a list of texts"
+    ),
 ]
 """What OpenAI's embeddings take. Token ids are read so that they can be refused with a reason."""
 

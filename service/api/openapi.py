@@ -1,4 +1,5 @@
-"""The OpenAPI description as it really is: an error envelope for every fault, keys in either header.
+"""The OpenAPI description as it really is: an error envelope for every fault, keys in either header,
+a body to begin with for every endpoint that takes one.
 
 FastAPI describes its own 422 answers, which this service never gives. Runs in the API process.
 """
@@ -7,6 +8,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from service.api.examples import EXAMPLES
 
 _ENVELOPE = {
     "title": "ErrorEnvelope",
@@ -36,8 +39,10 @@ def describe_with_envelope(app: FastAPI) -> dict[str, Any]:
     """For `app.openapi`: made once, then kept."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for operations in schema["paths"].values():
+        for path, operations in schema["paths"].items():
             for operation in operations.values():
+                if path in EXAMPLES and "requestBody" in operation:
+                    operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[path]
                 operation["responses"].pop("422", None)
                 operation["responses"].setdefault("default", _FAULT)
         components = schema.setdefault("components", {})

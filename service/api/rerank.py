@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from starlette.responses import Response
 
 from service.api.event_stream import until_gone
@@ -41,9 +41,19 @@ Document = InputText | dict[str, Any]
 """A text, or an object whose `text` (or whose `rank_fields`) is read."""
 
 
+def _of_other_shape(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    if value is not None:
+        raise ValueError(
+            "the name that text-embeddings-inference has for documents, at /rerank alone: give texts or documents, "
+            "not both"
+        )
+    return check(value)
+
+
 class DocumentsBody(EncodeBody):
     query: FilledText
     documents: Annotated[list[Document], Field(min_length=1, max_length=MAX_ITEMS)]
+    texts: Annotated[None, WrapValidator(_of_other_shape)] = None
     top_n: int | None = Field(None, ge=1)
     rank_fields: Annotated[list[FilledText], Field(min_length=1, max_length=64)] | None = Field(
         None, description="what is read of documents that are objects, a line each; absent: `text`"

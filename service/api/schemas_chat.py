@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from service.api.schemas_openai import INT32, MAX_LOGPROBS, AsManyAsFit, GenerationBody, Lenient, Name, Strict, TokenId
+from service.api.schemas_openai import (
+    INT32,
+    MAX_LOGPROBS,
+    AsManyAsFit,
+    GenerationBody,
+    Lenient,
+    Name,
+    Strict,
+    TextAlone,
+    TokenId,
+)
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -21,7 +31,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class TextPart(Lenient):
-    type: Literal["text"]
+    type: Annotated[Literal["text"], TextAlone]
     text: str
 
 
@@ -86,7 +96,7 @@ class ChatBody(GenerationBody):
     continue_final_message: bool = False
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = Field({})
-    store: Literal[False] = False
+    store: bool = Field(False, description="nothing is kept, and the answer says so")
     metadata: dict[str, str] | None = None
     """Belongs to stored completions, of which there are none here."""
     modalities: list[Literal["text"]] | None = None

@@ -14,6 +14,9 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -127,6 +130,19 @@ class StructuredOutputs(Strict):
         return self
 
 
+def text_alone(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Around the type of a part of a message: what a part of another kind holds would be missed."""
+    try:
+        return check(value)
+    except ValidationError:
+        if not isinstance(value, str):
+            raise
+        raise ValueError(f"this service takes text; a part of type '{value[:64]}' cannot be read") from None
+
+
+TextAlone = WrapValidator(text_alone)
+
+
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
@@ -202,10 +218,10 @@ class GenerationBody(ConstrainedBody):
         return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
-def _kind_of_prompt(prompt: object) -> str:
+def _kind_of_prompt(prompt: object) -> str | None:
     """Which of the prompt's types is meant, so that a fault is one of that type and not of all four."""
     if not isinstance(prompt, list):
-        return "text"
+        return "text" if isinstance(prompt, str) else None
     first = prompt[0] if prompt else ""
     return "ids" if isinstance(first, int) else "lists of ids" if isinstance(first, list) else "texts"
 
@@ -216,7 +232,11 @@ PromptText = Annotated[
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("lists of ids")],
-    Discriminator(_kind_of_prompt),
+    Discriminator(
+        _kind_of_prompt,
+        custom_error_type="kind_of_prompt",
+        custom_error_message="give a text, a list of texts, a list of token ids, or a list of such lists",
+    ),
 ]
 
 

@@ -9,14 +9,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidatorFunctionWrapHandler, WrapValidator
 
 from service.api.schemas_chat import MAX_MESSAGES, MAX_TOOLS, ReasoningEffort, ToolName
-from service.api.schemas_openai import INT32, INT64, MAX_LOGPROBS, JsonObjectFormat, Lenient, Name, Strict, TextFormat
+from service.api.schemas_openai import (
+    INT32,
+    INT64,
+    MAX_LOGPROBS,
+    JsonObjectFormat,
+    Lenient,
+    Name,
+    Strict,
+    TextAlone,
+    TextFormat,
+)
 
 Role = Literal["system", "developer", "user", "assistant"]
 SummaryKind = Literal["auto", "concise", "detailed"]
 
 
 class InputText(Lenient):
-    type: Literal["input_text", "output_text", "text"]
+    type: Annotated[Literal["input_text", "output_text", "text"], TextAlone]
     text: str
 
 

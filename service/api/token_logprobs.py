@@ -42,12 +42,12 @@ def completion_logprobs(
             continue
         text = token_text(tokenizer, token.token_id)
         top = {
-            token_text(tokenizer, id): _finite(value)
+            token_text(tokenizer, id): finite(value)
             for id, value in zip(token.top_ids, token.top_logprobs, strict=True)
         }
         found.tokens.append(text)
-        found.token_logprobs.append(_finite(token.logprob))
-        found.top_logprobs.append(top | {text: _finite(token.logprob)})
+        found.token_logprobs.append(finite(token.logprob))
+        found.top_logprobs.append(top | {text: finite(token.logprob)})
     return found
 
 
@@ -60,7 +60,7 @@ def _prompt_logprob(tokenizer: Tokenizer, token: TokenLogprobs) -> dict[str, Pro
     ranks = {id: rank for rank, id in enumerate(token.top_ids, start=1)}
     logprobs = {token.token_id: token.logprob, **dict(zip(token.top_ids, token.top_logprobs, strict=True))}
     return {
-        str(id): PromptLogprob(logprob=_finite(value), rank=ranks.get(id), decoded_token=token_text(tokenizer, id))
+        str(id): PromptLogprob(logprob=finite(value), rank=ranks.get(id), decoded_token=token_text(tokenizer, id))
         for id, value in logprobs.items()
     }
 
@@ -74,11 +74,11 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list
     return [
         ChatTokenLogprob(
             token=token_text(tokenizer, token.token_id),
-            logprob=_finite(token.logprob),
+            logprob=finite(token.logprob),
             bytes=list(tokenizer.pieces.as_bytes(token.token_id)),
             top_logprobs=[
                 TopLogprob(
-                    token=token_text(tokenizer, id), logprob=_finite(value), bytes=list(tokenizer.pieces.as_bytes(id))
+                    token=token_text(tokenizer, id), logprob=finite(value), bytes=list(tokenizer.pieces.as_bytes(id))
                 )
                 for id, value in zip(token.top_ids, token.top_logprobs, strict=True)
             ],
@@ -87,5 +87,5 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> list
     ]
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
     return max(value, LEAST)

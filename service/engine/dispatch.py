@@ -1,12 +1,13 @@
 """How much the worker is given at a time, and whom it is given next.
 
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
-fairness, cancellation and deadlines act here, where they are cheap. Requests that its cache has no room for wait here
-too: it is given new ones only as it starts those that it has. A more urgent one is given to it even when it is full,
-since it may put others back. After a death the requests that were in the worker come back; one that was being computed
-in two deaths without getting anywhere is a suspect. A suspect is let in only among
-requests that have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is
-guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
+fairness, cancellation and deadlines act here, where they are cheap. What it holds beyond its batches counts as waiting
+like what waits here. Requests that its cache has no room for wait here, too: it is given new ones only as it starts
+those that it has. A more urgent one is given to it even when it is full, since it may put others back. After a death
+the requests that were in the worker come back; one that was being computed in two deaths without getting anywhere is a
+suspect. A suspect is let in only among requests that have got somewhere in this worker, and nobody after it until it
+has, too: the third death tells who is guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data.
+Runs in the API process.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from service.admission import QueueLoad
 from service.engine.fair_queue import FairQueue
 from service.engine.flight import EncodeFlight, Flight, GenerateFlight
 from service.engine.protocol import WorkerConfig
+from service.engine.seats import Seats
 
 SUSPECT_DEATHS = 2
 SPARE_REQUESTS = 8
@@ -28,20 +30,32 @@ SPARE_PROMPTS = 4
 
 @dataclass(slots=True)
 class _Lane:
+    rows: Seats
+    """Of the batch that generates."""
+    texts: Seats
+    """Of the batch of single-pass work, in tokens."""
     waiting: FairQueue = field(default_factory=FairQueue)
     flights: dict[int, Flight] = field(default_factory=dict)
     inside: dict[int, Flight] = field(default_factory=dict)
     single_pass_tokens: int = 0
     num_generating: int = 0
+    num_passed_over: int = 0
+    """Generating requests inside that the last step left out: for want of a row, of room or of a grammar."""
     unstarted: dict[int, int] = field(default_factory=dict)
     """Prompt tokens of the generating requests inside that have not been started there (for want of room, it seems;
     those that wait for their grammar are left out)."""
     unstarted_tokens: int = 0
 
+    @property
+    def num_waiting(self) -> int:
+        """Accepted and in no batch, here or in the worker."""
+        return len(self.waiting) + max(self.rows.num_standing, self.num_passed_over) + self.texts.num_standing
+
 
 class Dispatcher:
     def __init__(self, config: WorkerConfig) -> None:
         self._max_sequences = config.max_sequences
+        self._max_batch_tokens = config.max_batch_tokens
         self._window_tokens = config.max_batch_tokens * WINDOW_STEPS
         self._lanes: dict[str, _Lane] = {}
         self._suspect: Flight | None = None
@@ -52,22 +66,41 @@ class Dispatcher:
         """Those inside that have not got anywhere in this worker."""
 
     def load(self, client: str) -> QueueLoad:
-        """What waits here, over all checkpoints, and how much of it is `client`'s."""
-        queues = [lane.waiting for lane in self._lanes.values()]
-        shares = [queue.share_of(client) for queue in queues]
+        """What waits, over all checkpoints, and how much of it is `client`'s: here, and in the worker beyond its
+        batches."""
+        lanes = self._lanes.values()
+        shares = [part.share_of(client) for lane in lanes for part in (lane.waiting, lane.rows, lane.texts)]
         return QueueLoad(
-            num_requests=sum(len(queue) for queue in queues),
-            num_tokens=sum(queue.num_tokens for queue in queues),
+            num_requests=sum(lane.num_waiting for lane in lanes),
+            num_tokens=sum(
+                lane.waiting.num_tokens + lane.rows.num_standing_tokens + lane.texts.num_standing_tokens
+                for lane in lanes
+            ),
             client_requests=sum(share[0] for share in shares),
             client_tokens=sum(share[1] for share in shares),
         )
+
+    def has_seat(self, flight: Flight) -> bool:
+        """Whether it would come into the worker's batch without having to wait for any other to leave."""
+        if self._suspect is not None or self._next_suspect is not None:
+            return False
+        lane = self._lanes.get(flight.model.key)
+        if lane is None:
+            return True
+        if len(lane.waiting) or not self._has_room(lane, flight):
+            return False
+        if isinstance(flight, EncodeFlight):
+            return lane.texts.fits(flight.cost_tokens)
+        return lane.rows.fits(_num_rows(flight)) and not self._lacks_room(lane)
 
     def waiting_in(self, key: str) -> int:
         lane = self._lanes.get(key)
         return len(lane.waiting) if lane else 0
 
     def enqueue(self, flight: Flight) -> None:
-        lane = self._lanes.setdefault(flight.model.key, _Lane())
+        lane = self._lanes.get(flight.model.key)
+        if lane is None:
+            lane = self._lanes[flight.model.key] = _Lane(Seats(self._max_sequences), Seats(self._max_batch_tokens))
         lane.flights[flight.number] = flight
         lane.waiting.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
@@ -117,6 +150,13 @@ class Dispatcher:
         """The worker has begun to compute it."""
         lane = self._lanes[flight.model.key]
         lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
+        lane.rows.started(flight.number)
+        lane.texts.started(flight.number)
+
+    def passed_over(self, key: str, num_requests: int) -> None:
+        """So many of a generating checkpoint's requests had no part in its last step."""
+        if (lane := self._lanes.get(key)) is not None:
+            lane.num_passed_over = min(num_requests, lane.num_generating)
 
     def made_progress(self, flight: Flight) -> None:
         flight.deaths_without_progress = 0
@@ -150,6 +190,10 @@ class Dispatcher:
         has_grammar = isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is not None
         return has_grammar and flight.number in self._unproven
 
+    def _lacks_room(self, lane: _Lane) -> bool:
+        """Whether the last step left out others than those whose grammar is being compiled."""
+        return lane.num_passed_over > 0 and lane.num_passed_over > sum(map(self._compiles, lane.inside.values()))
+
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
             return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= self._window_tokens
@@ -167,7 +211,9 @@ class Dispatcher:
         self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
             lane.single_pass_tokens += flight.cost_tokens
+            lane.texts.enter(flight, flight.cost_tokens)
             return
+        lane.rows.enter(flight, _num_rows(flight))
         lane.num_generating += 1
         if isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is None:
             lane.unstarted[flight.number] = flight.num_prompt_tokens
@@ -179,10 +225,19 @@ class Dispatcher:
             return
         if isinstance(flight, EncodeFlight):
             lane.single_pass_tokens -= flight.cost_tokens
+            lane.texts.leave(flight.number)
         else:
+            lane.rows.leave(flight.number)
             lane.num_generating -= 1
+            lane.num_passed_over = min(lane.num_passed_over, lane.num_generating)
             lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
 
 
 def _is_suspect(flight: Flight) -> bool:
     return flight.deaths_without_progress >= SUSPECT_DEATHS
+
+
+def _num_rows(flight: Flight) -> int:
+    """Of a batch: a beam search has one for each beam."""
+    beam = flight.request.sampling.beam if isinstance(flight, GenerateFlight) else None
+    return beam.num_beams if beam is not None else 1

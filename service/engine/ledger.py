@@ -60,13 +60,14 @@ class Ledger:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, flight: Flight) -> None:
-        """Takes a request in if the queue has room for it. Raises DeadlineExceeded, Overloaded."""
+        """Takes a request in if it need not wait, or the queue has room for it. Raises DeadlineExceeded, Overloaded."""
         now = flight.accepted
         if flight.deadline is not None and flight.deadline <= now:
             self._books.metrics.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed when the request arrived", param="timeout")
-        load = self._dispatcher.load(flight.client)
-        self._books.admit(load, num_tokens=flight.cost_tokens, client=flight.client, now=now)
+        if not (self._is_loaded(flight.model.key) and self._dispatcher.has_seat(flight)):
+            load = self._dispatcher.load(flight.client)
+            self._books.admit(load, num_tokens=flight.cost_tokens, client=flight.client, now=now)
         self.enter(flight)
 
     def enter(self, flight: Flight) -> None:
@@ -142,6 +143,7 @@ class Ledger:
             flight = self._flights.get(result.request_id)
             if isinstance(flight, EncodeFlight):
                 self._take_encoded(flight, result)
+        self._dispatcher.passed_over(step.model, step.stats.num_waiting)
         self.pump()
         if model is not None:
             self._books.step(model, step, self._dispatcher.waiting_in(step.model))

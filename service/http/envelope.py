@@ -85,7 +85,7 @@ async def send_error(send: Send, error: ServiceError, *, headers: Headers | None
 
 def fault_of_body(error: ValidationError, body: object) -> ServiceError:
     """What pydantic has against a request's body."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    faults = error.errors(include_url=False, include_input=False)
     return validation_error([{**fault, "loc": ("body", *fault["loc"])} for fault in faults[:MAX_FAULTS]], body)
 
 
@@ -111,13 +111,21 @@ def _path(fault: Mapping[str, Any], body: object) -> tuple[str | int, ...]:
         return tuple(rest)
     found: list[str | int] = []
     value: Any = body
+    if fault["type"].startswith("union_tag_") and (name := _discriminator(fault)) is not None:
+        rest.append(name)
     for index, part in enumerate(rest):
         if _holds(value, part):
             value = value[part]
-        elif not (fault["type"] == "missing" and index == len(rest) - 1):
+        elif not (fault["type"] in ("missing", "union_tag_not_found") and index == len(rest) - 1):
             continue
         found.append(part)
     return tuple(found)
+
+
+def _discriminator(fault: Mapping[str, Any]) -> str | None:
+    """The field that tells the members of a union apart, where that is a field; pydantic puts it in quotes."""
+    name = str(fault["ctx"]["discriminator"])
+    return name.strip("'") if name.startswith("'") else None
 
 
 def _holds(value: Any, part: str | int) -> bool:
@@ -128,8 +136,10 @@ def _holds(value: Any, part: str | int) -> bool:
 
 def _message(fault: Mapping[str, Any]) -> str:
     match fault["type"]:
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "this field is required"
+        case "union_tag_invalid":
+            return f"'{fault['ctx']['tag'][:64]}' is none of those there are: {fault['ctx']['expected_tags']}"
         case "extra_forbidden":
             return "there is no such field"
         case "dict_type" | "model_type" | "model_attributes_type":

@@ -1,7 +1,7 @@
 """Who may pass: nobody new while draining, nobody without a key where keys are set, nobody beyond the key's rate.
 
-Everything needs a key but the probes (and /metrics where that is asked for), so a new route is closed until it is
-opened here. Pure ASGI. Runs in the API process, on the event loop.
+Everything needs a key but the probes and the page at /docs (and /metrics where that is asked for), so a new route is
+closed until it is opened here. Pure ASGI. Runs in the API process, on the event loop.
 """
 
 import time
@@ -18,6 +18,8 @@ from service.logs import RequestRecord
 PROBES = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping", "/"})
 """They are asked with GET or HEAD; `POST /` is a task."""
 METRICS = "/metrics"
+PAGE = "/docs"
+"""The same everywhere; what it tells of this service it reads from the description, which needs a key."""
 ADMIN = "/admin"
 DRAINING_RETRY_AFTER_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
@@ -49,7 +51,9 @@ class Gate:
             await self._app(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        return is_probe(scope["method"], scope["path"]) or (self._metrics_public and scope["path"] == METRICS)
+        path = scope["path"]
+        is_page = path == PAGE and scope["method"] in ("GET", "HEAD")
+        return is_probe(scope["method"], path) or is_page or (self._metrics_public and path == METRICS)
 
     def _refuse_while_draining(self, scope: Scope) -> None:
         if self._state.draining and scope["method"] == "POST":

@@ -96,6 +96,8 @@ class Delta:
     num_tokens: int = 0
     """The choice's so far, this delta's included."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    end_token: TokenLogprobs | None = None
+    """The id that ended the text, which is no part of it, where log-probabilities are asked for."""
     ids: list[int] = field(default_factory=list)
     """What has been generated since the last delta, where that is asked for."""
 
@@ -165,6 +167,8 @@ class Choice:
         self.num_tokens += len(ids)
         if reason is not None:
             self._finish(delta, reason)
+            if ended_by_id and output.logprobs:
+                delta.end_token = output.logprobs[-1]
             by_id = ended_by_id and ids[-1] in self._stop_token_ids
             delta.stop_reason = ids[-1] if by_id else self._stops.found
         if not (delta.text or delta.tokens or delta.prompt_logprobs or reason is not None):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from model.training.rest import held_out_rows
@@ -164,6 +165,14 @@ def relevance(client: Client) -> None:
     assert 0 < rows[1]["relevance_score"] < rows[0]["relevance_score"] < 1
 
 
+def cohere_embed(client: Client) -> None:
+    assert [unit(row) for row in post(client, "/v1/embed", texts=[CLOSE, FAR])["embeddings"]] == [True, True]
+    rows = post(client, "/v2/embed", texts=["A happy person.", CLOSE, FAR], embedding_types=["int8", "binary"])
+    happy, close, far = (np.array(row, dtype=float) for row in rows["embeddings"]["int8"])
+    assert happy @ far / np.linalg.norm(far) < 0.5 * (happy @ close) / np.linalg.norm(close)
+    assert {len(row) for row in rows["embeddings"]["binary"]} == {384 // 8}
+
+
 def score(client: Client) -> None:
     for path in ("/v1/score", "/score"):
         far, close = (row["score"] for row in post(client, path, text_1="A happy person.", text_2=[FAR, CLOSE])["data"])
@@ -219,6 +228,17 @@ def tei_tokens(client: Client) -> None:
 def tei_info(client: Client) -> None:
     found = get(client, "/info")
     assert (found["model_id"], list(found["model_type"])) == (ENCODER, ["embedding"])
+
+
+def text_generation(client: Client) -> None:
+    """The same text by all three addresses as by ours, whole and as a stream."""
+    wanted = post(client, "/v1/completions", prompt="Once upon a time", max_tokens=12, temperature=0)["choices"][0]
+    asked = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 12}}
+    for path in ("/generate", "/hf/text-generation"):
+        assert post(client, path, **asked)["generated_text"] == wanted["text"]
+    lines = client.post("/generate_stream", json=asked).text.split("\n\n")[:-1]
+    events = [json.loads(line.removeprefix("data:")) for line in lines]
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"] == wanted["text"]
 
 
 def hf_text_classification(client: Client) -> None:
@@ -338,6 +358,8 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /v1/similarity": similarity,
     "POST /v1/rerank": rerank,
     "POST /v2/rerank": relevance,
+    "POST /v1/embed": cohere_embed,
+    "POST /v2/embed": cohere_embed,
     "POST /v1/score": score,
     "POST /score": score,
     "POST /embeddings": roots,
@@ -355,6 +377,9 @@ WALK: dict[str, Callable[[Client], None]] = {
     "POST /tokenize": tei_tokens,
     "POST /decode": tei_tokens,
     "GET /info": tei_info,
+    "POST /generate": text_generation,
+    "POST /generate_stream": text_generation,
+    "POST /hf/text-generation": text_generation,
     "POST /hf/text-classification": hf_text_classification,
     "POST /hf/zero-shot-classification": hf_zero_shot,
     "POST /hf/feature-extraction": hf_features,
@@ -390,6 +415,21 @@ def test_the_walk_leaves_no_endpoint_of_the_readme_out() -> None:
 @pytest.mark.parametrize("visit", dict.fromkeys(WALK.values()), ids=lambda visit: visit.__name__)
 def test_the_shipped_checkpoints_answer_sensibly_at(visit: Callable[[Client], None], client: Client) -> None:
     visit(client)
+
+
+OF_HEAD = ("/classify", "/predict", "/hf/text-classification")
+"""They name no labels, and the encoder has several heads."""
+
+
+def test_every_example_of_the_description_is_answered(client: Client) -> None:
+    failed = []
+    for path, operations in get(client, "/openapi.json")["paths"].items():
+        if "requestBody" in operations.get("post", {}) and not path.startswith("/admin"):
+            example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
+            address = f"{path}?head=sentiment" if path in OF_HEAD else path
+            if (response := client.post(address, json=example)).status_code != 200:
+                failed.append((path, response.text))
+    assert failed == []
 
 
 @pytest.mark.parametrize("name", [LM, ENCODER])

@@ -340,6 +340,14 @@ async def test_extras_of_official_clients_are_let_pass_at_their_defaults(client:
     )  # fmt: skip
 
 
+async def test_nothing_is_stored_and_whoever_asks_for_it_is_told(client: httpx.AsyncClient) -> None:
+    """`store: true`, which some clients always send, was a 400; the answer says what has become of it."""
+    asked: dict[str, Any] = {"store": True, "metadata": {"run": "7"}}
+    assert (await post(client, **asked))["store"] is False
+    assert {chunk["store"] for chunk in await stream(client, **asked)} == {False}
+    assert "store" not in await post(client, **asked | {"store": False})
+
+
 async def test_a_template_s_refusal_is_the_caller_s_400(client: httpx.AsyncClient) -> None:
     messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL_TWICE, CALL_TWICE]}]
     response = await client.post(URL, json={"model": "llama", "messages": messages})

@@ -42,7 +42,8 @@ SHARED: list[tuple[str, list[Any]]] = [
     ("stream_options", [5, [], "x", {"include_usage": True}]),
     ("stream_options.include_usage", [{"include_usage": "x"}]),
     ("stream_options.other", [{"other": 1}]),
-    ("response_format", [5, "json", [], {}, {"type": "xml"}, {"type": 5}]),
+    ("response_format", [5, "json", []]),
+    ("response_format.type", [{}, {"type": "xml"}, {"type": 5}]),
     ("response_format.json_schema", [{"type": "json_schema"}, {"type": "json_schema", "json_schema": 5}]),
     ("response_format.json_schema.schema", [
         {"type": "json_schema", "json_schema": {"name": "x"}},
@@ -139,7 +140,7 @@ CHAT_ONLY: list[tuple[str, list[Any]]] = [
     ("documents", ["x"]),
     ("documents.0", [[5]]),
     ("chat_template_kwargs", [5, "x"]),
-    ("store", [True]),
+    ("store", [5, "yes"]),
     ("metadata", [5, "x"]),
     ("service_tier", ["flex", 5]),
     ("modalities.0", [["audio"]]),
@@ -165,6 +166,44 @@ def table() -> list[Any]:
 
 def good(path: str) -> dict[str, Any]:
     return {"messages": [USER]} if path == CHAT else {"prompt": "x"}
+
+
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]
+SOUND = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_audio", "input_audio": {}}]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, {"messages": PICTURE},
+         "messages.0.content.0.type: this service takes text; a part of type 'image_url' cannot be read"),
+        (CHAT, {"messages": SOUND},
+         "messages.0.content.1.type: this service takes text; a part of type 'input_audio' cannot be read"),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+         "input.0.content.0.type: this service takes text; a part of type 'input_image' cannot be read"),
+        (CHAT, {"response_format": {"type": "xml"}},
+         "response_format.type: 'xml' is none of those there are: 'text', 'json_object', 'json_schema'"),
+        (CHAT, {"response_format": {"schema": {}}}, "response_format.type: this field is required"),
+        ("/v1/responses", {"text": {"format": {"type": "xml"}}, "input": "x"},
+         "text.format.type: 'xml' is none of those there are: 'text', 'json_object', 'json_schema'"),
+        (COMPLETIONS, {"prompt": 5},
+         "prompt: give a text, a list of texts, a list of token ids, or a list of such lists"),
+        ("/v1/embeddings", {"input": 5}, "input: give a text, or a list of texts"),
+        ("/embed", {"inputs": {}}, "inputs: give a text, or a list of texts"),
+        *[(address, {"query": "x", "documents": ["a"], "texts": ["a"]},
+           "texts: the name that text-embeddings-inference has for documents, at /rerank alone: give texts or "
+           "documents, not both") for address in ("/v1/rerank", "/v2/rerank", "/rerank", "/")],
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_told_in_words_for_the_caller_and_not_for_who_wrote_the_types(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], message: str
+) -> None:
+    """These were "input should be 'text'", "input tag 'xml' found using 'type' does not match", "valid string"."""
+    around = good(path) if path in (CHAT, COMPLETIONS) else {}
+    response = await client.post(path, json=around | body)
+    error = response.json()["error"]
+    assert (response.status_code, error["message"]) == (400, message)
+    assert error["param"] == message.split(":")[0]
 
 
 @pytest.mark.parametrize(("path", "param", "value"), table())

@@ -244,11 +244,73 @@ def test_a_suspect_that_ends_makes_room_for_the_next(dispatcher: Dispatcher) -> 
     assert numbers(dispatcher.take()) == [2]
 
 
-def test_what_waits_is_counted_in_all_and_per_client(dispatcher: Dispatcher) -> None:
+def test_what_waits_is_counted_in_all_and_per_client_wherever_it_lies(dispatcher: Dispatcher) -> None:
+    """What the worker holds beyond its batch was not counted: eight waited before the first of the bound."""
     for number in range(MAX_SEQUENCES + SPARE_REQUESTS):
         dispatcher.enqueue(make_flight(number, client="a"))
-    dispatcher.take()
+    inside = dispatcher.take()
     dispatcher.enqueue(make_flight(100, client="a"))
     dispatcher.enqueue(make_flight(101, client="b"))
-    load = dispatcher.load("a")
-    assert (load.num_requests, load.num_tokens, load.client_requests, load.client_tokens) == (2, 20, 1, 10)
+    num = SPARE_REQUESTS + 2
+    assert dispatcher.load("a") == (num, 10 * num, num - 1, 10 * (num - 1))
+    dispatcher.forget(inside[0])
+    dispatcher.started(inside[-1])
+    assert dispatcher.load("b") == (num - 2, 10 * (num - 2), 1, 10)
+    for flight in dispatcher.take_back():
+        dispatcher.enqueue(flight)
+    assert dispatcher.load("").num_requests == len(inside) - 1 + 2
+
+
+def test_whoever_finds_a_place_in_the_batch_does_not_wait_and_nobody_else_is_said_not_to(
+    dispatcher: Dispatcher,
+) -> None:
+    flights = [make_flight(number) for number in range(MAX_SEQUENCES)]
+    for flight in flights:
+        assert dispatcher.has_seat(flight)
+        dispatcher.enqueue(flight)
+        dispatcher.take()
+    assert dispatcher.load("").num_requests == 0
+    assert not dispatcher.has_seat(make_flight(9))
+    dispatcher.forget(flights[0])
+    assert dispatcher.has_seat(make_flight(9))
+    dispatcher.enqueue(make_flight(10, deaths=SUSPECT_DEATHS))
+    assert not dispatcher.has_seat(make_flight(11))
+
+
+def test_those_that_the_cache_has_no_room_for_wait_and_nobody_is_let_in_before_them(dispatcher: Dispatcher) -> None:
+    flights = [make_flight(number) for number in range(3)]
+    for flight in flights:
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    dispatcher.passed_over("m@1", 2)
+    assert dispatcher.load("").num_requests == 2
+    assert not dispatcher.has_seat(make_flight(9))
+    dispatcher.forget(flights[1])
+    dispatcher.forget(flights[2])
+    assert dispatcher.load("").num_requests == 1
+    dispatcher.passed_over("m@1", 0)
+    assert dispatcher.has_seat(make_flight(9))
+
+
+def test_a_grammar_that_is_being_compiled_takes_a_place_and_blocks_nobody(dispatcher: Dispatcher) -> None:
+    dispatcher.enqueue(make_flight(1, grammar="a+"))
+    dispatcher.take()
+    dispatcher.passed_over("m@1", 1)
+    assert dispatcher.load("").num_requests == 1
+    assert dispatcher.has_seat(make_flight(2))
+
+
+def test_texts_wait_beyond_one_steps_worth_of_tokens(dispatcher: Dispatcher) -> None:
+    """The batch takes 100, and the worker is given up to 400."""
+    flights = [make_encode_flight(number, 40) for number in range(5)]
+    assert [dispatcher.has_seat(flight) for flight in flights[:1]] == [True]
+    for flight in flights:
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == [0, 1, 2, 3, 4]
+    assert dispatcher.load("")[:2] == (3, 120)
+    dispatcher.forget(flights[1])
+    assert dispatcher.load("")[:2] == (2, 80)
+    for flight in (flights[0], *flights[2:]):
+        assert not dispatcher.has_seat(make_encode_flight(9, 70))
+        dispatcher.forget(flight)
+    assert dispatcher.has_seat(make_encode_flight(9, 5000))

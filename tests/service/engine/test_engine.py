@@ -248,14 +248,26 @@ async def test_a_deadline_ends_a_request_wherever_it_is(make_engine: MakeEngine)
 
 async def test_a_full_queue_refuses_with_the_time_after_which_to_come_back(make_engine: MakeEngine) -> None:
     engine = await make_engine(max_sequences=1, queue=QueueLimits(2, 10_000))
-    streams = []
-    with pytest.raises(Overloaded) as caught:  # noqa: PT012 - which submission is the first too many is not ours to say
-        for _ in range(40):
-            streams.append(submit(engine, PROMPT, max_tokens=8))  # noqa: PERF401
+    streams = await fill_queue(engine)
+    with pytest.raises(Overloaded) as caught:
+        submit(engine, PROMPT, max_tokens=8)
     assert caught.value.status == 429
     assert caught.value.retry_after is not None
     assert caught.value.retry_after >= 1
     assert all([await read_ids(stream) for stream in streams])
+    check_books(engine)
+
+
+@pytest.mark.parametrize("bound", [0, 4])
+async def test_exactly_as_many_wait_as_the_bound_says_and_the_batch_is_filled_beside_them(
+    make_engine: MakeEngine, bound: int
+) -> None:
+    """Eight more waited in the worker, which nobody counted; and a bound of 0 could not be asked for."""
+    engine = await make_engine(max_sequences=2, queue=QueueLimits(bound, 10_000))
+    for _ in range(3):
+        streams = await fill_queue(engine)
+        assert len(streams) == 2 + bound
+        assert all([len(await read_ids(stream)) == 8 for stream in streams])
     check_books(engine)
 
 
