@@ -1,13 +1,15 @@
-"""`slimpajama models FOLDER ...`: what checkpoint folders hold and which tasks they can do, without their weights."""
+"""`slimpajama models PATH ...`: what checkpoint folders and GGUF files hold and can do, without their weights."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError
+from model.gguf.folder import unpacked
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -15,13 +17,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="slimpajama models", description=__doc__.partition(": ")[2] if __doc__ else ""
     )
-    parser.add_argument("folder", nargs="+", type=Path, help="a checkpoint's folder, or a folder of such folders")
+    parser.add_argument(
+        "folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of folders"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     num_faults = 0
     for folder in (found for given in options.folder for found in _checkpoint_folders(given)):
         try:
-            description = describe(folder)
+            with unpacked(folder) as unpacked_folder:
+                description = replace(describe(unpacked_folder), folder=folder)
         except CheckpointError as error:
             num_faults += 1
             sys.stderr.write(f"slimpajama models: {folder}: {error}\n")
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    if (folder / "config.json").is_file() or not folder.is_dir() or any(folder.glob("*.gguf")):
         return [folder]
     return sorted(path.parent for path in folder.glob("*/config.json")) or [folder]
 

@@ -4,12 +4,14 @@ The one place where `Settings` are taken apart for the engine. Reads small files
 `load_directory` runs on a thread. API process only.
 """
 
+import dataclasses
 import time
 from functools import partial
 from pathlib import Path
 
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription, describe
+from model.gguf.folder import unpack
 from model.hub import resolve
 from model.languages import Languages, read_languages
 from model.text_messages import check_template
@@ -51,9 +53,19 @@ def load_directory(settings: Settings) -> ModelDirectory:
 
 
 def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
-    folder = resolve(
-        source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline
-    )
+    """Raises: CheckpointError, if it cannot be found or is not what it should be."""
+    found = resolve(source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline)
+    unpacked = unpack(found)
+    if unpacked is None:
+        return _read_model(source, found, settings)
+    try:
+        return dataclasses.replace(_read_model(source, unpacked.folder, settings), unpacked=unpacked)
+    except BaseException:
+        unpacked.remove()
+        raise
+
+
+def _read_model(source: ModelSource, folder: Path, settings: Settings) -> LoadedModel:
     description = describe(folder, settings.max_model_len)
     version = source.version or description.version
     tokenizer, chat_template = Tokenizer.load(folder), ChatTemplate.load(folder)
