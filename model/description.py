@@ -6,6 +6,7 @@ checkpoint that the worker is still loading. Both processes.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from model.declared_rules import DeclaredRules, read_declared_rules
 from model.embedding_config import ActivationName, EmbeddingConfig, pools, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
+from model.gguf.container import GgufFile, files_of
 from model.quantized.config import read_quantization
 from model.remarks import tell_of_length, tell_of_own_code, tell_of_what_is_left_out
 from model.sentiment_labels import valences
@@ -213,6 +215,10 @@ def fingerprint(folder: Path) -> str:
                 _digest_weights(file, digest.update)
             else:
                 digest.update(file.read())
+    for path in files_of(folder):
+        with GgufFile(path) as gguf:
+            for sample in gguf.samples():
+                digest.update(sample)
     return digest.hexdigest()[:12]
 
 
@@ -235,9 +241,17 @@ def _digest_weights(file: BinaryIO, update: Callable[[bytes], None]) -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
-    """Of the files that are read: `consolidated.safetensors` holds the same weights once more."""
+    """Of the files that are read: `consolidated.safetensors` holds the same weights once more. Of GGUF files as if each
+    weight had 16 bits."""
+    if ggufs := files_of(folder):
+        return sum(_num_values(path) for path in ggufs) * 2
     files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
     return sum(file.stat().st_size for file in files)
+
+
+def _num_values(path: Path) -> int:
+    with GgufFile(path) as gguf:
+        return sum(math.prod(info.shape) for info in gguf.tensors.values())
 
 
 def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:

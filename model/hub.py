@@ -1,4 +1,4 @@
-"""Where a checkpoint lies on disk: a folder as it is, or a name on the Hugging Face hub, fetched into its cache.
+"""Where a checkpoint lies on disk: a folder or GGUF file as it is, or a name on the Hugging Face hub, fetched.
 
 What is fetched is what serving needs: configs, tokenizer files and safetensors, never pickles. Knows nothing of what
 the files mean. Runs on a thread of the API process while it starts; the worker is given a folder.
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from model.errors import HubError
+from model.gguf.container import SUFFIX as GGUF_SUFFIX
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.spm", "*.jinja", "merges.txt", "vocab.txt"]
 UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "*.onnx.json", "*/adapter_model.safetensors"]
@@ -25,7 +26,7 @@ def resolve(
     offline: bool = False,
     endpoint: str | None = None,
 ) -> Path:
-    """The local folder of a checkpoint; a folder that exists wins over a hub name.
+    """The local folder (or GGUF file) of a checkpoint; one that exists wins over a hub name.
 
     `revision` is a branch, tag or commit of the hub (not used for folders): a commit is what pins it. What is in the
     cache already is not fetched again, and a download that was cut off goes on where it stopped. Progress is shown on
@@ -34,10 +35,10 @@ def resolve(
     Raises: HubError, whose message says what to do.
     """
     folder = Path(location).expanduser()
-    if location and folder.is_dir():
-        return folder.resolve()
+    if location and (folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX)):
+        return folder.resolve() if folder.is_dir() else folder.absolute()
     if not _HUB_NAME.fullmatch(location) or ".." in location or "--" in location:
-        raise HubError(f"{location} is not a folder, nor a hub name like organization/model")
+        raise HubError(f"{location} is not a folder, nor a GGUF file, nor a hub name like organization/model")
     return _fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
 
 

@@ -30,7 +30,7 @@ def tell_of_length(folder: Path, config: NetworkConfig, limit: int | None) -> No
     if limit is not None and length < limit:
         log.warning("%s: of the %s tokens that are allowed for it can hold %s", folder, f"{limit:,}", f"{length:,}")
     scaling = config.rotary.scaling if isinstance(config, DecoderConfig) and config.rotary is not None else None
-    if scaling is not None and scaling.kind == "per_dimension":
+    if scaling is not None and scaling.kind == "per_dimension" and scaling.factor > 1:
         which = "long" if length > scaling.original_length else "short"
         log.info(
             "%s: LongRoPE's %s factors for all texts (the short ones are for a context of up to %s tokens)",

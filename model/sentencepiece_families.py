@@ -165,6 +165,7 @@ FAMILIES: Mapping[str, tuple[str, Callable[[Path, Config], Tokenizer]]] = {
     "llama": ("tokenizer.model", llama),
     "mistral": ("tokenizer.model", llama),
     "phi3": ("tokenizer.model", llama),
+    "gemma": ("tokenizer.model", gemma),
     "gemma2": ("tokenizer.model", gemma),
     "gemma3": ("tokenizer.model", gemma),
     "gemma3_text": ("tokenizer.model", gemma),

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from model.architectures.raw import RawConfig, read_json
+from model.gguf.container import files_of
+from model.gguf.tensors import GgufTensors
 from model.quantized.config import read_quantization
 from model.quantized.formats import UNUSED, Format, format_of
 from model.quantized.parts import Parts
@@ -30,7 +32,7 @@ class StoredWeights:
 
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
-        self._files = StoredTensors(folder)
+        self._files = GgufTensors(folder) if files_of(folder) else StoredTensors(folder)
         self._quantized: dict[str, Callable[[], Tensor]] = {}
         self._put: dict[str, Callable[[], Tensor]] = {}
         self.folder = folder

@@ -39,6 +39,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "llama": ("Llama", "CodeLlama"),
     "mistral": ("Llama",),
     "phi3": ("Llama",),
+    "gemma": ("Gemma",),
     "gemma2": ("Gemma",),
     "gemma3": ("Gemma",),
     "gemma3_text": ("Gemma",),

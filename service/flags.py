@@ -29,7 +29,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 def serve_parser() -> Parser:
     parser = Parser(
         prog="slimpajama serve",
-        usage="slimpajama serve --model FOLDER_OR_HUB_NAME [--model ...] [settings]",
+        usage="slimpajama serve --model FOLDER_OR_GGUF_OR_HUB_NAME [--model ...] [settings]",
         description="Load checkpoints and serve them over HTTP.",
         epilog="Every setting may also come from the variable in brackets, or from a YAML file (--config) under the "
         "flag's name with underscores. A flag beats the variable, the variable beats the file. "

@@ -1,4 +1,4 @@
-"""`slimpajama models FOLDER ...`: what checkpoint folders hold and which tasks they can do, without their weights."""
+"""`slimpajama models PATH ...`: what checkpoint folders and GGUF files hold and can do, without their weights."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from model.adapters.config import ADAPTER_CONFIG
 from model.adapters.folder import find_base, joined
 from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError
+from model.gguf.folder import unpacked
 
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 
@@ -20,13 +21,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="slimpajama models", description=__doc__.partition(": ")[2] if __doc__ else ""
     )
-    parser.add_argument("folder", nargs="+", type=Path, help="a checkpoint's folder, or a folder of such folders")
+    parser.add_argument(
+        "folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of folders"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     num_faults = 0
     for folder in (found for given in options.folder for found in _checkpoint_folders(given)):
         try:
-            with joined(folder, find_base(folder, offline=True)) as whole:
+            with unpacked(folder) as plain, joined(plain, find_base(plain, offline=True)) as whole:
                 description = replace(describe(whole), folder=folder)
         except CheckpointError as error:
             num_faults += 1
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:
-    if any((folder / name).is_file() for name in CONFIGS) or not folder.is_dir():
+    own = any((folder / name).is_file() for name in CONFIGS) or any(folder.glob("*.gguf"))
+    if own or not folder.is_dir():
         return [folder]
     return sorted({path.parent for name in CONFIGS for path in folder.glob(f"*/{name}")}) or [folder]
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_FILE_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """`location` is a folder or a hub name; `version` is None where the checkpoint shall name itself."""
+    """`location` is a folder, a GGUF file or a hub name; `version` is None where the checkpoint shall name itself."""
 
     location: str
     name: str
@@ -27,7 +28,9 @@ class ModelSource:
         """
         location, name, version = _split(text.strip())
         if not location:
-            raise ValueError(f"'{text}' names no folder or hub model: write FOLDER_OR_HUB_NAME[=NAME][@VERSION]")
+            raise ValueError(
+                f"'{text}' names no folder, file or hub model: write FOLDER_OR_GGUF_OR_HUB_NAME[=NAME][@VERSION]"
+            )
         name = name or _default_name(location)
         if not _SERVED_NAME.fullmatch(name):
             raise ValueError(f"served name '{name}' must be 1 to 128 letters, digits, '.', '_', '/' or '-'; add =NAME")
@@ -60,7 +63,11 @@ def _split(text: str) -> tuple[str, str, str]:
 
 
 def _default_name(location: str) -> str:
-    """A folder's own name; a hub model keeps its whole name, `owner/model`."""
+    """A folder's own name, or a file's without its ending; a hub model keeps its whole name, `owner/model`."""
     path = Path(location)
     is_hub_name = not path.exists() and location.count("/") == 1 and location[0] not in "./~"
-    return location if is_hub_name else path.resolve().name
+    return (
+        location
+        if is_hub_name
+        else _FILE_ENDING.sub("", path.absolute().name if path.is_file() else path.resolve().name)
+    )

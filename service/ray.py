@@ -116,7 +116,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Settings, Scaling]:
     if given:
         raise SettingsError(f"{given[0]} is not ours to set: Ray's proxy listens (http_options of Serve's config file)")
     if not settings.model:
-        raise SettingsError("nothing to serve: give model=FOLDER_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
+        raise SettingsError("nothing to serve: give model=FOLDER_OR_GGUF_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
     if not settings.has_keys and not settings.no_auth:
         raise SettingsError("Ray's proxy may listen to other machines: give api_keys_file=..., or no_auth=true")
     if settings.worker_threads is None:

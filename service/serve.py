@@ -45,7 +45,7 @@ def run(flags: Mapping[str, object]) -> int:
 
 def _refuse_nothing_to_serve(settings: Settings) -> None:
     if not settings.model:
-        raise SettingsError("nothing to serve: give --model FOLDER_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
+        raise SettingsError("nothing to serve: give --model FOLDER_OR_GGUF_OR_HUB_NAME, or SLIMPAJAMA_MODEL")
 
 
 def _refuse_unusable_certificate(settings: Settings) -> None:

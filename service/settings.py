@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     cors_origins: TextList = _setting("Server", (), "origins that browsers may call from; none: CORS is off")
     drain_timeout: float = _setting("Server", 30.0, "seconds that accepted requests get after SIGTERM", ge=0, le=86400)
 
-    model: Models = _setting("Models", (), "FOLDER_OR_HUB_NAME[=SERVED_NAME][@VERSION]; may be repeated")
+    model: Models = _setting("Models", (), "FOLDER_OR_GGUF_OR_HUB_NAME[=SERVED_NAME][@VERSION]; may be repeated")
     alias: Aliases = _setting("Models", (), "ALIAS=SERVED_NAME: another name for a checkpoint; may be repeated")
     revision: str | None = _setting("Models", None, "hub revision (branch, tag or commit) of every hub model")
     offline: bool = _setting("Models", False, "take hub models from the cache alone")

@@ -1,6 +1,6 @@
-"""Gemma 2 (arXiv 2408.00118) and the text part of Gemma 3 (arXiv 2503.19786) onto `DecoderConfig`.
+"""Gemma (arXiv 2403.08295), its second (2408.00118) and the text part of its third (2503.19786) onto `DecoderConfig`.
 
-Tensor names are Llama's with two more norms a layer; the larger Gemma 3 checkpoints hold a vision tower beside the
+Tensor names are Llama's, since Gemma 2 with two more norms a layer; the larger Gemma 3 hold a vision tower beside the
 text model, which is left out. Knows no tensors.
 """
 
@@ -22,6 +22,16 @@ from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig, Rotary
 
+GEMMA_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 GEMMA2_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000,
     "hidden_size": 2304,
@@ -47,6 +57,19 @@ GEMMA3_DEFAULTS: Mapping[str, Any] = {
     "final_logit_softcapping": None,
 }
 """What a `config.json` that leaves these keys out means (Gemma 3's are short)."""
+
+
+def configure_gemma(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    """Its first configs name the exact GELU, which was a mistake: it is always the one by tanh, as in transformers."""
+    config = configure_llama(with_defaults(raw, GEMMA_DEFAULTS), limit)
+    return replace(
+        config,
+        architecture="GemmaForCausalLM",
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        embedding_scale=config.hidden_size**0.5,
+        embedding_scale_in_dtype=True,
+    )
 
 
 def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
@@ -118,6 +141,7 @@ def weights_beside_vision(config: DecoderConfig) -> WeightMap:
 
 
 ARCHITECTURES = {
+    "GemmaForCausalLM": decoder(configure_gemma),
     "Gemma2ForCausalLM": decoder(configure_gemma2),
     "Gemma3ForCausalLM": decoder(configure_gemma3),
     # EmbeddingGemma.

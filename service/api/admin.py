@@ -31,7 +31,7 @@ Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 class DeployBody(Strict):
     """A checkpoint to load beside what runs; what is left out is as the service is configured."""
 
-    source: str = Field(min_length=1, max_length=1024, description="folder on the server, or hub name")
+    source: str = Field(min_length=1, max_length=1024, description="folder or GGUF file on the server, or hub name")
     version: VersionLabel | None = Field(None, description="label; by default the checkpoint's fingerprint")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["none", "int8", "fp8"] | None = None
@@ -156,7 +156,7 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         state=model.state,
         weight=weight,
         shadow=shadow,
-        source=model.spec.folder,
+        source=model.location,
         tasks=list(model.tasks),
         dtype=loaded.dtype if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from model.adapters.folder import find_base, joined
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription, describe
+from model.gguf.folder import unpack
 from model.hub import resolve
 from model.languages import Languages, read_languages
 from model.text_messages import check_template
@@ -53,9 +54,19 @@ def load_directory(settings: Settings) -> ModelDirectory:
 
 
 def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
-    folder = resolve(
-        source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline
-    )
+    """Raises: CheckpointError, if it cannot be found or is not what it should be."""
+    found = resolve(source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline)
+    unpacked = unpack(found)
+    if unpacked is None:
+        return _read_model(source, found, settings)
+    try:
+        return replace(_read_model(source, unpacked.folder, settings), unpacked=unpacked)
+    except BaseException:
+        unpacked.remove()
+        raise
+
+
+def _read_model(source: ModelSource, folder: Path, settings: Settings) -> LoadedModel:
     base = find_base(folder, cache_dir=settings.cache_dir, offline=settings.offline)
     with joined(folder, base) as whole:
         description = describe(whole, settings.max_model_len)

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from model.chat_template import ChatTemplate
 from model.description import CheckpointDescription
+from model.gguf.folder import Unpacked
 from model.languages import Languages
 from model.tokenizer import Tokenizer
 from service.engine.aliases import Alias, sticky_key
@@ -35,6 +36,14 @@ class LoadedModel:
     """Translating encoder-decoders: which there are, and how the network is told."""
     state: ModelState = "loading"
     loaded: Loaded | None = None
+    unpacked: Unpacked | None = None
+    """Of a GGUF file: its folder, which the worker reads again whenever it is restarted, and rollbacks whenever they go
+    back to it."""
+
+    @property
+    def location(self) -> str:
+        """The folder or the file that it came from."""
+        return self.spec.folder if self.unpacked is None else str(self.unpacked.location)
 
     @property
     def key(self) -> str:

@@ -145,7 +145,7 @@ def test_what_the_hub_refuses_is_said_plainly(
 def test_what_is_neither_folder_nor_name_is_refused_without_asking(
     hub: Any, fetch: Callable[..., Path], location: str
 ) -> None:
-    with pytest.raises(HubError, match="not a folder, nor a hub name"):
+    with pytest.raises(HubError, match="not a folder, nor a GGUF file, nor a hub name"):
         fetch(location)
     assert hub.num_requests == 0
 

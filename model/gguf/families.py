@@ -1,0 +1,275 @@
+"""What the keys of a GGUF file mean, family by family: the `config.json` of the checkpoint that it was made from.
+
+Numbers that a file leaves out have the values that llama.cpp takes then. What is not a key but follows from the tensors
+(the vocabulary's size, a tied head, biases, factors of rotary positions) is asked of them. No torch; both processes.
+
+Source: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py for the keys, `src/models/` for what they mean.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model.architectures.raw import RawConfig
+from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.gguf import names
+from model.gguf.container import GgufFile, TensorInfo
+from model.gguf.kinds import READ
+from model.gguf.names import Naming
+
+Config = dict[str, Any]
+
+LARGEST_GEMMA: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
+"""Layers of the 27B models, whose queries are scaled by the width of a head that they do not have."""
+GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+class Facts:
+    """A file's keys, asked for by kind (those of its architecture without its name), and its tensors."""
+
+    def __init__(self, files: list[GgufFile]) -> None:
+        """Raises: CheckpointError for a file without an architecture."""
+        self.files = files
+        self.keys = RawConfig(files[0].metadata, files[0].path.name)
+        self.architecture = self.keys.text("general.architecture")
+        self.tensors: dict[str, TensorInfo] = {name: info for file in files for name, info in file.tensors.items()}
+
+    def key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A positive whole number; where a file gives one for each layer, they must be the same."""
+        value = self.keys.values.get(self.key(name))
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            return RawConfig({self.key(name): value[0]}, self.keys.file).size(self.key(name))
+        return self.keys.size(self.key(name), default)
+
+    def number(self, name: str, default: float | None = None) -> float:
+        return self.keys.number(self.key(name), default)
+
+    def __contains__(self, name: str) -> bool:
+        return self.key(name) in self.keys
+
+    def token_id(self, role: str, default: int | None = None) -> int | None:
+        """That of a role like "bos" in the tokenizer; an id that no token has counts as none."""
+        key, tokens = f"tokenizer.ggml.{role}_token_id", self.keys.values.get("tokenizer.ggml.tokens", ())
+        id = self.keys.whole(key) if key in self.keys else default
+        return id if id is not None and 0 <= id < len(tokens) else None
+
+    def rows(self, tensor: str) -> int:
+        info = self.tensors.get(tensor)
+        if info is None or not info.shape:
+            raise CheckpointError(f"{self.keys.file}: tensor {tensor!r} is missing", file=self.keys.file, tensor=tensor)
+        return info.shape[0]
+
+    def numbers(self, tensor: str) -> list[float] | None:
+        """Of a vector in 32 bits; None if there is none of that name."""
+        info = self.tensors.get(tensor)
+        if info is None:
+            return None
+        if info.kind.name != "F32":
+            raise self.refused(f"tensor {tensor!r} is stored as {info.kind.name}, not F32")
+        values = array("f")
+        values.frombytes(next(file for file in self.files if tensor in file.tensors).read(info))
+        return values.tolist()
+
+    def refused(self, reason: str) -> UnsupportedArchitectureError:
+        return UnsupportedArchitectureError(f"{self.keys.file}: {reason}", file=self.keys.file)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    naming: Naming
+    configure: Callable[[Facts], Config]
+
+
+def family_of(facts: Facts) -> Family:
+    """Raises: UnsupportedArchitectureError for an architecture, or a type of tensors, that is not read."""
+    if facts.architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise facts.refused(f"GGUF files of the architecture {facts.architecture!r} cannot be read, only of {known}")
+    for info in facts.tensors.values():
+        if not info.kind.is_read:
+            raise facts.refused(f"tensor {info.name!r} is stored as {info.kind.name}; read are {', '.join(READ)}")
+    return FAMILIES[facts.architecture]
+
+
+def read_config(facts: Facts) -> Config:
+    """The `config.json` of the checkpoint; raises CheckpointError where a key is missing or makes no sense."""
+    family = family_of(facts)
+    if "expert_count" in facts and facts.keys.whole(facts.key("expert_count")) > 0:
+        raise facts.refused("a mixture of experts is not supported")
+    found = family.configure(facts)
+    ids = {
+        f"{name}_token_id": facts.token_id(key) for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    return found | {key: id for key, id in ids.items() if id is not None}
+
+
+def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
+    """What all that are like Llama have in common."""
+    hidden_size, num_heads = facts.size("embedding_length"), facts.size("attention.head_count")
+    head_size = facts.size("attention.key_length", max(1, hidden_size // num_heads))
+    if facts.size("attention.value_length", head_size) != head_size:
+        raise facts.refused("values of another width than keys are not supported")
+    config: Config = {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "vocab_size": facts.rows("token_embd.weight"),
+        "hidden_size": hidden_size,
+        "intermediate_size": facts.size("feed_forward_length"),
+        "num_hidden_layers": facts.size("block_count"),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": facts.size("attention.head_count_kv", num_heads),
+        "head_dim": head_size,
+        "max_position_embeddings": facts.size("context_length"),
+        "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": facts.number("rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+    }
+    rotated = facts.size("rope.dimension_count", head_size)
+    if rotated != head_size:
+        config["partial_rotary_factor"] = rotated / head_size
+    scaling = _scaling(facts, config["max_position_embeddings"])
+    return config if scaling is None else config | {"rope_scaling": scaling}
+
+
+def _scaling(facts: Facts, length: int) -> Config | None:
+    """How rotary positions are stretched; Llama 3's way is stored as a factor for each frequency."""
+    original = facts.size("rope.scaling.original_context_length", length)
+    frequencies = facts.numbers("rope_freqs.weight")
+    long, short = facts.numbers("rope_factors_long.weight"), facts.numbers("rope_factors_short.weight")
+    if frequencies is not None and any(factor != 1 for factor in frequencies):
+        long = short = frequencies
+        same: Config = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": length}
+        return same | {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+    if long is not None and short is not None:
+        found: Config = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+        if "rope.scaling.attn_factor" in facts:
+            found["attention_factor"] = facts.number("rope.scaling.attn_factor")
+        return found | {"original_max_position_embeddings": original}
+    factor = facts.number("rope.scaling.factor", facts.number("rope.scale_linear", 1.0))
+    kind = facts.keys.text(facts.key("rope.scaling.type"), "linear")
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return None
+    if kind == "linear":
+        return {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        return _yarn(facts) | {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+    raise facts.refused(f"rotary scaling {kind!r} is not supported")
+
+
+def _yarn(facts: Facts) -> Config:
+    for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"):
+        if key in facts and facts.number(key) not in (0.0, 1.0):
+            raise facts.refused(f"{facts.key(key)!r} is not supported")
+    keys = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+    found = {ours: f"rope.scaling.{theirs}" for ours, theirs in keys.items()}
+    return {ours: facts.number(key) for ours, key in found.items() if key in facts}
+
+
+def _llama(facts: Facts) -> Config:
+    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
+    found = {key: name in facts.tensors for key, name in biases.items()}
+    return _decoder(facts, "LlamaForCausalLM", "llama") | found
+
+
+def _qwen2(facts: Facts) -> Config:
+    return _decoder(facts, "Qwen2ForCausalLM", "qwen2")
+
+
+def _qwen3(facts: Facts) -> Config:
+    return _decoder(facts, "Qwen3ForCausalLM", "qwen3") | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _phi3(facts: Facts) -> Config:
+    return _decoder(facts, "Phi3ForCausalLM", "phi3") | {"sliding_window": _window(facts)}
+
+
+def _olmo2(facts: Facts) -> Config:
+    if _window(facts) is not None:
+        raise facts.refused("OLMo with a sliding window (the third) is not supported")
+    return _decoder(facts, "Olmo2ForCausalLM", "olmo2")
+
+
+def _gemma1(facts: Facts) -> Config:
+    return _decoder(facts, "GemmaForCausalLM", "gemma")
+
+
+def _gemma2(facts: Facts) -> Config:
+    caps = {key: facts.number(key, usual) for key, usual in GEMMA2_CAPS.items()}
+    return _gemma(facts, "Gemma2ForCausalLM", "gemma2") | caps
+
+
+def _gemma3(facts: Facts) -> Config:
+    config = _gemma(facts, "Gemma3ForCausalLM", "gemma3_text")
+    config["rope_local_base_freq"] = facts.number("rope.freq_base_swa", 10000.0)
+    if "final_logit_softcapping" in facts:
+        config["final_logit_softcapping"] = facts.number("final_logit_softcapping")
+    return config
+
+
+def _gemma(facts: Facts, class_name: str, model_type: str) -> Config:
+    config = _decoder(facts, class_name, model_type)
+    width: int = config["head_dim"]
+    if config["num_hidden_layers"] == LARGEST_GEMMA[facts.architecture]:
+        width = config["hidden_size"] // config["num_attention_heads"]
+    config |= {"query_pre_attn_scalar": width, "sliding_window": _window(facts)}
+    pattern = facts.keys.values.get(facts.key("attention.sliding_window_pattern"))
+    if isinstance(pattern, list):
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    elif pattern is not None:
+        config["sliding_window_pattern"] = pattern
+    return config
+
+
+def _window(facts: Facts) -> int | None:
+    """None where the key is missing or 0."""
+    key = facts.key("attention.sliding_window")
+    return (facts.keys.whole(key) or None) if key in facts.keys else None
+
+
+def _gpt2(facts: Facts) -> Config:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": facts.rows("token_embd.weight"),
+        "n_embd": facts.size("embedding_length"),
+        "n_inner": facts.size("feed_forward_length"),
+        "n_layer": facts.size("block_count"),
+        "n_head": facts.size("attention.head_count"),
+        "n_positions": facts.size("context_length"),
+        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+    }
+
+
+def _bert(facts: Facts) -> Config:
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": facts.rows("token_embd.weight"),
+        "hidden_size": facts.size("embedding_length"),
+        "intermediate_size": facts.size("feed_forward_length"),
+        "num_hidden_layers": facts.size("block_count"),
+        "num_attention_heads": facts.size("attention.head_count"),
+        "max_position_embeddings": facts.rows("position_embd.weight"),
+        "type_vocab_size": facts.rows("token_types.weight"),
+        "layer_norm_eps": facts.number("attention.layer_norm_epsilon"),
+        "hidden_act": "gelu",
+    }
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(names.LLAMA, _llama),
+    "qwen2": Family(names.PLAIN, _qwen2),
+    "qwen3": Family(names.PLAIN, _qwen3),
+    "gemma": Family(names.GEMMA1, _gemma1),
+    "gemma2": Family(names.GEMMA, _gemma2),
+    "gemma3": Family(names.GEMMA, _gemma3),
+    "phi3": Family(names.PHI3, _phi3),
+    "olmo2": Family(names.OLMO2, _olmo2),
+    "gpt2": Family(names.GPT2, _gpt2),
+    "bert": Family(names.BERT, _bert),
+}

@@ -1,0 +1,118 @@
+"""What the tensors of a GGUF file are called in the checkpoint that it was made from, and what was done to them.
+
+llama.cpp has one set of names for all architectures; those that it reads are turned back into each family's own here,
+so that no architecture's file knows of GGUF. Plain data, no torch.
+
+Sources: github.com/ggml-org/llama.cpp, gguf-py/gguf/tensor_mapping.py for the names, the classes of `conversion/` for
+what a conversion changes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+OUTER = re.compile(r"(\w+)\.(weight|bias)")
+ROTARY = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+"""What positions are divided by: part of the config elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """Names without "weight" and "bias", outside of layers and within one."""
+
+    outer: Mapping[str, str]
+    layers: str
+    inner: Mapping[str, str]
+    interleaved: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of a layer whose heads lie with their halves interleaved, and which key counts those heads."""
+    norm_offset: float = 0.0
+    """What was added to the weights of norms."""
+
+    def original(self, name: str) -> str:
+        """The name in the checkpoint; one that is not known here stays as it is."""
+        if (found := LAYER.fullmatch(name)) and found[2] in self.inner:
+            return f"{self.layers}.{found[1]}.{self.inner[found[2]]}.{found[3]}"
+        if (found := OUTER.fullmatch(name)) and found[1] in self.outer:
+            return f"{self.outer[found[1]]}.{found[2]}"
+        return name
+
+    def offset(self, name: str) -> float:
+        return self.norm_offset if name.removesuffix(".weight").endswith("norm") else 0.0
+
+    def heads_key(self, name: str) -> str | None:
+        """The key, behind the architecture's name, of how many heads lie interleaved in this tensor; None: none do."""
+        found = LAYER.fullmatch(name)
+        return self.interleaved.get(found[2]) if found else None
+
+
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_AROUND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GPT2 = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_BERT = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+
+PLAIN = Naming(outer=_OUTER, layers="model.layers", inner=_INNER)
+LLAMA = Naming(
+    outer=_OUTER,
+    layers="model.layers",
+    inner=_INNER,
+    interleaved={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
+)
+GEMMA1 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER, norm_offset=1.0)
+GEMMA = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | _AROUND, norm_offset=1.0)
+OLMO2 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | _AROUND)
+PHI3 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | {"ffn_up": "mlp.gate_up_proj"})
+GPT2 = Naming(
+    outer={
+        "token_embd": "transformer.wte",
+        "position_embd": "transformer.wpe",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+    },
+    layers="transformer.h",
+    inner=_GPT2,
+)
+BERT = Naming(
+    outer={
+        "token_embd": "bert.embeddings.word_embeddings",
+        "position_embd": "bert.embeddings.position_embeddings",
+        "token_types": "bert.embeddings.token_type_embeddings",
+        "token_embd_norm": "bert.embeddings.LayerNorm",
+    },
+    layers="bert.encoder.layer",
+    inner=_BERT,
+)

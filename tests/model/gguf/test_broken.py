@@ -1,0 +1,167 @@
+"""Files that are cut off, that lie about their lengths, or that hold what is not read, are refused by name."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.gguf.container import GgufFile, files_of
+from model.gguf.families import Facts, read_config
+from model.gguf.folder import unpack
+from model.gguf.tensors import GgufTensors
+from model.gguf.vocabularies import write_tokenizer
+from tests.model.gguf.conftest import Unzip, Write, file_of
+
+HUGE = struct.pack("<Q", 1 << 62)
+LLAMA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.embedding_length": 32,
+    "llama.block_count": 1,
+    "llama.attention.head_count": 2,
+    "llama.feed_forward_length": 32,
+    "llama.context_length": 64,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+EMBEDDING = {"token_embd.weight": (0, (4, 32), bytes(4 * 32 * 4))}
+WORDS: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"]}
+
+
+def config(path: Path) -> dict[str, Any]:
+    with GgufFile(path) as file:
+        return read_config(Facts([file]))
+
+
+def sound() -> bytes:
+    return file_of(LLAMA | WORDS | {"tokenizer.ggml.scores": [0.5] * 4}, EMBEDDING)
+
+
+def test_versions_2_and_3_are_read(tmp_path: Path) -> None:
+    for version in (2, 3):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(file_of(LLAMA, EMBEDDING, version=version))
+        with GgufFile(path) as file:
+            assert file.metadata == LLAMA | {"llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-5)}
+            assert file.tensors["token_embd.weight"].shape == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: b"", "cannot read"),
+        (lambda data: b"GGML" + data[4:], "does not begin with GGUF"),
+        (lambda data: data[:4] + struct.pack(">I", 3) + data[8:], "big-endian"),
+        (lambda data: data[:4] + struct.pack("<I", 1) + data[8:], "its version is 1"),
+        (lambda data: data[:8] + HUGE + data[16:], "cut off"),
+        (lambda data: data[:16] + HUGE + data[24:], "cut off"),
+        (lambda data: data[:24] + HUGE + data[32:], "cut off"),
+        (lambda data: data[:-1], "'token_embd.weight' ends 1 bytes behind the end"),
+        (lambda data: data.replace(b"ggml.scores", b"ggml.tokens"), "'tokenizer.ggml.tokens' twice"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(change(sound()))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        config(path)
+    assert "model.gguf" in str(caught.value)
+
+
+@given(place=st.integers(0, len(sound()) - 1), byte=st.integers(0, 255), cut=st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_any_damage_is_read_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, place: int, byte: int, *, cut: bool
+) -> None:
+    data = bytearray(sound())
+    data[place] = byte
+    path = tmp_path_factory.mktemp("damaged") / "model.gguf"
+    path.write_bytes(data[:place] if cut else data)
+    try:
+        with GgufFile(path) as file:
+            facts = Facts([file])
+            read_config(facts)
+            write_tokenizer(facts, path.parent)
+        with GgufTensors(path.parent) as stored:
+            for tensor in stored.tensors.values():
+                stored.read(tensor)
+    except CheckpointError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "said"),
+    [
+        ({"general.architecture": "mamba"}, {}, "'mamba' cannot be read, only of llama, qwen2"),
+        ({}, {"blk.0.ffn_up.weight": (16, (32, 32), bytes(9000))}, "stored as IQ2_XXS; read are F32, F16, Q4_0"),
+        ({}, {"x": (99, (32, 32), b"")}, "stored as type 99"),
+        ({"llama.expert_count": 8}, {}, "mixture of experts"),
+        ({"llama.attention.value_length": 8}, {}, "another width"),
+        ({"llama.rope.scaling.type": "spiral", "llama.rope.scaling.factor": 2.0}, {}, "rotary scaling 'spiral'"),
+        ({"llama.attention.head_count_kv": [1, 2]}, {}, "head_count_kv"),
+        ({"llama.block_count": "many"}, {}, "'llama.block_count' is 'many'"),
+        ({"general.alignment": 24}, {}, "alignment is 24"),
+    ],
+)
+def test_what_is_not_read_is_named(write: Write, keys: dict[str, Any], tensors: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        config(write(LLAMA | keys, EMBEDDING | tensors))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tokenizer.ggml.model": "rwkv"}, "'rwkv' cannot be read, only of gpt2, llama, bert"),
+        ({"tokenizer.ggml.pre": "gemma4"}, "as 'gemma4' does"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "a", "c"]}, "'a' is there twice"),
+        ({"tokenizer.ggml.merges": ["a b", "x"]}, "without a space"),
+        ({"tokenizer.ggml.merges": ["a x"]}, "do not fit its tokens"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "2 entries for 4 tokens"),
+        ({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a", "b\nc"]}, "line break"),
+    ],
+)
+def test_tokenizers_that_cannot_be_made_are_refused(
+    write: Write, tmp_path: Path, keys: dict[str, Any], said: str
+) -> None:
+    with GgufFile(write(LLAMA | WORDS | keys, EMBEDDING)) as file, pytest.raises(CheckpointError, match=said):
+        write_tokenizer(Facts([file]), tmp_path)
+
+
+def test_a_reranker_is_refused_and_leaves_no_folder_behind(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with pytest.raises(UnsupportedArchitectureError, match="rerankers"):
+        unpack(write(LLAMA | WORDS | {"llama.pooling_type": 4}, EMBEDDING))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_path_stands_for_one_model(unzip: Unzip, tmp_path: Path) -> None:
+    one = unzip("llama")
+    assert files_of(one) == files_of(tmp_path) == (one,)
+    (tmp_path / "mmproj-model.gguf").write_bytes(one.read_bytes())
+    assert files_of(tmp_path) == (one,)
+    two = unzip("qwen2")
+    with pytest.raises(CheckpointError, match=r"several GGUF models \(llama.gguf, qwen2.gguf\)"):
+        files_of(tmp_path)
+    two.unlink()
+    (tmp_path / "model.safetensors").touch()
+    assert files_of(tmp_path) == ()
+
+
+def test_all_parts_of_a_set_are_wanted(write: Write, tmp_path: Path) -> None:
+    first = write(LLAMA, {}, "m-00001-of-00002.gguf")
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf is missing"):
+        files_of(first)
+    second = write({}, EMBEDDING, "m-00002-of-00002.gguf")
+    assert files_of(first) == files_of(tmp_path) == (first, second)
+    with pytest.raises(CheckpointError, match="part 2 of 2; give the first"):
+        files_of(second)
+    with GgufTensors(tmp_path) as stored:
+        assert stored.read(stored.tensors["model.embed_tokens.weight"]).shape == (4, 32)
