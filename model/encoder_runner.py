@@ -117,7 +117,7 @@ class EncoderRunner:
         if self._part_tokens is None:
             return [items]
         ends = np.cumsum([len(item.ids) for item in items])
-        firsts = np.unique(ends // self._part_tokens, return_index=True)[1].tolist()
+        firsts = np.unique((ends - 1) // self._part_tokens, return_index=True)[1].tolist()
         return [items[begin:end] for begin, end in pairwise([*firsts, len(items)])]
 
     def _queue(self, items: Sequence[EncodeItem]) -> tuple[list[Span], dict[Wish, Found]]:

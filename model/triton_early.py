@@ -1,4 +1,4 @@
-"""Kernels that begin before the one before them has ended (CUDA's programmatic dependent launch).
+"""What kernels are launched with from Hopper on: an early start (CUDA's programmatic dependent launch), registers.
 
 A kernel launched with what `early_start` gives may run beside its predecessor on the stream; what it does before
 `wait_for_previous` must not hang on that one, and must write nothing. Every kernel of such a chain waits, so that
@@ -22,7 +22,23 @@ def early_start(device: torch.device) -> dict[str, Any]:
     return {"launch_pdl": True} if device.type == "cuda" and _starts_early(device.index or 0) else {}
 
 
-@functools.cache
+def registers(device: torch.device, count: int) -> dict[str, Any]:
+    """What a launch on a Hopper takes along so that a thread has so many at most; other devices choose themselves.
+
+    Without a word Hopper's compiler may fall back to 32 of them, and the rest lies in memory.
+    """
+    return {"maxnreg": count} if is_hopper(device) else {}
+
+
+def is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.hip is None and _capability(device.index or 0)[0] == 9
+
+
 def _starts_early(index: int) -> bool:
     known = let_next_start is not None and wait_for_previous is not None
-    return known and torch.cuda.get_device_capability(index) >= (9, 0)
+    return known and torch.version.hip is None and _capability(index) >= (9, 0)
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)

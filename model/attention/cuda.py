@@ -2,7 +2,8 @@
 
 The paged cache is read by our Triton kernel, which knows every rule and any block size; where blocks are large enough
 for them (multiples of 256 tokens) and the rules plain, by PyTorch's flash kernels. Encoders' packed sequences run in
-those too, or in padded batches where the rules are beyond them. Runs in the worker process.
+those too, or in padded batches where the rules are beyond them. A decoder's single row does not come here where
+`triton_one_row` serves it. Runs in the worker process.
 """
 
 import importlib

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from model.attention.interface import AttentionRules, PagedLayout
 from model.attention.triton_paged import add_keys, allowed, keys_of_split, log_sum_exp, num_splits, score_of
-from model.triton_early import early_start, let_next_start, wait_for_previous
+from model.triton_early import early_start, let_next_start, registers, wait_for_previous
 from model.triton_layers import head_weight
 
-KEYS_PER_STEP = 64
+KEYS_PER_STEP, FEW_KEYS_PER_STEP = 64, 32
+"""The fewer where a key has 512 bytes or more: those of the next step are fetched into registers."""
+REGISTERS = 255
 MAX_GROUP = 31
 """A tile holds the query heads of a key head and the key itself."""
 HeadNorm = tuple[Tensor, Tensor, float, float]
@@ -54,6 +56,7 @@ def attend_one_row(
     weights = out.new_empty(partial.shape[:2], dtype=torch.float32)
     cos, sin = rotation if rotation is not None else (fused, fused)
     query_weight, key_weight, epsilon, offset = norm if norm is not None else (fused, fused, 0.0, 0.0)
+    padded = max(16, triton.next_power_of_2(size))
     early = early_start(fused.device)
     _attend[(num_kv_heads, splits)](
         out,
@@ -78,17 +81,18 @@ def attend_one_row(
         K=num_kv_heads,
         G=group,
         D=size,
-        D_PADDED=max(16, triton.next_power_of_2(size)),
+        D_PADDED=padded,
         R=cos.shape[-1] if rotation is not None else 0,
         NORMS=norm is not None,
         BLOCK_SIZE=block_size,
         ROWS=max(16, triton.next_power_of_2(group + 1)),
-        KEYS=KEYS_PER_STEP,
+        KEYS=KEYS_PER_STEP if padded * key_cache.element_size() < 512 else FEW_KEYS_PER_STEP,
         SPLITS=splits,
         WINDOWED=rules.window is not None,
         CAPPED=rules.softcap is not None,
         EARLY=bool(early),
         num_warps=4,
+        **registers(fused.device, REGISTERS),
         **early,
     )
     return out
@@ -179,7 +183,7 @@ def _attend(
     if SPLITS == 1:
         tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
     else:
-        seen = (row < G) & (total > 0)
+        seen = (row < G) & (total != 0)  # what is no number is seen, and is none in the end
         tl.store(partial + split * (K * G * D) + target, found, mask=mask & seen[:, None])
         tl.store(weights + split * (K * G) + kv_head * G + row, log_sum_exp(peak, total, seen), mask=row < G)
         tl.debug_barrier()

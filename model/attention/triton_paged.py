@@ -15,11 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from model.attention.interface import AttentionRules, PagedLayout
+from model.triton_early import registers
 
 KEYS_PER_STEP = 64
 PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, PREFILL_STAGES = 64, 32, 4, 2
-PREFILL_REGISTERS = 128
-"""Of a thread, so that a multiprocessor holds four programs."""
+REGISTERS, FEW_REGISTERS = 255, 128
+"""Of a thread; the fewer where a prompt's tile does with them, so that a multiprocessor holds four programs."""
+FEW_REGISTERS_TILE = 64 * 128
+"""Numbers of 16 bits."""
 DECODE_STAGES = 2
 MAX_SPLITS = 16
 FILLING_PROGRAMS = 512
@@ -81,11 +84,16 @@ def triton_paged(
         BIASED=rules.relative_bias is not None,
         num_warps=4 if decodes else PREFILL_WARPS,
         num_stages=DECODE_STAGES if decodes else PREFILL_STAGES,
-        **({} if decodes else {"maxnreg": PREFILL_REGISTERS}),
+        **({} if decodes else registers(query.device, _num_registers(query, rows))),
     )
     if splits > 1:
         _join_splits(out, partial, weights)
     return out
+
+
+def _num_registers(query: Tensor, rows: int) -> int:
+    few = query.element_size() == 2 and rows * triton.next_power_of_2(query.shape[2]) <= FEW_REGISTERS_TILE
+    return FEW_REGISTERS if few else REGISTERS
 
 
 def _join_splits(out: Tensor, partial: Tensor, weights: Tensor) -> None:
@@ -228,7 +236,7 @@ def _kernel(
         tl.store(out + target, found.to(out.dtype.element_ty), mask=mask)
     else:
         offset = split.to(tl.int64) * num_tokens * num_heads
-        seen = real & (total > 0)
+        seen = real & (total != 0)  # what is no number is seen, and is none in the end
         tl.store(partial + offset * D + target, found, mask=mask & seen[:, None])
         tl.store(weights + offset + token * num_heads + head, log_sum_exp(peak, total, seen), mask=real)
 

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from model import triton_layers, triton_one_row
+from model import triton_early, triton_layers, triton_one_row
 from model.attention import triton_one_row as one_row_attention
 from model.attention.triton_paged import triton_paged
 from model.fp8_linear import DTYPE, LARGEST, LEAST_SCALE
@@ -50,7 +50,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def launch(
-        self: Any, *arguments: Any, grid: Any, warmup: bool, num_warps: int = 4, num_stages: int = 3, **named: Any
+        self: Any,
+        *arguments: Any,
+        grid: Any,
+        warmup: bool,
+        num_warps: int = 4,
+        num_stages: int = 3,
+        maxnreg: int | None = None,
+        launch_pdl: bool = False,
+        **named: Any,
     ) -> None:
         given = dict(zip(self.arg_names, arguments, strict=False)) | named
         fixed = {name for name, parameter in zip(self.arg_names, self.params, strict=True) if parameter.is_constexpr}
@@ -58,14 +66,16 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         signature = {name: "constexpr" if name in fixed else type_of(given[name]) for name in self.arg_names}
         constants = {name: given[name] for name in fixed}
         source = ASTSource(fn=self, signature=signature, constexprs=constants)
-        made = triton.compile(
-            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps, "num_stages": num_stages}
-        )
+        options = {
+            "num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg, "launch_pdl": launch_pdl,
+        }  # fmt: skip
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert made.asm["cubin"]
         assert made.metadata.shared <= 227 * 1024
         names.append(self.__name__)
 
     monkeypatch.setattr(JITFunction, "run", launch)
+    monkeypatch.setattr(triton_early, "is_hopper", lambda device: True)
     return names
 
 
@@ -143,6 +153,7 @@ ONE_ROW: dict[str, Callable[[], object]] = {
     ),
     "project": lambda: triton_one_row.project(bfloat16(1, 14336), bfloat16(4096, 14336), bfloat16(4096)),
     "attention": lambda: attend_one_row(128, bfloat16(128), AttentionRules(scale=0.1)),
+    "attention of wide heads": lambda: attend_one_row(256, bfloat16(256), AttentionRules(scale=0.1)),
     "attention in a window": lambda: attend_one_row(80, None, AttentionRules(scale=0.1, window=512, softcap=30.0)),
 }
 
@@ -178,7 +189,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("queries", [1, 100], ids=["decode", "prefill"])
-@pytest.mark.parametrize("head_size", [64, 128, 80, 256])
+@pytest.mark.parametrize("head_size", [64, 128, 80, 192, 256])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_attention_compiles_for_hopper(
     rules: AttentionRules, head_size: int, queries: int, compiled: list[str]

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from model.attention.interface import AttentionRules
 from model.attention.reference import ReferenceAttention
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -44,3 +45,18 @@ def test_the_kernel_equals_the_reference(rules, make_paged, rows):
     )
     found = triton_paged(query.to(DEVICE), cache.keys[0].to(DEVICE), cache.values[0].to(DEVICE), moved, on_device)
     torch.testing.assert_close(found.cpu(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("place", [0, 150, 299])
+def test_a_key_that_is_no_number_makes_none_of_the_row(make_paged, place):
+    """Also where the context is split, and a split that has seen nothing counts for nothing."""
+    query, cache, layout = make_paged([(1, 300)])
+    block_size = cache.keys[0].shape[1]
+    cache.keys[0][layout.block_tables[0, place // block_size], place % block_size] = float("nan")
+    moved = {name: getattr(layout, name) for name in ("query_starts", "context_lens", "block_tables", "slots")}
+    layout = type(layout)(
+        **{name: value.to(DEVICE) for name, value in moved.items()}, max_query_len=1, max_context_len=300
+    )
+    caches = cache.keys[0].to(DEVICE), cache.values[0].to(DEVICE)
+    found = triton_paged(query.to(DEVICE), *caches, layout, AttentionRules(scale=0.25))
+    assert found.isnan().all()

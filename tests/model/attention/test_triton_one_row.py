@@ -86,6 +86,17 @@ def test_one_row_is_turned_stored_and_attends(rules, context, rotated, normed):
     assert not arrived.any(), "the next layer counts from zero"
 
 
+@pytest.mark.parametrize("place", [0, 400])
+def test_a_key_that_is_no_number_makes_none_of_the_row(place):
+    fused, cache, layout = problem(700)
+    block = layout.block_tables[0, place // BLOCK_SIZE]
+    cache.keys[0][block, place % BLOCK_SIZE] = float("nan")
+    arrived = torch.zeros(NUM_KV_HEADS, dtype=torch.int32, device=DEVICE)
+    rules = RULES["plain"]
+    found = attend_one_row(fused, None, None, cache.keys[0], cache.values[0], layout, rules, arrived)
+    assert found.isnan().all()
+
+
 def test_what_the_kernel_does_not_know_it_does_not_serve():
     assert serves(AttentionRules(scale=1.0, window=3, softcap=2.0), 6, 2)
     assert not serves(AttentionRules(scale=1.0, causal=False), 6, 2)

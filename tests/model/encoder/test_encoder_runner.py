@@ -58,13 +58,17 @@ def test_what_runs_in_parts_is_what_runs_at_once(
         return forward(ids, type_ids, positions, attend)
 
     monkeypatch.setattr(runner.network, "forward", counted)
-    monkeypatch.setattr(runner, "_part_tokens", 60)
-    found = runner.run(items)  # of 5, 61, 1, 17, 2, 40 and 17 tokens
-    assert calls == [5, 61 + 1 + 17 + 2, 40 + 17]
-    for part, expected in zip(found, whole, strict=True):
-        assert isinstance(part, np.ndarray)
-        assert isinstance(expected, np.ndarray)
-        assert_allclose(part, expected, atol=1e-5)
+    # Of 5, 61, 1, 17, 2, 40 and 17 tokens; a part that is full to the last token is one.
+    parts = {60: [5, 61 + 1 + 17 + 2, 40 + 17], 66: [5 + 61, 1 + 17 + 2 + 40, 17]}
+    for part_tokens, expected_calls in parts.items():
+        calls.clear()
+        monkeypatch.setattr(runner, "_part_tokens", part_tokens)
+        found = runner.run(items)
+        assert calls == expected_calls
+        for part, expected in zip(found, whole, strict=True):
+            assert isinstance(part, np.ndarray)
+            assert isinstance(expected, np.ndarray)
+            assert_allclose(part, expected, atol=1e-5)
 
 
 def test_faults_are_named_and_leave_the_others_alone(make_model: MakeModel, make_runner: MakeRunner) -> None:
