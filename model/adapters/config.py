@@ -3,15 +3,14 @@
 Plain data, no torch, so that the API process refuses what the worker could not merge. Which modules are adapted is not
 asked here: the names of the stored tensors tell (`model.adapters.names`).
 
-Sources: PEFT's `LoraConfig` (`tuners/lora/config.py`) and `get_pattern_key` (`utils/other.py`).
+Source: PEFT's `LoraConfig` (`tuners/lora/config.py`).
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.adapters.module_patterns import ModulePattern
 from model.architectures.raw import RawConfig, read_json
 from model.errors import UnsupportedArchitectureError
 
@@ -34,6 +33,9 @@ VARIANTS: Mapping[str, str] = {
 """Keys of a LoRA's config that make another kind of it."""
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` by which training begins with other weights than the base's."""
+MAX_ALPHA = 3.4028234663852886e38
+"""Of float32, in which is merged."""
+MAX_PATH_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,8 @@ class AdapterConfig:
     """PEFT's `task_type`."""
     rank: int = 8
     alpha: float = 8.0
-    rank_pattern: Mapping[re.Pattern[str], int] = field(default_factory=dict)
-    alpha_pattern: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    rank_pattern: Mapping[ModulePattern, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[ModulePattern, float] = field(default_factory=dict)
     """Exceptions by the module's name; the first that fits holds."""
     rank_stabilized: bool = False
     inputs_first: bool = False
@@ -65,11 +67,11 @@ class AdapterConfig:
         return self.base if is_hub_name else Path(self.base).name
 
     def rank_of(self, module: str) -> int:
-        return next((rank for key, rank in self.rank_pattern.items() if key.match(module)), self.rank)
+        return next((rank for key, rank in self.rank_pattern.items() if key.fits(module)), self.rank)
 
     def scale(self, module: str) -> float:
         """What B A is multiplied by: alpha / r, or alpha / sqrt(r) where stabilized (arXiv 2312.03732)."""
-        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if key.match(module)), self.alpha)
+        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if key.fits(module)), self.alpha)
         rank = self.rank_of(module)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
@@ -83,7 +85,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     raw = RawConfig(read_json(folder / ADAPTER_CONFIG), ADAPTER_CONFIG)
     _check_kind(raw)
     return AdapterConfig(
-        base=raw.text("base_model_name_or_path"),
+        base=_base(raw),
         base_revision=raw.text("revision") if "revision" in raw else None,
         task=raw.text("task_type") if "task_type" in raw else None,
         rank=raw.size("r", 8),
@@ -124,14 +126,20 @@ def _entries(raw: RawConfig, what: str) -> list[tuple[RawConfig, str]]:
 
 def _alpha(raw: RawConfig, key: str, default: float | None = None) -> float:
     alpha = raw.number(key, default)
-    if not math.isfinite(alpha):
-        raise raw.wrong(key, "a finite number")
+    if not abs(alpha) <= MAX_ALPHA:
+        raise raw.wrong(key, "a finite number of float32")
     return alpha
 
 
-def _pattern(raw: RawConfig, key: str, pattern: str) -> re.Pattern[str]:
-    """The end of a module's name, from a dot on; which may be written as a regular expression."""
+def _base(raw: RawConfig) -> str:
+    base = raw.text("base_model_name_or_path")
+    if len(base) > MAX_PATH_CHARACTERS:
+        raise raw.wrong("base_model_name_or_path", f"at most {MAX_PATH_CHARACTERS:,} characters")
+    return base
+
+
+def _pattern(raw: RawConfig, key: str, pattern: str) -> ModulePattern:
     try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
-    except re.error as error:
-        raise raw.wrong(key, f"names and regular expressions ({error})") from error
+        return ModulePattern(pattern)
+    except ValueError as error:
+        raise raw.wrong(key, f"names and regular expressions ({pattern[:40]!r} {error})") from error
