@@ -122,6 +122,32 @@ def test_a_broken_file_is_named(store: Store, name: str, data: bytes, message: s
         parameters(folder)
 
 
+@pytest.mark.parametrize("name", ["", "base_model.model.model.original_module.norm.weight"])
+def test_an_adapter_that_changes_nothing_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"adapter/adapter_model\.safetensors holds no tensors"):
+        parameters(store({name: torch.ones(1)} if name else {}))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("base/model.safetensors", "base/model.safetensors"),
+        ("base/tokenizer_config.json", "base/tokenizer_config.json"),
+        ("base/generation_config.json", "base/generation_config.json"),
+        ("adapter/generation_config.json", "adapter/generation_config.json"),
+    ],
+)
+def test_an_error_names_the_users_files(store: Store, tmp_path: Path, broken: str, named: str) -> None:
+    """It named a temporary folder, which was gone by then."""
+    folder = store(pair(QUERY, 8, 8))
+    (tmp_path / broken).write_bytes(b"{")
+    with pytest.raises(CheckpointError) as caught:
+        parameters(folder)
+    assert "slimpajama-adapter" not in str(caught.value)
+    assert str(tmp_path / named) in str(caught.value)
+    assert caught.value.file == Path(broken).name
+
+
 def test_a_pickle_is_not_read(store: Store) -> None:
     folder = store(pair(QUERY, 8, 8))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
