@@ -6,9 +6,10 @@ asked here: the names of the stored tensors tell (`model.adapters.names`).
 Source: PEFT's `LoraConfig` (`tuners/lora/config.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from model.adapters.module_patterns import ModulePattern
 from model.architectures.raw import RawConfig, read_json
@@ -36,6 +37,11 @@ CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MAX_ALPHA = 3.4028234663852886e38
 """Of float32, in which is merged."""
 MAX_PATH_CHARACTERS = 4096
+MAX_PATTERNS = 10_000
+MAX_PATTERN_STATES = 50_000
+"""Of all expressions of a key together: each is asked of each module."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +96,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         task=raw.text("task_type") if "task_type" in raw else None,
         rank=raw.size("r", 8),
         alpha=_alpha(raw, "lora_alpha", 8),
-        rank_pattern={_pattern(raw, "rank_pattern", key): section.size(key) for section, key in _entries(raw, "rank")},
-        alpha_pattern={
-            _pattern(raw, "alpha_pattern", key): _alpha(section, key) for section, key in _entries(raw, "alpha")
-        },
+        rank_pattern=_by_pattern(raw, "rank_pattern", RawConfig.size),
+        alpha_pattern=_by_pattern(raw, "alpha_pattern", _alpha),
         rank_stabilized=raw.flag("use_rslora", False),
         inputs_first=raw.flag("fan_in_fan_out", False),
         decomposed=raw.flag("use_dora", False),
@@ -118,12 +122,6 @@ def _unsupported(what: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(message, file=ADAPTER_CONFIG)
 
 
-def _entries(raw: RawConfig, what: str) -> list[tuple[RawConfig, str]]:
-    key = f"{what}_pattern"
-    section = raw.section(key) if key in raw else RawConfig({}, raw.file)
-    return [(section, name) for name in section]
-
-
 def _alpha(raw: RawConfig, key: str, default: float | None = None) -> float:
     alpha = raw.number(key, default)
     if not abs(alpha) <= MAX_ALPHA:
@@ -138,8 +136,17 @@ def _base(raw: RawConfig) -> str:
     return base
 
 
-def _pattern(raw: RawConfig, key: str, pattern: str) -> ModulePattern:
-    try:
-        return ModulePattern(pattern)
-    except ValueError as error:
-        raise raw.wrong(key, f"names and regular expressions ({pattern[:40]!r} {error})") from error
+def _by_pattern(raw: RawConfig, key: str, read: Callable[[RawConfig, str], Value]) -> dict[ModulePattern, Value]:
+    section = raw.section(key) if key in raw else RawConfig({}, raw.file)
+    found: dict[ModulePattern, Value] = {}
+    num_states = 0
+    for text in section:
+        try:
+            pattern = ModulePattern(text)
+        except ValueError as error:
+            raise raw.wrong(key, f"names and regular expressions ({text[:40]!r} {error})") from error
+        found[pattern] = read(section, text)
+        num_states += pattern.num_states
+        if len(found) > MAX_PATTERNS or num_states > MAX_PATTERN_STATES:
+            raise raw.wrong(key, f"at most {MAX_PATTERNS:,} names and simpler regular expressions")
+    return found

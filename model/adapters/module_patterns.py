@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 20
-MAX_STATES = 10_000
+MAX_STATES = 2_000
 
 CHARACTER = re.compile(r"\\[dDwWsS]|\\[^A-Za-z0-9]|\[\^?\]?(?:\\.|[^\]\\])*\]|[^\\()\[\]{}*+?|^$]", re.DOTALL)
 QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d{1,3})\}|\{(\d{0,3}),(\d{0,3})\})\??")
@@ -29,6 +29,11 @@ class ModulePattern:
         self._literal = re.compile(rf"(?:.*\.)?(?:{text})$") if LITERAL.fullmatch(text) else None
         if self._literal is None:
             self._machine = _Machine(_Reader(text).read())
+
+    @property
+    def num_states(self) -> int:
+        """What a match may cost, by character of the name; none for a plain name."""
+        return 0 if self._literal is not None else self._machine.num_states
 
     def fits(self, module: str) -> bool:
         if self._literal is not None:
@@ -148,6 +153,10 @@ class _Machine:
         self._num_steps = 0
         self._last = self._state(None, [])
         self._first = self._add(tree, self._last)
+
+    @property
+    def num_states(self) -> int:
+        return len(self._takes)
 
     def accepts(self, text: str, starts: Iterable[int]) -> bool:
         """Whether the whole rest of the text fits, from any of the starts on. Takes len(text) times states."""

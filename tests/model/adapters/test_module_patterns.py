@@ -77,3 +77,12 @@ def test_what_cannot_be_followed_is_refused_with_its_key(store: Store, pattern: 
     folder = store(pair("model.layers.0.self_attn.q_proj", 8, 8), rank_pattern={pattern: 2})
     with pytest.raises(CheckpointError, match="rank_pattern"):
         read_adapter_config(folder)
+
+
+@pytest.mark.parametrize(
+    "names", [[f"h.{index}" for index in range(10_001)], [f"{index}(a{{99}}){{9}}" for index in range(60)]]
+)
+def test_patterns_that_are_too_many_are_refused(store: Store, names: list[str]) -> None:
+    folder = store(pair("model.layers.0.self_attn.q_proj", 8, 8), rank_pattern=dict.fromkeys(names, 2))
+    with pytest.raises(CheckpointError, match=r"rank_pattern.*at most"):
+        read_adapter_config(folder)
