@@ -34,17 +34,30 @@ def resolve(
 
     Raises: HubError, whose message says what to do.
     """
-    folder = Path(location).expanduser()
-    if location and (folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX)):
-        return folder.resolve() if folder.is_dir() else folder.absolute()
-    if not _HUB_NAME.fullmatch(location) or ".." in location or "--" in location:
-        raise HubError(f"{location} is not a folder, nor a GGUF file, nor a hub name like organization/model")
-    return _fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
+    try:
+        folder = Path(location).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; a home of nobody; a null character
+        raise HubError(f"{location[:100]} is no path: {error}") from error
+    if location and (is_folder or (is_file and folder.suffix == GGUF_SUFFIX)):
+        return folder.resolve() if is_folder else folder.absolute()
+    return fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
 
 
-def _fetch(
-    name: str, revision: str | None, *, cache_dir: Path | str | None, offline: bool, endpoint: str | None
+def fetch(
+    name: str,
+    revision: str | None = None,
+    *,
+    cache_dir: Path | str | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
 ) -> Path:
+    """The local copy of a checkpoint on the hub, as `resolve`, whatever folders there are.
+
+    Raises: HubError.
+    """
+    if not _HUB_NAME.fullmatch(name) or ".." in name or "--" in name:
+        raise HubError(f"{name} is not a folder, nor a GGUF file, nor a hub name like organization/model")
     # The hub's client takes longer to import than the service does to start, and a local folder has no need of it.
     from huggingface_hub import errors, snapshot_download
 

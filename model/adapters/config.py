@@ -3,15 +3,15 @@
 Plain data, no torch, so that the API process refuses what the worker could not merge. Which modules are adapted is not
 asked here: the names of the stored tensors tell (`model.adapters.names`).
 
-Sources: PEFT's `LoraConfig` (`tuners/lora/config.py`) and `get_pattern_key` (`utils/other.py`).
+Source: PEFT's `LoraConfig` (`tuners/lora/config.py`).
 """
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from model.adapters.module_patterns import ModulePattern
 from model.architectures.raw import RawConfig, read_json
 from model.errors import UnsupportedArchitectureError
 
@@ -34,6 +34,14 @@ VARIANTS: Mapping[str, str] = {
 """Keys of a LoRA's config that make another kind of it."""
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` by which training begins with other weights than the base's."""
+MAX_ALPHA = 3.4028234663852886e38
+"""Of float32, in which is merged."""
+MAX_PATH_CHARACTERS = 4096
+MAX_PATTERNS = 10_000
+MAX_PATTERN_STATES = 50_000
+"""Of all expressions of a key together: each is asked of each module."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +55,8 @@ class AdapterConfig:
     """PEFT's `task_type`."""
     rank: int = 8
     alpha: float = 8.0
-    rank_pattern: Mapping[re.Pattern[str], int] = field(default_factory=dict)
-    alpha_pattern: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    rank_pattern: Mapping[ModulePattern, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[ModulePattern, float] = field(default_factory=dict)
     """Exceptions by the module's name; the first that fits holds."""
     rank_stabilized: bool = False
     inputs_first: bool = False
@@ -65,11 +73,11 @@ class AdapterConfig:
         return self.base if is_hub_name else Path(self.base).name
 
     def rank_of(self, module: str) -> int:
-        return next((rank for key, rank in self.rank_pattern.items() if key.match(module)), self.rank)
+        return next((rank for key, rank in self.rank_pattern.items() if key.fits(module)), self.rank)
 
     def scale(self, module: str) -> float:
         """What B A is multiplied by: alpha / r, or alpha / sqrt(r) where stabilized (arXiv 2312.03732)."""
-        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if key.match(module)), self.alpha)
+        alpha = next((alpha for key, alpha in self.alpha_pattern.items() if key.fits(module)), self.alpha)
         rank = self.rank_of(module)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
@@ -83,15 +91,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     raw = RawConfig(read_json(folder / ADAPTER_CONFIG), ADAPTER_CONFIG)
     _check_kind(raw)
     return AdapterConfig(
-        base=raw.text("base_model_name_or_path"),
+        base=_base(raw),
         base_revision=raw.text("revision") if "revision" in raw else None,
         task=raw.text("task_type") if "task_type" in raw else None,
         rank=raw.size("r", 8),
         alpha=_alpha(raw, "lora_alpha", 8),
-        rank_pattern={_pattern(raw, "rank_pattern", key): section.size(key) for section, key in _entries(raw, "rank")},
-        alpha_pattern={
-            _pattern(raw, "alpha_pattern", key): _alpha(section, key) for section, key in _entries(raw, "alpha")
-        },
+        rank_pattern=_by_pattern(raw, "rank_pattern", RawConfig.size),
+        alpha_pattern=_by_pattern(raw, "alpha_pattern", _alpha),
         rank_stabilized=raw.flag("use_rslora", False),
         inputs_first=raw.flag("fan_in_fan_out", False),
         decomposed=raw.flag("use_dora", False),
@@ -116,22 +122,31 @@ def _unsupported(what: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(message, file=ADAPTER_CONFIG)
 
 
-def _entries(raw: RawConfig, what: str) -> list[tuple[RawConfig, str]]:
-    key = f"{what}_pattern"
-    section = raw.section(key) if key in raw else RawConfig({}, raw.file)
-    return [(section, name) for name in section]
-
-
 def _alpha(raw: RawConfig, key: str, default: float | None = None) -> float:
     alpha = raw.number(key, default)
-    if not math.isfinite(alpha):
-        raise raw.wrong(key, "a finite number")
+    if not abs(alpha) <= MAX_ALPHA:
+        raise raw.wrong(key, "a finite number of float32")
     return alpha
 
 
-def _pattern(raw: RawConfig, key: str, pattern: str) -> re.Pattern[str]:
-    """The end of a module's name, from a dot on; which may be written as a regular expression."""
-    try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
-    except re.error as error:
-        raise raw.wrong(key, f"names and regular expressions ({error})") from error
+def _base(raw: RawConfig) -> str:
+    base = raw.text("base_model_name_or_path")
+    if len(base) > MAX_PATH_CHARACTERS:
+        raise raw.wrong("base_model_name_or_path", f"at most {MAX_PATH_CHARACTERS:,} characters")
+    return base
+
+
+def _by_pattern(raw: RawConfig, key: str, read: Callable[[RawConfig, str], Value]) -> dict[ModulePattern, Value]:
+    section = raw.section(key) if key in raw else RawConfig({}, raw.file)
+    found: dict[ModulePattern, Value] = {}
+    num_states = 0
+    for text in section:
+        try:
+            pattern = ModulePattern(text)
+        except ValueError as error:
+            raise raw.wrong(key, f"names and regular expressions ({text[:40]!r} {error})") from error
+        found[pattern] = read(section, text)
+        num_states += pattern.num_states
+        if len(found) > MAX_PATTERNS or num_states > MAX_PATTERN_STATES:
+            raise raw.wrong(key, f"at most {MAX_PATTERNS:,} names and simpler regular expressions")
+    return found

@@ -9,10 +9,9 @@ processes.
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,8 +22,9 @@ from model.architectures.raw import read_json
 from model.calibration import FILE_NAME as CALIBRATION_FILE
 from model.description import has_chat_template
 from model.errors import CheckpointError, HubError, UnsupportedArchitectureError
-from model.hub import resolve
+from model.hub import fetch
 from model.task_heads import HEADS_FOLDER
+from model.temporary_folder import TemporaryFolder
 
 WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CONFIG = "config.json"
@@ -55,15 +55,18 @@ def find_base(
 ) -> Path | None:
     """The folder of the checkpoint that an adapter was trained on, fetched where need be; None for no adapter.
 
-    A way that is not absolute begins in the adapter's folder. Raises: CheckpointError.
+    A way that is not absolute begins in the adapter's folder, never in the process's own. Raises: CheckpointError.
     """
     if not is_adapter(folder):
         return None
     config = read_adapter_config(folder)
     beside = folder / os.path.expanduser(config.base)
-    fetch = partial(resolve, revision=config.base_revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
     try:
-        found = beside.resolve() if config.base and beside.is_dir() else fetch(config.base)
+        found = (
+            beside.resolve()
+            if config.base and os.path.isdir(beside)  # which is False for names that no system takes
+            else fetch(config.base, config.base_revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
+        )
     except HubError as error:
         raise HubError(
             f"{folder}: its base, {config.base!r} by {ADAPTER_CONFIG}, is not the folder {beside}, and {error}"
@@ -80,40 +83,66 @@ def find_base(
 def joined(folder: Path, base: Path | None) -> Iterator[Path]:
     """The folder itself where it has no base, else one of links to both folders' files, until the block ends.
 
-    Raises: CheckpointError.
+    Errors that leave the block name the files behind the links. Raises: CheckpointError.
     """
     if base is None:
         yield folder
         return
-    with ExitStack() as stack:
+    try:
+        made = TemporaryFolder("adapter")
+    except OSError as error:
+        raise _not_joined(folder, base, error) from error
+    whole = made.path / folder.resolve().name
+    links: Files = {}
+    try:
         try:
-            root = stack.enter_context(TemporaryDirectory(prefix="slimpajama-adapter-"))
-            whole = Path(root) / folder.name
-            _join(whole, folder, base)
+            _join(whole, folder, base, links)
         except OSError as error:
-            raise CheckpointError(
-                f"{folder} and its base {base} cannot be joined in {gettempdir()}: {error}"
-            ) from error
+            raise _not_joined(folder, base, error) from error
         yield whole
+    except CheckpointError as error:
+        error.args = (_with_origins(str(error), whole, {CONFIG: base / CONFIG} | links | {JOINED_FOLDER: folder}),)
+        raise
+    finally:
+        made.remove()
 
 
-def _join(whole: Path, folder: Path, base: Path) -> None:
+def _not_joined(folder: Path, base: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{folder} and its base {base} cannot be joined in {gettempdir()}: {error}")
+
+
+def _with_origins(message: str, whole: Path, origins: Files) -> str:
+    """The message with the user's files in place of a folder that nobody will find any more."""
+    for name in sorted(origins, key=len, reverse=True):
+        message = message.replace(str(whole / name), str(origins[name]))
+    return message.replace(str(whole), str(origins[JOINED_FOLDER]))
+
+
+def _join(whole: Path, folder: Path, base: Path, links: Files) -> None:
+    """Fills the joined folder, and `links` with what its links stand for."""
     adapter, shapes = read_adapter_config(folder), _whole_shapes(folder)
     own = {name: path for name, path in _files(folder).items() if not name.endswith(".safetensors") or "/" in name}
     config = derived_config(
         read_json(base / CONFIG), read_json(own[CONFIG]) if CONFIG in own else None, adapter, shapes
     )
     keeps_template = not has_chat_template(folder)
-    files = _of_base(_files(base), own, adapter, keeps_template=keeps_template) | own
-    files |= {f"{JOINED_FOLDER}/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    for name, path in files.items():
+    links |= _of_base(_files(base), own, adapter, keeps_template=keeps_template) | own
+    links |= {f"{JOINED_FOLDER}/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    whole.mkdir(exist_ok=True)
+    for name, path in links.items():
         if name not in (CONFIG, ADAPTER_CONFIG):
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             (whole / name).symlink_to(path.absolute())
-    (whole / CONFIG).write_text(json.dumps(config))
+    _write(whole / CONFIG, config)
     if keeps_template and has_chat_template(base) and not has_chat_template(whole):
-        template = read_json(base / TOKENIZER_CONFIG)["chat_template"]
-        (whole / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        _write(whole / "chat_template.json", {"chat_template": read_json(base / TOKENIZER_CONFIG)["chat_template"]})
+
+
+def _write(path: Path, value: object) -> None:
+    """Writes a new file, in the place of a link rather than through it."""
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(value, file)
 
 
 def _of_base(files: Files, own: Collection[str], adapter: AdapterConfig, *, keeps_template: bool) -> Files:
@@ -161,4 +190,6 @@ def _whole_shapes(folder: Path) -> Shapes:
     except SafetensorError as error:
         raise CheckpointError(f"cannot read {path}: {error}", file=path.name) from error
     tensors = adapter_tensors(shapes)
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: it changes nothing of its base", file=path.name)
     return {tensor.parameter: shapes[name] for name, tensor in tensors.items() if tensor.part is None}

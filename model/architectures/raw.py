@@ -77,7 +77,10 @@ class RawConfig:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self.wrong(key, "a number of float64") from error
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self._get(key, default)

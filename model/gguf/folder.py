@@ -5,9 +5,6 @@ folder is small, is made anew at each start and goes with whoever asked for it. 
 """
 
 import json
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +14,7 @@ from model.errors import CheckpointError
 from model.gguf.container import GgufFile, files_of
 from model.gguf.families import Facts, read_config
 from model.gguf.vocabularies import ends_of_text, write_tokenizer
+from model.temporary_folder import TemporaryFolder
 
 POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}
 RANKING = 4
@@ -37,8 +35,8 @@ class Unpacked:
     def __init__(self, location: Path) -> None:
         self.location = location
         """What was unpacked."""
-        self.folder = Path(tempfile.mkdtemp(prefix="slimpajama-gguf-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._made = TemporaryFolder("gguf")
+        self.folder, self.remove = self._made.path, self._made.remove
 
 
 def unpack(location: Path) -> Unpacked | None:

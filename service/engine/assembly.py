@@ -15,6 +15,7 @@ from model.description import CheckpointDescription, describe
 from model.gguf.folder import unpack
 from model.hub import resolve
 from model.languages import Languages, read_languages
+from model.temporary_folder import remove_abandoned
 from model.text_messages import check_template
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
@@ -46,6 +47,7 @@ def load_directory(settings: Settings) -> ModelDirectory:
     Raises:
         CheckpointError: one cannot be found or is not what it should be.
     """
+    remove_abandoned()
     directory = ModelDirectory(other_names=settings.aliases)
     for source in settings.model:
         model = load_model(source, settings)

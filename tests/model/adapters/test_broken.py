@@ -48,6 +48,9 @@ def test_a_variant_that_adds_otherwise_is_refused_by_name(store: Store, settings
         ({"r": "two"}, "'r'"),
         ({"lora_alpha": []}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": -1e308}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"alpha_pattern": {"q_proj": 1e39}}, "q_proj"),
         ({"use_dora": 1}, "use_dora"),
         ({"rank_pattern": {"q_proj": -1}}, "q_proj"),
         ({"alpha_pattern": {"(": 4}}, "alpha_pattern"),
@@ -117,6 +120,32 @@ def test_a_broken_file_is_named(store: Store, name: str, data: bytes, message: s
     (folder / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         parameters(folder)
+
+
+@pytest.mark.parametrize("name", ["", "base_model.model.model.original_module.norm.weight"])
+def test_an_adapter_that_changes_nothing_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"adapter/adapter_model\.safetensors holds no tensors"):
+        parameters(store({name: torch.ones(1)} if name else {}))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("base/model.safetensors", "base/model.safetensors"),
+        ("base/tokenizer_config.json", "base/tokenizer_config.json"),
+        ("base/generation_config.json", "base/generation_config.json"),
+        ("adapter/generation_config.json", "adapter/generation_config.json"),
+    ],
+)
+def test_an_error_names_the_users_files(store: Store, tmp_path: Path, broken: str, named: str) -> None:
+    """It named a temporary folder, which was gone by then."""
+    folder = store(pair(QUERY, 8, 8))
+    (tmp_path / broken).write_bytes(b"{")
+    with pytest.raises(CheckpointError) as caught:
+        parameters(folder)
+    assert "slimpajama-adapter" not in str(caught.value)
+    assert str(tmp_path / named) in str(caught.value)
+    assert caught.value.file == Path(broken).name
 
 
 def test_a_pickle_is_not_read(store: Store) -> None:

@@ -275,3 +275,54 @@ def test_a_folder_that_cannot_be_written_is_said(store: Store, tmp_path: Path, m
     monkeypatch.setattr(Path, "symlink_to", refuse)
     with pytest.raises(CheckpointError, match="Read-only file system"), joined(folder, tmp_path / "base"):
         pass
+
+
+@pytest.mark.parametrize("whose", ["adapter", "base"])
+def test_no_file_outside_of_the_joined_folder_is_written(store: Store, tmp_path: Path, whose: str) -> None:
+    """The base's template was written through a link, over the file of whoever had one without a template."""
+    folder = store(PARTS)
+    shutil.copy(tmp_path / "base" / "tokenizer.json", folder)
+    write(tmp_path / "base", "tokenizer_config.json", {"bos_token": "<s>", "chat_template": "base: {{ messages }}"})
+    write(tmp_path, "settings.json", {"precious": True})
+    (tmp_path / whose / "chat_template.json").symlink_to(tmp_path / "settings.json")
+    with joined(folder, tmp_path / "base") as whole:
+        template = ChatTemplate.load(whole)
+    assert template is not None
+    assert template.render([]) == "base: []"
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"precious": True}
+
+
+def test_a_folder_given_from_below_is_joined_within_the_temporary_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`..` as a name led out of the temporary folder, and its links were left in TMPDIR."""
+    folder = store(PARTS)
+    (folder / "below").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(folder / "below")
+    with joined(Path(".."), find_base(Path(".."))) as whole:
+        assert whole.name == "adapter"
+        assert describe(whole).architecture == "LlamaForCausalLM"
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_base_is_not_looked_for_where_the_service_runs(
+    hub: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store(PARTS, base_model_name_or_path="maker/base")
+    (tmp_path / "here" / "maker").mkdir(parents=True)
+    make("llama", tmp_path / "here" / "maker" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(HubError, match="neither a folder nor a model"):
+        find_base(folder, cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
+    hub.repositories["maker/base"] = {"main": {"config.json": b"{}"}}
+    found = find_base(folder, cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
+    assert found is not None
+    assert found.is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["~nobodyx/b", "~nobodyx", "a" * 4000, "a" * 5000, "a/\0", ""])
+def test_a_base_whose_name_no_system_takes_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path|hub name"):
+        find_base(store(PARTS, base_model_name_or_path=name), offline=True)

@@ -167,3 +167,10 @@ def test_the_environment_chooses_the_hub(hub: Any, fetch: Callable[..., Path], t
     folder = Path(done.stdout.strip())
     assert folder.is_relative_to(tmp_path / "home")
     assert (folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize("location", ["~nobodyx/b", "a" * 5000, "a/\0b"])
+def test_a_name_that_no_system_takes_is_an_error_of_the_checkpoint(location: str) -> None:
+    """It was a RuntimeError or an OSError, which POST /admin/models answered with 500."""
+    with pytest.raises(HubError):
+        resolve(location, offline=True)

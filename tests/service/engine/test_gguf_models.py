@@ -9,7 +9,7 @@ import pytest
 
 from model.errors import CheckpointError
 from service.cli import main
-from service.engine.assembly import load_model
+from service.engine.assembly import load_directory, load_model
 from service.model_source import ModelSource
 from service.settings import Settings
 
@@ -57,6 +57,13 @@ def test_the_folder_is_there_for_what_a_rollback_keeps(file: Path, temporary: Pa
     assert [str(path) for path in temporary.iterdir()] == [kept.spec.folder]
     del kept
     gc.collect()
+    assert not list(temporary.iterdir())
+
+
+def test_a_start_clears_what_killed_processes_left(temporary: Path) -> None:
+    for name in ("slimpajama-gguf-1", "slimpajama-adapter-2"):
+        (temporary / name).mkdir()
+    load_directory(Settings(model=()))
     assert not list(temporary.iterdir())
 
 
