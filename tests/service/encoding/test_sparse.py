@@ -223,14 +223,16 @@ async def test_a_golden_answer_is_a_vector_as_long_as_the_vocabulary(
 
 @pytest.mark.parametrize(("path", "param"), [("/embed_sparse", "inputs"), ("/v1/sparse_embeddings", "input")])
 async def test_an_answer_of_too_many_entries_is_refused_with_the_numbers(
-    path: str, param: str, make_sparse: MakeSparse, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    path: str, param: str, make_sparse: MakeSparse, client: httpx.AsyncClient, engine: LaneEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     num_entries = int((encode(make_sparse(), TEXTS) > 0).sum())
     monkeypatch.setattr(native, "MAX_NUMBERS", 2 * num_entries - 1)
     response = await client.post(path, json={param: TEXTS})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (413, param)
-    assert f"4 vectors have {num_entries} entries" in error["message"]
+    assert f"4 vectors have more than {num_entries - 1} entries" in error["message"]
+    assert engine.encoded[-1].max_numbers == 2 * (num_entries - 1)
     monkeypatch.setattr(native, "MAX_NUMBERS", 2 * num_entries)
     assert (await client.post(path, json={param: TEXTS})).status_code == 200
 
