@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import PreTrainedTokenizerFast
 
 from service.api import embeddings, native, tei
-from service.engine import loading
+from service.engine import protocol
 from service.engine.protocol import Step, frame
 from service.engine.self_test import Golden, check_golden
 from service.errors import SwapFailed
@@ -192,7 +192,7 @@ async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
 ) -> None:  # fmt: skip
     """Of an untrained network over a large vocabulary: a thousand texts' entries were more than a frame may have."""
     bytes_of_two = 2 * len(tokenizer) * 8
-    monkeypatch.setattr(loading, "MAX_FRAME_BYTES", 2 * bytes_of_two)
+    monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2 * bytes_of_two)
     reference = make_sparse()
     sizes = []
     lane = engine._lanes[engine.models["sparse"].key]
@@ -207,7 +207,7 @@ async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
     expected = encode(reference, TEXTS)
     assert_allclose(dense(of_tei(await post("/embed_sparse", inputs=TEXTS)), expected), expected, atol=1e-4)
     assert len(sizes) == 2
-    assert max(sizes) < loading.MAX_FRAME_BYTES
+    assert max(sizes) < protocol.MAX_FRAME_BYTES
 
 
 async def test_a_golden_answer_is_a_vector_as_long_as_the_vocabulary(
