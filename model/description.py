@@ -203,18 +203,21 @@ def fingerprint(folder: Path) -> str:
     """Twelve hexadecimal digits that change with the checkpoint: small files whole, weights by samples of each tensor.
 
     Reading gigabytes at each start would cost more than the certainty is worth. A calibration is no part of what it was
-    fitted on.
+    fitted on. Raises: CheckpointError for a file that cannot be read.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix not in DIGESTED or path == folder / CALIBRATION_FILE or not path.is_file():
             continue
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
-        with path.open("rb") as file:
-            if path.suffix == ".safetensors":
-                _digest_weights(file, digest.update)
-            else:
-                digest.update(file.read())
+        try:
+            with path.open("rb") as file:
+                if path.suffix == ".safetensors":
+                    _digest_weights(file, digest.update)
+                else:
+                    digest.update(file.read())
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", file=path.name) from error
     for path in files_of(folder):
         with GgufFile(path) as gguf:
             for sample in gguf.samples():
@@ -246,7 +249,7 @@ def _weight_bytes(folder: Path) -> int:
     if ggufs := files_of(folder):
         return sum(_num_values(path) for path in ggufs) * 2
     files = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _num_values(path: Path) -> int:

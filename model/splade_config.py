@@ -112,11 +112,13 @@ def _stored_names(folder: Path) -> set[str]:
     """Of the tensors in the folder's files, by their headers; a broken file is for the loader to refuse."""
     names: set[str] = set()
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, MAX_HEADER_BYTES))
+        if not path.is_file():  # a pipe of that name would be waited for
+            continue
         try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = file.read(min(length, MAX_HEADER_BYTES))
             names |= set(json.loads(header))
-        except (ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError, RecursionError):
             continue
     return names

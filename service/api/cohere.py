@@ -119,13 +119,20 @@ class EmbedBody(CohereBody):
 async def create_embed(request: Request, body: EmbedBody) -> Response:
     if (body.texts is None) == (body.inputs is None):
         raise InvalidRequest("give either texts or inputs", param="texts" if body.texts is None else "inputs")
-    texts = body.texts or ["\n".join(part.text for part in entry.content) for entry in body.inputs or ()]
+    texts = body.texts or [_joined(entry, index) for index, entry in enumerate(body.inputs or ())]
     place = "texts.{}" if body.texts else "inputs.{}"
     form = VectorForm(dimensions=body.output_dimension)
     with named_as({"^dimensions": "output_dimension"}):
         model, encoded = await _embedded(request, body, texts, place, form, max_tokens=body.max_tokens)
     found = await _formed(encoded, body.embedding_types)
     return _answer(request, model, encoded, "2", "embeddings_by_type", found, texts)
+
+
+def _joined(entry: EmbedInput, index: int) -> str:
+    """Raises: InvalidRequest for an input without a character, as a text without one is refused."""
+    if not any(part.text for part in entry.content):
+        raise InvalidRequest("the input has no text: give at least 1 character", param=f"inputs.{index}")
+    return "\n".join(part.text for part in entry.content)
 
 
 async def _embedded(

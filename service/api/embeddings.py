@@ -27,6 +27,7 @@ from service.api.native import (
     encode_options,
     envelope,
     error_item,
+    sparse_vectors,
     truncation,
     usage_of,
     written_one_by_one,
@@ -35,7 +36,7 @@ from service.api.native import (
 from service.errors import InvalidRequest
 from service.tasks.embeddings import PairScore, VectorForm, embed, pair_similarities, prompt_of
 from service.tasks.encoding import EncodedText, raise_if_all_failed
-from service.tasks.sparse_embeddings import SPARSE_TASK, embed_sparse, entries_of
+from service.tasks.sparse_embeddings import SPARSE_TASK, entries_of
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
@@ -106,13 +107,12 @@ def _vector(text: EncodedText, form: str) -> Any:
 @router.post("/sparse_embeddings", summary="The weights of the vocabulary's entries, per text")
 async def create_sparse_embeddings(request: Request, body: TextsBody) -> Response:
     texts = _texts(body)
-    engine = encode_engine(request)
-    model = engine.resolve(body.model, SPARSE_TASK)
+    model = encode_engine(request).resolve(body.model, SPARSE_TASK)
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=body.input_type)
     options = encode_options(request, body, SPARSE_TASK)
-    encoded = await until_gone(request, embed_sparse(engine, model, texts, options, prompt=prompt))
+    encoded = await sparse_vectors(request, model, texts, options, prompt=prompt, param="input")
     raise_if_all_failed(encoded, param="input", single=isinstance(body.input, str))
-    data = await written_sparse(encoded, _sparse_items, param="input")
+    data = await written_sparse(encoded, _sparse_items)
     return envelope(request, model, data, usage_of(encoded))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from starlette.responses import Response
 
+from service.api.event_stream import until_gone
 from service.api.generating import deadline_of, priority_of
 from service.api.schemas_openai import INT32, Name, Strict, TokenId
 from service.api.state import request_record, request_state
@@ -22,6 +23,7 @@ from service.engine.models import LoadedModel
 from service.errors import InvalidRequest, PayloadTooLarge, ServiceError
 from service.http.envelope import fault_of_body
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions
+from service.tasks.sparse_embeddings import embed_sparse
 
 MAX_ITEMS = 2048
 MAX_LABELS = 512
@@ -190,21 +192,25 @@ def check_numbers(num_vectors: int, size: int | None, *, param: str) -> None:
         )
 
 
-async def written_sparse(
-    texts: Sequence[EncodedText], write: Callable[[Sequence[EncodedText]], list[msgspec.Raw]], *, param: str
-) -> list[msgspec.Raw]:
-    """Sparse vectors as JSON, in a thread where there is much to write: an entry is two numbers, its id and its weight.
+async def sparse_vectors(
+    request: Request, model: LoadedModel, texts: Sequence[str], options: EncodeOptions, *, prompt: str, param: str
+) -> list[EncodedText]:
+    """Raises: PayloadTooLarge, naming `param`, as soon as the vectors that have come would make too large an answer."""
+    max_entries = MAX_NUMBERS // 2
+    work = embed_sparse(encode_engine(request), model, texts, options, prompt=prompt, max_entries=max_entries)
+    try:
+        return await until_gone(request, work)
+    except PayloadTooLarge as error:
+        error.param = param
+        raise
 
-    Raises: PayloadTooLarge if there are too many, which is known only when the vectors are there.
-    """
-    num_entries = sum(text.values.shape[1] for text in texts if text.values is not None)
-    if 2 * num_entries > MAX_NUMBERS:
-        raise PayloadTooLarge(
-            f"the {len(texts):,} vectors have {num_entries:,} entries that are not zero; the limit is "
-            f"{MAX_NUMBERS // 2:,} in an answer. Send fewer texts at once",
-            param=param,
-        )
-    return await asyncio.to_thread(write, texts) if 2 * num_entries > INLINE_NUMBERS else write(texts)
+
+async def written_sparse(
+    texts: Sequence[EncodedText], write: Callable[[Sequence[EncodedText]], list[msgspec.Raw]]
+) -> list[msgspec.Raw]:
+    """Sparse vectors as JSON, in a thread where there is much to write."""
+    num_numbers = sum(text.values.size for text in texts if text.values is not None)
+    return await asyncio.to_thread(write, texts) if num_numbers > INLINE_NUMBERS else write(texts)
 
 
 async def vectors_response(rows: Sequence[NDArray[np.float32]]) -> Response:

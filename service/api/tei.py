@@ -29,6 +29,7 @@ from service.api.native import (
     json_response,
     model_of_address,
     note,
+    sparse_vectors,
     tell_truncation,
     truncates_by_address,
     usage_of,
@@ -44,7 +45,7 @@ from service.tasks.classification import classify_own
 from service.tasks.confidence import Scored, best_first
 from service.tasks.embeddings import VectorForm, embed, prompt_of, rerank, similarities
 from service.tasks.encoding import EncodedText, EncodeOptions, Text, run_texts, tokenize
-from service.tasks.sparse_embeddings import SPARSE_TASK, embed_sparse, entries_of
+from service.tasks.sparse_embeddings import SPARSE_TASK, entries_of
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -110,13 +111,13 @@ async def tei_embed_all(request: Request, body: EmbedAllBody) -> Response:
 @router.post("/embed_sparse", summary="Sparse vectors, in the shape of text-embeddings-inference")
 async def tei_embed_sparse(request: Request, body: EmbedSparseBody) -> Response:
     texts = texts_of(body.inputs)
-    engine, began = encode_engine(request), time.monotonic()
-    model = engine.resolve(model_of_address(request), SPARSE_TASK)
+    began = time.monotonic()
+    model = encode_engine(request).resolve(model_of_address(request), SPARSE_TASK)
     prompt = prompt_of(model, prompt_name=body.prompt_name, input_type=None)
-    work = embed_sparse(engine, model, texts, _options(request, body, SPARSE_TASK), prompt=prompt)
-    encoded = await until_gone(request, work)
+    options = _options(request, body, SPARSE_TASK)
+    encoded = await sparse_vectors(request, model, texts, options, prompt=prompt, param="inputs")
     _raise_first(encoded, "inputs" if isinstance(body.inputs, str) else "inputs.{}")
-    rows = await written_sparse(encoded, _sparse_rows, param="inputs")
+    rows = await written_sparse(encoded, _sparse_rows)
     return _finished(request, model, json_response(rows), encoded, texts, began)
 
 

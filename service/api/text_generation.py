@@ -173,7 +173,8 @@ class GenerateWriter:
         """Characters of the text that tokens have been told with."""
         self._tokens: list[TokenAnswer] = []
         self._top_tokens: list[list[TokenAnswer]] = []
-        self._prefill: list[PrefillAnswer] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        """Of the prompt's tokens behind the first."""
         self._finish_reason: FinishReason = "length"
 
     def chunk(self, delta: Delta) -> bytes:
@@ -194,8 +195,7 @@ class GenerateWriter:
         return b""
 
     def add(self, delta: Delta) -> None:
-        if delta.prompt_logprobs:
-            self._prefill = self._read_prompt(delta.prompt_logprobs)
+        self._prompt_logprobs += delta.prompt_logprobs
         self._text += delta.text
         starts = [self._num_told, *delta.offsets[1:]]
         ends = [*delta.offsets[1:], len(self._text)]
@@ -214,7 +214,7 @@ class GenerateWriter:
                 finish_reason=self._finish_reason,
                 generated_tokens=usage.completion_tokens,
                 seed=self._parameters.seed,
-                prefill=self._prefill,
+                prefill=self._read_prompt() if self._parameters.decoder_input_details else [],
                 tokens=self._tokens,
                 top_tokens=self._top_tokens if self._parameters.top_n_tokens else None,
             )
@@ -242,10 +242,10 @@ class GenerateWriter:
     def _top_of(self, index: int) -> list[TokenAnswer] | None:
         return self._top_tokens[index] if self._parameters.top_n_tokens else None
 
-    def _read_prompt(self, tokens: list[TokenLogprobs]) -> list[PrefillAnswer]:
-        """All of the prompt's; `tokens` are those behind the first."""
+    def _read_prompt(self) -> list[PrefillAnswer]:
+        """All of the prompt's tokens, the first, which may be the only one, without a value."""
         found: list[tuple[int, float | None]] = [(self._generation.prompts[0].ids[0], None)]
-        found += [(token.token_id, finite(token.logprob)) for token in tokens]
+        found += [(token.token_id, finite(token.logprob)) for token in self._prompt_logprobs]
         return [PrefillAnswer(id=id, text=token_text(self._tokenizer, id), logprob=value) for id, value in found]
 
     def _stream_details(self) -> StreamDetailsAnswer:

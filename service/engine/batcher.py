@@ -12,11 +12,9 @@ from typing import Literal
 
 from service.engine.deadlines import Deadlines
 from service.engine.item_lane import Item, ItemLane
-from service.engine.protocol import Encode, EncodeResult
+from service.engine.protocol import MAX_BATCH_ITEMS, Encode, EncodeResult
 
 __all__ = ["Batcher", "Item"]
-
-MAX_BATCH_ITEMS = 1024
 
 
 @dataclass(slots=True)

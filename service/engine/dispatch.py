@@ -33,7 +33,7 @@ class _Lane:
     rows: Seats
     """Of the batch that generates."""
     texts: Seats
-    """Of the batch of single-pass work, in tokens."""
+    """Of the batch of single-pass work, in tokens and in texts."""
     waiting: FairQueue = field(default_factory=FairQueue)
     flights: dict[int, Flight] = field(default_factory=dict)
     inside: dict[int, Flight] = field(default_factory=dict)
@@ -45,6 +45,8 @@ class _Lane:
     """Prompt tokens of the generating requests inside that have not been started there (for want of room, it seems;
     those that wait for their grammar are left out)."""
     unstarted_tokens: int = 0
+    compiling: set[int] = field(default_factory=set)
+    """Generating requests inside with a grammar that have not been started there: it is being compiled, it seems."""
 
     @property
     def num_waiting(self) -> int:
@@ -90,8 +92,8 @@ class Dispatcher:
         if len(lane.waiting) or not self._has_room(lane, flight):
             return False
         if isinstance(flight, EncodeFlight):
-            return lane.texts.fits(flight.cost_tokens)
-        return lane.rows.fits(_num_rows(flight)) and not self._lacks_room(lane)
+            return lane.texts.fits(_size_of_texts(flight))
+        return lane.rows.fits((_num_rows(flight),)) and not self._lacks_room(lane)
 
     def waiting_in(self, key: str) -> int:
         lane = self._lanes.get(key)
@@ -100,7 +102,8 @@ class Dispatcher:
     def enqueue(self, flight: Flight) -> None:
         lane = self._lanes.get(flight.model.key)
         if lane is None:
-            lane = self._lanes[flight.model.key] = _Lane(Seats(self._max_sequences), Seats(self._max_batch_tokens))
+            texts = Seats(self._max_batch_tokens, flight.model.max_batch_items)
+            lane = self._lanes[flight.model.key] = _Lane(Seats(self._max_sequences), texts)
         lane.flights[flight.number] = flight
         lane.waiting.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
@@ -149,6 +152,8 @@ class Dispatcher:
     def started(self, flight: Flight) -> None:
         """The worker has begun to compute it."""
         lane = self._lanes[flight.model.key]
+        assert flight.number in lane.inside, "the worker computes what it was given"
+        lane.compiling.discard(flight.number)
         lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
         lane.rows.started(flight.number)
         lane.texts.started(flight.number)
@@ -159,6 +164,7 @@ class Dispatcher:
             lane.num_passed_over = min(num_requests, lane.num_generating)
 
     def made_progress(self, flight: Flight) -> None:
+        assert flight.number in self._lanes[flight.model.key].inside, "the worker computes what it was given"
         flight.deaths_without_progress = 0
         self._unproven.discard(flight.number)
         if self._suspect is flight:
@@ -180,19 +186,16 @@ class Dispatcher:
         of its step (of `batch`; all, where that is not known) and those whose grammar was being compiled beside it."""
         lost = [flight for lane in self._lanes.values() for flight in lane.inside.values()]
         for flight in lost:
-            if batch is None or flight.number in batch or self._compiles(flight):
+            lane = self._lanes[flight.model.key]
+            if batch is None or flight.number in batch or flight.number in lane.compiling:
                 flight.deaths_without_progress += 1
-            self._leave(self._lanes[flight.model.key], flight)
+            self._leave(lane, flight)
         self._suspect = self._next_suspect = None
         return sorted(lost, key=lambda flight: flight.number)
 
-    def _compiles(self, flight: Flight) -> bool:
-        has_grammar = isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is not None
-        return has_grammar and flight.number in self._unproven
-
     def _lacks_room(self, lane: _Lane) -> bool:
         """Whether the last step left out others than those whose grammar is being compiled."""
-        return lane.num_passed_over > 0 and lane.num_passed_over > sum(map(self._compiles, lane.inside.values()))
+        return lane.num_passed_over > len(lane.compiling)
 
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
@@ -211,13 +214,15 @@ class Dispatcher:
         self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
             lane.single_pass_tokens += flight.cost_tokens
-            lane.texts.enter(flight, flight.cost_tokens)
+            lane.texts.enter(flight, _size_of_texts(flight))
             return
-        lane.rows.enter(flight, _num_rows(flight))
+        lane.rows.enter(flight, (_num_rows(flight),))
         lane.num_generating += 1
         if isinstance(flight, GenerateFlight) and flight.request.sampling.grammar is None:
             lane.unstarted[flight.number] = flight.num_prompt_tokens
             lane.unstarted_tokens += flight.num_prompt_tokens
+        else:
+            lane.compiling.add(flight.number)
 
     def _leave(self, lane: _Lane, flight: Flight) -> None:
         self._unproven.discard(flight.number)
@@ -228,6 +233,7 @@ class Dispatcher:
             lane.texts.leave(flight.number)
         else:
             lane.rows.leave(flight.number)
+            lane.compiling.discard(flight.number)
             lane.num_generating -= 1
             lane.num_passed_over = min(lane.num_passed_over, lane.num_generating)
             lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
@@ -235,6 +241,11 @@ class Dispatcher:
 
 def _is_suspect(flight: Flight) -> bool:
     return flight.deaths_without_progress >= SUSPECT_DEATHS
+
+
+def _size_of_texts(flight: EncodeFlight) -> tuple[int, int]:
+    """Of a batch: tokens and texts."""
+    return flight.cost_tokens, len(flight.request.inputs)
 
 
 def _num_rows(flight: Flight) -> int:

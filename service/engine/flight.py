@@ -42,6 +42,8 @@ class EncodeRequest:
     deadline: float | None = None
     client: str = ""
     task: str = "embed"
+    max_numbers: int | None = None
+    """The most that all results may have together: the one that has more ends the request."""
 
 
 class Trace(Protocol):
@@ -75,6 +77,7 @@ class Errand:
 errand_context: ContextVar[Errand | None] = ContextVar("errand", default=None)
 """Set for the length of an HTTP request."""
 
+FLOAT_BYTES = 4
 ENDED_WELL = frozenset({"stop", "length"})
 
 
@@ -203,6 +206,12 @@ class EncodeFlight(Flight):
     results: list[EncodeResult | None]
     asked: list[int] = field(default_factory=list)
     """Which input each index of the message that is under way stands for."""
+    num_numbers: int = 0
+    """Of all results that are here."""
+
+    @property
+    def has_too_many_numbers(self) -> bool:
+        return self.request.max_numbers is not None and self.num_numbers > self.request.max_numbers
 
     @property
     def num_computed_tokens(self) -> int:
@@ -229,6 +238,7 @@ class EncodeFlight(Flight):
         """Files one input's result. Returns whether that was the last one."""
         result.index = self.asked[result.index]
         self.results[result.index] = result
+        self.num_numbers += len(result.data) // FLOAT_BYTES
         return all(entry is not None for entry in self.results)
 
 

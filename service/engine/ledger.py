@@ -21,6 +21,7 @@ from service.errors import (
     GenerationFailed,
     InvalidGrammar,
     InvalidRequest,
+    PayloadTooLarge,
     Quarantined,
     ServiceError,
 )
@@ -174,7 +175,10 @@ class Ledger:
             self._finish(flight, "deadline", _too_late())
             return
         result.started = flight.started
-        if flight.deliver(result):
+        is_last = flight.deliver(result)
+        if flight.has_too_many_numbers:
+            self._abandon(flight, "error", too_many_numbers(flight))
+        elif is_last:
             self._finish(flight, "stop")
 
     # -- a worker's death ---------------------------------------------------------------------------------------------
@@ -199,6 +203,10 @@ def failure_of(output: TokenOutput) -> ServiceError:
     """The error of a request that the worker has refused, or failed at."""
     assert output.error is not None
     return FAILURES[output.blame](output.error)
+
+
+def too_many_numbers(flight: EncodeFlight) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the results have more than {flight.request.max_numbers:,} numbers together")
 
 
 def _too_late() -> DeadlineExceeded:

@@ -35,13 +35,13 @@ from model.packed_linear import pack
 from model.runner import Runner
 from model.stored_weights import StoredWeights
 from model.tokenizer import Tokenizer
-from service.engine.batcher import MAX_BATCH_ITEMS, Batcher
+from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane
-from service.engine.protocol import MAX_FRAME_BYTES, Loaded, ModelSpec, WorkerConfig
+from service.engine.protocol import Loaded, ModelSpec, WorkerConfig, max_batch_items
 from service.engine.ranks import Ranks
 from service.engine.scheduler import Scheduler, SchedulerLimits
 from service.engine.single_pass_lane import SinglePassLane
@@ -94,7 +94,8 @@ def load_lane(
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
         network = encoder = _load_encoding(spec, device, dtype, progress)
-        batcher = Batcher(config.max_batch_tokens, _max_items(encoder))
+        sparse_size = None if encoder.splade is None else encoder.config.vocab_size
+        batcher = Batcher(config.max_batch_tokens, max_batch_items(sparse_size))
         lane = SinglePassLane(loaded, batcher, EncoderRunner(encoder, backend, device))
     loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began
@@ -119,14 +120,6 @@ def _load_encoding(spec: ModelSpec, device: torch.device, dtype: torch.dtype, pr
         )
     fuse_layers(network)
     return network
-
-
-def _max_items(network: EncodeNetwork) -> int:
-    """Of a step: so many that its results fit a frame even where no entry of a sparse vector is zero."""
-    if network.splade is None:
-        return MAX_BATCH_ITEMS
-    entry_bytes = 8
-    return min(MAX_BATCH_ITEMS, MAX_FRAME_BYTES // (2 * entry_bytes * network.config.vocab_size))
 
 
 def load_generating(

@@ -11,12 +11,12 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 from model.chat_template import ChatTemplate
-from model.description import CheckpointDescription
+from model.description import SPARSE_TASK, CheckpointDescription
 from model.gguf.folder import Unpacked
 from model.languages import Languages
 from model.tokenizer import Tokenizer
 from service.engine.aliases import Alias, sticky_key
-from service.engine.protocol import Loaded, ModelSpec
+from service.engine.protocol import Loaded, ModelSpec, max_batch_items
 from service.errors import ModelNotFound, TaskNotSupported
 
 ModelState = Literal["loading", "ready", "failed", "draining"]
@@ -52,6 +52,11 @@ class LoadedModel:
     @property
     def tasks(self) -> tuple[str, ...]:
         return self.description.tasks
+
+    @property
+    def max_batch_items(self) -> int:
+        """Inputs of a step of its single-pass work."""
+        return max_batch_items(self.description.vocab_size if SPARSE_TASK in self.tasks else None)
 
 
 class ModelDirectory(dict[str, LoadedModel]):

@@ -13,6 +13,10 @@ from model.batch import FinishReason, SamplingParams, TokenLogprobs
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
+MAX_BATCH_ITEMS = 1024
+"""Inputs of one step of single-pass work."""
+ENTRY_BYTES = 8
+"""Of a sparse vector: an id and a weight."""
 Blame = Literal["context", "request", "grammar"]
 """What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
 """How the error of a request begins whose grammar could not be compiled: the caller's fault, not ours."""
@@ -156,6 +160,17 @@ class TokenOutput(msgspec.Struct, kw_only=True):
     error: str | None = None
     blame: Blame | None = None
     """Of an error: None where it is not the request's fault."""
+
+
+def max_batch_items(sparse_size: int | None) -> int:
+    """The most inputs of a step: so many that its results fill half a frame at most, even where no entry of a sparse
+    vector of `sparse_size` is zero. None: the checkpoint gives no such vectors.
+
+    Worked example: of 120,000 entries, which take 960,000 bytes, 559.
+    """
+    if sparse_size is None:
+        return MAX_BATCH_ITEMS
+    return min(MAX_BATCH_ITEMS, MAX_FRAME_BYTES // (2 * ENTRY_BYTES * sparse_size))
 
 
 class EncodeResult(msgspec.Struct, kw_only=True):

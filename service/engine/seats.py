@@ -7,15 +7,18 @@ be computed has one whatever was thought before. Pure data. Runs in the API proc
 
 from service.engine.flight import Flight
 
+Size = tuple[int, ...]
+
 
 class Seats:
-    """`limit` is what a batch holds, in rows or in tokens; what is larger than that may have it to itself."""
+    """`limits` are what a batch holds, in rows, or in tokens and in texts; what is larger than one of them may have the
+    batch to itself. A size has a number for each limit."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seated: dict[int, int] = {}
-        self._num_taken = 0
-        self._standing: dict[int, tuple[Flight, int]] = {}
+    def __init__(self, *limits: int) -> None:
+        self._limits = limits
+        self._seated: dict[int, Size] = {}
+        self._taken = tuple(0 for _ in limits)
+        self._standing: dict[int, tuple[Flight, Size]] = {}
         self._shares: dict[str, tuple[int, int]] = {}
         self.num_standing_tokens = 0
 
@@ -27,11 +30,11 @@ class Seats:
         """How many requests, with how many tokens, of this client stand."""
         return self._shares.get(client, (0, 0))
 
-    def fits(self, size: int) -> bool:
-        """Whether one that takes `size` of the limit would have a place, with nobody standing before it."""
+    def fits(self, size: Size) -> bool:
+        """Whether one that takes `size` of the limits would have a place, with nobody standing before it."""
         return not self._standing and self._has_place(size)
 
-    def enter(self, flight: Flight, size: int) -> None:
+    def enter(self, flight: Flight, size: Size) -> None:
         if self.fits(size):
             self._seat(flight.number, size)
         else:
@@ -44,19 +47,21 @@ class Seats:
             self._seat(number, size)
 
     def leave(self, number: int) -> None:
-        self._num_taken -= self._seated.pop(number, 0)
+        if (size := self._seated.pop(number, None)) is not None:
+            self._taken = tuple(taken - part for taken, part in zip(self._taken, size, strict=True))
         self._stand_no_more(number)
         while self._standing and self._has_place(self._standing[head := next(iter(self._standing))][1]):
             self.started(head)
 
-    def _has_place(self, size: int) -> bool:
-        return not self._seated or self._num_taken + size <= self._limit
+    def _has_place(self, size: Size) -> bool:
+        parts = zip(self._taken, size, self._limits, strict=True)
+        return not self._seated or all(taken + part <= limit for taken, part, limit in parts)
 
-    def _seat(self, number: int, size: int) -> None:
+    def _seat(self, number: int, size: Size) -> None:
         self._seated[number] = size
-        self._num_taken += size
+        self._taken = tuple(taken + part for taken, part in zip(self._taken, size, strict=True))
 
-    def _stand_no_more(self, number: int) -> int | None:
+    def _stand_no_more(self, number: int) -> Size | None:
         """Returns its size if it stood."""
         if (entry := self._standing.pop(number, None)) is None:
             return None

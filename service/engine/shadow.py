@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.flight import ENDED_WELL, EncodeFlight, Flight, GenerateFlight
 from service.engine.protocol import EncodeResult
@@ -61,12 +62,36 @@ def agree(original: Flight, shadow: Flight) -> bool:
             return others[: len(ids)] == ids[: len(others)]
         return ids == others
     if isinstance(original, EncodeFlight) and isinstance(shadow, EncodeFlight):
-        return all(_close(one, other) for one, other in zip(original.results, shadow.results, strict=True))
+        close = _close_entries if original.request.output == "sparse_embedding" else _close
+        return all(
+            one is not None and other is not None and (one.error is None) == (other.error is None) and close(one, other)
+            for one, other in zip(original.results, shadow.results, strict=True)
+        )
     return False
 
 
-def _close(one: EncodeResult | None, other: EncodeResult | None) -> bool:
-    if one is None or other is None or one.shape != other.shape or (one.error is None) != (other.error is None):
-        return False
-    values, others = (np.frombuffer(result.data, dtype="<f4") for result in (one, other))
+def _close(one: EncodeResult, other: EncodeResult) -> bool:
+    return one.shape == other.shape and _alike(_numbers(one), _numbers(other))
+
+
+def _close_entries(one: EncodeResult, other: EncodeResult) -> bool:
+    """Two sparse vectors by their entries: an id that only one of them has weighs 0 in the other, so that a weight
+    that rounding takes to 0, or from it, makes no difference.
+
+    Worked example: [[5, 9], [0.5, 0.0004]] and [[5], [0.5]] are alike: of the ids 5 and 9 the weights are
+    [0.5, 0.0004] and [0.5, 0].
+    """
+    (ids, weights), (other_ids, other_weights) = _numbers(one).reshape(2, -1), _numbers(other).reshape(2, -1)
+    every = np.union1d(ids, other_ids)
+    values, others = np.zeros_like(every), np.zeros_like(every)
+    values[np.searchsorted(every, ids)] = weights
+    others[np.searchsorted(every, other_ids)] = other_weights
+    return _alike(values, others)
+
+
+def _numbers(result: EncodeResult) -> NDArray[np.float32]:
+    return np.frombuffer(result.data, dtype="<f4")
+
+
+def _alike(values: NDArray[np.float32], others: NDArray[np.float32]) -> bool:
     return bool(np.allclose(values, others, rtol=TOLERANCE, atol=TOLERANCE))

@@ -233,8 +233,12 @@ async def run_texts(
     options: EncodeOptions,
     *,
     head: str = "",
+    max_numbers: int | None = None,
 ) -> None:
-    """Sends the sound texts through the network together; each gets its values or its own error."""
+    """Sends the sound texts through the network together; each gets its values or its own error.
+
+    Raises: PayloadTooLarge as soon as there are more than `max_numbers` in all of their values.
+    """
     sound = [text for text in texts if text.error is None]
     if not sound:
         return
@@ -248,6 +252,7 @@ async def run_texts(
             deadline=options.deadline,
             client=options.client,
             task=options.task,
+            max_numbers=max_numbers,
         )
     )
     for text, result in zip(sound, results, strict=True):

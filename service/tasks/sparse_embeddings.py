@@ -11,17 +11,35 @@ from numpy.typing import NDArray
 
 from model.description import SPARSE_TASK
 from service.engine.models import LoadedModel
+from service.errors import PayloadTooLarge
 from service.tasks.encoding import EncodedText, EncodeEngine, EncodeOptions, run_texts, tokenize
 
 __all__ = ["SPARSE_TASK", "embed_sparse", "entries_of"]
 
 
 async def embed_sparse(
-    engine: EncodeEngine, model: LoadedModel, texts: Sequence[str], options: EncodeOptions, *, prompt: str = ""
+    engine: EncodeEngine,
+    model: LoadedModel,
+    texts: Sequence[str],
+    options: EncodeOptions,
+    *,
+    prompt: str = "",
+    max_entries: int,
 ) -> list[EncodedText]:
-    """One vector per text, in `values`: float32 [2, N], as `entries_of` reads it."""
+    """One vector per text, in `values`: float32 [2, N], as `entries_of` reads it.
+
+    Raises: PayloadTooLarge if the vectors have more than `max_entries` together. How many they have is known only as
+    they come; the texts that are left are not read then.
+    """
     encoded = await tokenize(model, texts, room=options.room(), prompt=prompt)
-    await run_texts(engine, model, encoded, "sparse_embedding", options)
+    try:
+        # An entry is two numbers: its id and its weight.
+        await run_texts(engine, model, encoded, "sparse_embedding", options, max_numbers=2 * max_entries)
+    except PayloadTooLarge as error:
+        raise PayloadTooLarge(
+            f"the {len(texts):,} vectors have more than {max_entries:,} entries that are not zero, which is the limit "
+            "of an answer. Send fewer texts at once"
+        ) from error
     return encoded
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from service.engine.assembly import load_model
 from service.engine.flight import EncodeRequest, Flight, GenerateFlight, GenerateRequest, encode_flight, generate_flight
 from service.engine.lanes import Lane
-from service.engine.ledger import failure_of
+from service.engine.ledger import failure_of, too_many_numbers
 from service.engine.loading import load_lane
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import Encode, EncodeResult, Generate, TokenOutput, WorkerConfig
@@ -88,6 +88,9 @@ class LaneEngine:
         while any(result is None for result in flight.results):
             for result in lane.step(time.monotonic()).encoded:
                 flight.deliver(result)
+            if flight.has_too_many_numbers:
+                lane.cancel(flight.number)
+                raise too_many_numbers(flight)
         return [self._told(result, request, started) for result in flight.results if result is not None]
 
     def generate(self, request: GenerateRequest) -> LaneStream:

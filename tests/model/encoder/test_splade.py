@@ -1,6 +1,8 @@
 """Sparse encoders give the vectors of sentence-transformers' SparseEncoder, entry by entry."""
 
 import json
+import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,22 @@ def test_without_its_whole_head_a_masked_language_model_is_an_embedder_alone(
     assert "embed" in describe(folder).tasks
     (fault,) = make_runner(folder).run([EncodeItem(ids=texts[0], output="sparse_embedding")])
     assert fault == "this checkpoint gives embedding, token_embeddings, not sparse_embedding"
+
+
+def test_what_is_called_safetensors_and_is_no_file_is_passed_by(make_model: MakeModel) -> None:
+    """A folder of that name was a traceback, and a pipe was waited for for ever."""
+    folder, _ = make_model("bert", "ForMaskedLM")
+    (folder / "a.safetensors").mkdir()
+    os.mkfifo(folder / "b.safetensors")
+    (folder / "c.safetensors").symlink_to(folder / "nowhere")
+    found: list[tuple[str, ...]] = []
+    reader = threading.Thread(target=lambda: found.append(describe(folder).tasks), daemon=True)
+    reader.start()
+    reader.join(10)
+    assert ["embed_sparse" in tasks for tasks in found] == [True]
+    (folder / "d.safetensors").symlink_to("/proc/self/mem")  # a file that gives an error when it is read
+    with pytest.raises(CheckpointError, match=r"d\.safetensors cannot be read"):
+        describe(folder)
 
 
 def test_a_sparse_encoder_without_its_head_is_refused_by_the_tensors_name(make_folder: MakeFolder) -> None:

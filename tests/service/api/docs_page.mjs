@@ -29,6 +29,7 @@ const answers = (address, options = {}) => {
   requests.push([String(address), options.method || "GET", options.headers || {}, options.body || null]);
   const isDescription = String(address).endsWith("/openapi.json");
   if (isDescription && !(options.headers || {}).Authorization) return new Response("{}", { status: 401 });
+  if (options.method === "DELETE") return new Response(null, { status: 204, statusText: "No Content" });
   return new Response(isDescription ? description : '{"answer": 42}', { headers: { "Content-Type": "application/json" } });
 };
 const scope = {
@@ -63,7 +64,12 @@ await send.listeners.click();
 const posted = rows.find((candidate) => candidate.firstChild.textContent.includes("post/v1/completions"));
 await posted.all().find((element) => element.textContent === "Send").listeners.click();
 const shown = posted.all().find((element) => element.attributes["aria-live"]).textContent;
+const deletion = rows.find((candidate) => candidate.firstChild.textContent.includes("delete/admin/models/{name}"));
+deletion.all().find((element) => element.tag === "input").value = "m";
+await deletion.all().find((element) => element.textContent === "Send").listeners.click();
+const emptied = deletion.all().find((element) => element.attributes["aria-live"]).textContent;
+const asked = requests.slice(1, -1);
 named.filter.value = "rerank";
 named.filter.listeners.input();
 const left = rows.filter((candidate) => !candidate.hidden).length;
-console.log(JSON.stringify({ refused, seen, whileEmpty, requests: requests.slice(1), shown, left }));
+console.log(JSON.stringify({ refused, seen, whileEmpty, requests: asked, shown, emptied, left }));

@@ -89,6 +89,7 @@ def test_the_page_shows_all_that_is_described_and_sends_what_its_form_says(
     assert json.loads(body) == {"prompt": "Once upon a time", "max_tokens": 40}
     assert found["shown"].startswith("200")
     assert '"answer": 42' in found["shown"]
+    assert re.fullmatch(r"204 No Content, \d+ ms\s*", found["emptied"])  # what has no body is no fault
     assert found["requests"][-2][0] == "https://here.example/behind/v1/models/a%20model"
     assert found["whileEmpty"] == len(found["requests"]) + 1 - 2  # without a name nothing was sent
     assert found["left"] == sum("rerank" in f"{name}{text}".lower() for name, text in _lines(description))

@@ -46,6 +46,16 @@ async def test_details_have_every_token_and_the_end(hub: AsyncInferenceClient) -
     assert [[token["logprob"] for token in row] for row in details.top_tokens] == [[-0.5, -1.5]] * (NUM_BYTES + 1)
 
 
+@pytest.mark.parametrize(("asked", "prefill"), [(True, [("H", None)]), (False, [])])
+async def test_a_prompt_of_one_token_is_told_as_longer_ones_are(
+    hub: AsyncInferenceClient, asked: bool, prefill: list[tuple[str, float | None]]
+) -> None:
+    """Nothing predicts its only token, and so no value of it came: it was left out."""
+    found = await hub.text_generation("H", details=True, decoder_input_details=asked)
+    assert found.details is not None
+    assert [(token.text, token.logprob) for token in found.details.prefill] == prefill
+
+
 async def test_a_stream_has_an_event_for_each_token_and_the_whole_in_the_last(hub: AsyncInferenceClient) -> None:
     events = [event async for event in await hub.text_generation("Hi!", details=True, stream=True)]
     assert [event.index for event in events] == list(range(1, NUM_BYTES + 2))

@@ -91,6 +91,8 @@ async def test_vectors_are_shortened_and_inputs_are_texts_in_parts(make_embedder
         ("/v2/embed", {"texts": ["a"], "inputs": [{"content": [{"type": "text", "text": "a"}]}]}, "inputs"),
         ("/v2/embed", {"inputs": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
          "inputs.0.content.0.type"),
+        ("/v2/embed", {"inputs": [{"content": [{"type": "text", "text": text}, {"type": "text", "text": ""}]}
+                                  for text in ("a", "")]}, "inputs.1"),
         ("/v2/embed", {"texts": ["a"], "embedding_types": ["int4"]}, "embedding_types.0"),
         ("/v2/embed", {"texts": ["a"], "embedding_types": []}, "embedding_types"),
         ("/v2/embed", {"texts": ["a"], "output_dimension": 33}, "output_dimension"),

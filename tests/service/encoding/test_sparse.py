@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import PreTrainedTokenizerFast
 
 from service.api import embeddings, native, tei
-from service.engine import loading
+from service.engine import protocol
 from service.engine.protocol import Step, frame
 from service.engine.self_test import Golden, check_golden
 from service.errors import SwapFailed
@@ -192,7 +192,7 @@ async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
 ) -> None:  # fmt: skip
     """Of an untrained network over a large vocabulary: a thousand texts' entries were more than a frame may have."""
     bytes_of_two = 2 * len(tokenizer) * 8
-    monkeypatch.setattr(loading, "MAX_FRAME_BYTES", 2 * bytes_of_two)
+    monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 2 * bytes_of_two)
     reference = make_sparse()
     sizes = []
     lane = engine._lanes[engine.models["sparse"].key]
@@ -207,7 +207,7 @@ async def test_a_steps_results_fit_a_frame_even_where_no_entry_is_zero(
     expected = encode(reference, TEXTS)
     assert_allclose(dense(of_tei(await post("/embed_sparse", inputs=TEXTS)), expected), expected, atol=1e-4)
     assert len(sizes) == 2
-    assert max(sizes) < loading.MAX_FRAME_BYTES
+    assert max(sizes) < protocol.MAX_FRAME_BYTES
 
 
 async def test_a_golden_answer_is_a_vector_as_long_as_the_vocabulary(
@@ -223,14 +223,16 @@ async def test_a_golden_answer_is_a_vector_as_long_as_the_vocabulary(
 
 @pytest.mark.parametrize(("path", "param"), [("/embed_sparse", "inputs"), ("/v1/sparse_embeddings", "input")])
 async def test_an_answer_of_too_many_entries_is_refused_with_the_numbers(
-    path: str, param: str, make_sparse: MakeSparse, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    path: str, param: str, make_sparse: MakeSparse, client: httpx.AsyncClient, engine: LaneEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     num_entries = int((encode(make_sparse(), TEXTS) > 0).sum())
     monkeypatch.setattr(native, "MAX_NUMBERS", 2 * num_entries - 1)
     response = await client.post(path, json={param: TEXTS})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (413, param)
-    assert f"4 vectors have {num_entries} entries" in error["message"]
+    assert f"4 vectors have more than {num_entries - 1} entries" in error["message"]
+    assert engine.encoded[-1].max_numbers == 2 * (num_entries - 1)
     monkeypatch.setattr(native, "MAX_NUMBERS", 2 * num_entries)
     assert (await client.post(path, json={param: TEXTS})).status_code == 200
 

@@ -14,6 +14,8 @@ MAX_SEQUENCES = 4
 
 
 class NamedModel:
+    max_batch_items = 8
+
     def __init__(self, key: str) -> None:
         self.key = key
 
@@ -29,10 +31,13 @@ def make_flight(
     return flight
 
 
-def make_encode_flight(number: int, num_tokens: int) -> EncodeFlight:
-    inputs = [EncodeInput(ids=[1] * num_tokens)]
+def make_encode_flight(number: int, num_tokens: int, num_texts: int = 1) -> EncodeFlight:
+    """`num_tokens` in each text."""
+    inputs = [EncodeInput(ids=[1] * num_tokens)] * num_texts
     request = EncodeRequest(model="m@1", output="embedding", inputs=inputs)
-    return EncodeFlight(request=request, results=[None], **common(number, "", num_tokens, "m@1"))
+    return EncodeFlight(
+        request=request, results=[None] * num_texts, **common(number, "", num_tokens * num_texts, "m@1")
+    )
 
 
 def common(number: int, client: str, cost: int, model: str) -> dict[str, Any]:
@@ -230,7 +235,7 @@ def test_a_grammar_that_is_being_compiled_beside_the_step_is_suspected_with_it(d
     for flight in (compiling, compiled):
         dispatcher.enqueue(flight)
     dispatcher.take()
-    dispatcher.made_progress(compiled)
+    dispatcher.started(compiled)
     dispatcher.take_back(frozenset())
     assert (compiling.deaths_without_progress, compiled.deaths_without_progress) == (1, 0)
 
@@ -298,6 +303,39 @@ def test_a_grammar_that_is_being_compiled_takes_a_place_and_blocks_nobody(dispat
     dispatcher.passed_over("m@1", 1)
     assert dispatcher.load("").num_requests == 1
     assert dispatcher.has_seat(make_flight(2))
+
+
+def test_a_grammar_that_has_been_compiled_is_no_reason_to_be_left_out(dispatcher: Dispatcher) -> None:
+    """Until it gave its first token it was taken for the one that the step left out, and others were let in before the
+    one that had no room."""
+    started = make_flight(1, grammar="a+")
+    for flight in (started, make_flight(2)):
+        dispatcher.enqueue(flight)
+    dispatcher.take()
+    dispatcher.started(started)
+    dispatcher.passed_over("m@1", 1)
+    assert not dispatcher.has_seat(make_flight(3))
+    dispatcher.enqueue(make_flight(4, grammar="b+"))
+    dispatcher.take()
+    dispatcher.passed_over("m@1", 1)
+    assert dispatcher.has_seat(make_flight(3))
+    dispatcher.passed_over("m@1", 2)
+    assert not dispatcher.has_seat(make_flight(3))
+
+
+def test_short_texts_wait_beyond_the_number_that_a_step_takes(dispatcher: Dispatcher) -> None:
+    """The batch takes 100 tokens, and 8 texts: its tokens alone were counted."""
+    flights = [make_encode_flight(number, 2, num_texts) for number, num_texts in enumerate((5, 3, 4))]
+    for flight in flights:
+        assert dispatcher.has_seat(flight) == (flight is not flights[2])
+        dispatcher.enqueue(flight)
+        dispatcher.take()
+    assert dispatcher.load("")[:2] == (1, 8)
+    assert not dispatcher.has_seat(make_encode_flight(9, 2))
+    dispatcher.forget(flights[0])
+    assert dispatcher.load("")[:2] == (0, 0)
+    assert dispatcher.has_seat(make_encode_flight(9, 2))
+    assert not dispatcher.has_seat(make_encode_flight(9, 2, 2))
 
 
 def test_texts_wait_beyond_one_steps_worth_of_tokens(dispatcher: Dispatcher) -> None:

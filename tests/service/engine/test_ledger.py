@@ -23,7 +23,16 @@ from service.engine.flight import (
     generate_flight,
 )
 from service.engine.ledger import GUILTY_DEATHS, Ledger
-from service.engine.protocol import EncodeInput, EncodeResult, LaneStats, Step, TokenOutput, WorkerConfig
+from service.engine.protocol import (
+    Cancel,
+    EncodeInput,
+    EncodeResult,
+    LaneStats,
+    Step,
+    TokenOutput,
+    ToWorker,
+    WorkerConfig,
+)
 from service.engine.shadow import Comparison
 from service.engine.stream import GenerationStream
 from service.errors import (
@@ -32,6 +41,7 @@ from service.errors import (
     GenerationFailed,
     InvalidGrammar,
     InvalidRequest,
+    PayloadTooLarge,
     Quarantined,
     ServiceError,
     Unavailable,
@@ -54,9 +64,15 @@ def worker() -> set[str]:
 
 
 @pytest.fixture
-async def ledger(dispatcher: Dispatcher, worker: set[str]) -> Ledger:
+def sent() -> list[ToWorker]:
+    """What the worker was told."""
+    return []
+
+
+@pytest.fixture
+async def ledger(dispatcher: Dispatcher, worker: set[str], sent: list[ToWorker]) -> Ledger:
     books = Accounting(Metrics(), QueueLimits(1000, 1_000_000), time.monotonic())
-    return Ledger(dispatcher, books, send=lambda _message: None, is_loaded=lambda key: key in worker)
+    return Ledger(dispatcher, books, send=sent.append, is_loaded=lambda key: key in worker)
 
 
 @pytest.fixture
@@ -171,3 +187,36 @@ async def test_an_errand_knows_which_of_many_texts_have_been_read(ledger: Ledger
     ledger.take_step(Step(model="m@1", started_ids=[1], encoded=read, stats=LaneStats()), None)
     ledger.end(flight, "cancelled")
     assert (errand.prompt_tokens, errand.output_tokens) == (16, 0)
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+async def test_results_of_too_many_numbers_end_their_request_at_the_one_that_is_too_much(
+    ledger: Ledger, dispatcher: Dispatcher, sent: list[ToWorker], tmp_path: Path, per_step: int
+) -> None:
+    """They were counted when all were there: one request filled the memory, and was refused then."""
+    inputs = [EncodeInput(ids=[1, 2])] * 4
+    request = EncodeRequest(model="m@1", output="sparse_embedding", inputs=inputs, max_numbers=9)
+    flight = encode_flight(request, stub_model("m", tmp_path, "1"), 1)
+    ledger.admit(flight)
+    results = [EncodeResult(request_id=1, index=index, shape=[2, 2], data=bytes(16)) for index in range(3)]
+    for first in range(0, 3, per_step):
+        assert flight.outcome is None
+        ledger.take_step(
+            Step(model="m@1", started_ids=[1], encoded=results[first : first + per_step], stats=LaneStats()), None
+        )
+    assert (flight.outcome, flight.num_numbers) == ("error", 12)
+    assert isinstance(flight.error, PayloadTooLarge)
+    assert sent[-1] == Cancel(1)
+    assert (len(ledger), dispatcher.load("").num_requests) == (0, 0)
+    late = EncodeResult(request_id=1, index=3, shape=[2, 2], data=bytes(16))
+    ledger.take_step(Step(model="m@1", encoded=[late], stats=LaneStats()), None)
+    assert flight.results[3] is None
+
+
+async def test_results_of_just_as_many_numbers_as_there_may_be_are_given(ledger: Ledger, tmp_path: Path) -> None:
+    request = EncodeRequest(model="m@1", output="sparse_embedding", inputs=[EncodeInput(ids=[1])] * 2, max_numbers=8)
+    flight = encode_flight(request, stub_model("m", tmp_path, "1"), 1)
+    ledger.admit(flight)
+    results = [EncodeResult(request_id=1, index=index, shape=[2, 2], data=bytes(16)) for index in range(2)]
+    ledger.take_step(Step(model="m@1", started_ids=[1], encoded=results, stats=LaneStats()), None)
+    assert flight.outcome == "stop"
