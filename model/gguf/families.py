@@ -6,6 +6,7 @@ Numbers that a file leaves out have the values that llama.cpp takes then. What i
 Source: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py for the keys, `src/models/` for what they mean.
 """
 
+import math
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Config = dict[str, Any]
 
 LARGEST_GEMMA: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the width of a head that they do not have."""
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 
@@ -46,7 +48,17 @@ class Facts:
         return self.keys.size(self.key(name), default)
 
     def number(self, name: str, default: float | None = None) -> float:
-        return self.keys.number(self.key(name), default)
+        """A finite number, 0 or more."""
+        found = self.keys.number(self.key(name), default)
+        if not 0 <= found < math.inf:
+            raise self.keys.wrong(self.key(name), "a finite number, 0 or more")
+        return found
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        found = self.number(name, default)
+        if found == 0:
+            raise self.keys.wrong(self.key(name), "a finite number above 0")
+        return found
 
     def __contains__(self, name: str) -> bool:
         return self.key(name) in self.keys
@@ -63,15 +75,27 @@ class Facts:
             raise CheckpointError(f"{self.keys.file}: tensor {tensor!r} is missing", file=self.keys.file, tensor=tensor)
         return info.shape[0]
 
-    def numbers(self, tensor: str) -> list[float] | None:
-        """Of a vector in 32 bits; None if there is none of that name."""
+    def factors(self, tensor: str, count: int) -> list[float] | None:
+        """So many positive numbers of a vector in 32 bits; None if there is none of that name."""
         info = self.tensors.get(tensor)
         if info is None:
             return None
         if info.kind.name != "F32":
             raise self.refused(f"tensor {tensor!r} is stored as {info.kind.name}, not F32")
+        if info.shape != (count,):
+            raise CheckpointError(
+                f"{self.keys.file}: tensor {tensor!r} has the shape {list(info.shape)}; expected [{count}]",
+                file=self.keys.file,
+                tensor=tensor,
+            )
         values = array("f")
         values.frombytes(next(file for file in self.files if tensor in file.tensors).read(info))
+        if not all(0 < value < math.inf for value in values):
+            raise CheckpointError(
+                f"{self.keys.file}: tensor {tensor!r} has a factor that is not finite and above 0",
+                file=self.keys.file,
+                tensor=tensor,
+            )
         return values.tolist()
 
     def refused(self, reason: str) -> UnsupportedArchitectureError:
@@ -125,29 +149,39 @@ def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
         "head_dim": head_size,
         "max_position_embeddings": facts.size("context_length"),
         "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": facts.number("rope.freq_base", 10000.0),
+        "rope_theta": facts.positive("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
+    if not facts.keys.flag(facts.key("attention.causal"), True):
+        config["is_causal"] = False
     rotated = facts.size("rope.dimension_count", head_size)
+    if rotated > head_size or rotated % 2:
+        raise CheckpointError(
+            f"{facts.keys.file}: {facts.key('rope.dimension_count')!r} is {rotated:,}; expected an even number of at "
+            f"most {head_size:,}, the width of a head",
+            file=facts.keys.file,
+        )
     if rotated != head_size:
         config["partial_rotary_factor"] = rotated / head_size
-    scaling = _scaling(facts, config["max_position_embeddings"])
+    scaling = _scaling(facts, config["max_position_embeddings"], rotated // 2)
     return config if scaling is None else config | {"rope_scaling": scaling}
 
 
-def _scaling(facts: Facts, length: int) -> Config | None:
+def _scaling(facts: Facts, length: int, num_frequencies: int) -> Config | None:
     """How rotary positions are stretched; Llama 3's way is stored as a factor for each frequency."""
     original = facts.size("rope.scaling.original_context_length", length)
-    frequencies = facts.numbers("rope_freqs.weight")
-    long, short = facts.numbers("rope_factors_long.weight"), facts.numbers("rope_factors_short.weight")
+    frequencies, long, short = (facts.factors(tensor, num_frequencies) for tensor in FACTORS)
     if frequencies is not None and any(factor != 1 for factor in frequencies):
         long = short = frequencies
         same: Config = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": length}
         return same | {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-    if long is not None and short is not None:
+    if (long is None) != (short is None):
+        there, missing = FACTORS[1:] if short is None else FACTORS[:0:-1]
+        raise facts.refused(f"tensor {there!r} is there without {missing!r}")
+    if long is not None:
         found: Config = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         if "rope.scaling.attn_factor" in facts:
-            found["attention_factor"] = facts.number("rope.scaling.attn_factor")
+            found["attention_factor"] = facts.positive("rope.scaling.attn_factor")
         return found | {"original_max_position_embeddings": original}
     factor = facts.number("rope.scaling.factor", facts.number("rope.scale_linear", 1.0))
     kind = facts.keys.text(facts.key("rope.scaling.type"), "linear")
@@ -156,6 +190,7 @@ def _scaling(facts: Facts, length: int) -> Config | None:
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
     if kind == "yarn":
+        factor = facts.positive("rope.scaling.factor", 1.0)
         return _yarn(facts) | {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
     raise facts.refused(f"rotary scaling {kind!r} is not supported")
 
@@ -204,7 +239,7 @@ def _gemma2(facts: Facts) -> Config:
 
 def _gemma3(facts: Facts) -> Config:
     config = _gemma(facts, "Gemma3ForCausalLM", "gemma3_text")
-    config["rope_local_base_freq"] = facts.number("rope.freq_base_swa", 10000.0)
+    config["rope_local_base_freq"] = facts.positive("rope.freq_base_swa", 10000.0)
     if "final_logit_softcapping" in facts:
         config["final_logit_softcapping"] = facts.number("final_logit_softcapping")
     return config
@@ -231,6 +266,8 @@ def _window(facts: Facts) -> int | None:
 
 
 def _gpt2(facts: Facts) -> Config:
+    if not facts.keys.flag(facts.key("attention.causal"), True):
+        raise facts.refused("GPT-2 without causal attention is not supported")
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

@@ -5,6 +5,8 @@ folder is small, is made anew at each start and goes with whoever asked for it. 
 """
 
 import json
+import logging
+import math
 import shutil
 import tempfile
 import weakref
@@ -20,6 +22,7 @@ from model.gguf.vocabularies import ends_of_text, write_tokenizer
 
 POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}
 RANKING = 4
+ENCODERS = ("bert",)
 SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -29,6 +32,8 @@ SAMPLING = {
 }
 """Defaults that a file may give, to their names in `generation_config.json`."""
 _MODULE = "sentence_transformers.models."
+
+log = logging.getLogger("slimpajama.checkpoint")
 
 
 class Unpacked:
@@ -103,14 +108,27 @@ def _generation(facts: Facts, config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
     found |= {"eos_token_id": ends_of_text(facts)}
     keys = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
-    return found | {ours: facts.keys.values[key] for ours, key in keys.items() if key in facts.keys}
+    return found | {ours: _default(facts, key) for ours, key in keys.items() if key in facts.keys}
+
+
+def _default(facts: Facts, key: str) -> float:
+    if key.endswith("top_k"):
+        return facts.keys.whole(key)
+    value = facts.keys.number(key)
+    if not 0 <= value < math.inf or (value == 0 and key.endswith("penalty_repeat")):
+        raise facts.keys.wrong(key, "a finite number, 0 or more (a penalty: above 0)")
+    return value
 
 
 def _write_pooling(facts: Facts, folder: Path) -> None:
     """An embedder's modules: llama.cpp, too, makes unit vectors of what is pooled."""
-    pooling = facts.keys.whole(facts.key("pooling_type")) if "pooling_type" in facts else 0
+    pooling = facts.keys.whole(facts.key("pooling_type")) if "pooling_type" in facts else None
     if pooling == RANKING:
         raise facts.refused("rerankers cannot be read of GGUF files")
+    if pooling not in POOLING and facts.architecture in ENCODERS:
+        if pooling is not None:
+            raise facts.refused(f"{facts.key('pooling_type')!r} is {pooling}: vectors of tokens are not served")
+        log.warning("%s has no %r: vectors are the mean of its tokens'", facts.keys.file, facts.key("pooling_type"))
     if pooling not in POOLING:
         return
     places = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": ""}

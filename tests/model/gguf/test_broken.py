@@ -1,5 +1,6 @@
 """Files that are cut off, that lie about their lengths, or that hold what is not read, are refused by name."""
 
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ LLAMA: dict[str, Any] = {
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }
 EMBEDDING = {"token_embd.weight": (0, (4, 32), bytes(4 * 32 * 4))}
+EIGHT = (0, (8,), struct.pack("<8f", *[1.0] * 8))
 WORDS: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"]}
 
 
@@ -106,6 +108,18 @@ def test_any_damage_is_read_or_refused_and_nothing_else(
         ({"llama.attention.head_count_kv": [1, 2]}, {}, "head_count_kv"),
         ({"llama.block_count": "many"}, {}, "'llama.block_count' is 'many'"),
         ({"general.alignment": 24}, {}, "alignment is 24"),
+        ({"llama.rope.scaling.factor": math.inf}, {}, "'llama.rope.scaling.factor' is inf"),
+        ({"llama.rope.scaling.factor": -2.0}, {}, "'llama.rope.scaling.factor' is -2.0"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.0}, {}, "expected a finite number above 0"),
+        ({"llama.rope.freq_base": 0.0}, {}, "'llama.rope.freq_base' is 0.0"),
+        ({"llama.rope.freq_base": math.nan}, {}, "'llama.rope.freq_base' is nan"),
+        ({"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "layer_norm_rms_epsilon' is nan"),
+        ({"llama.rope.dimension_count": 7}, {}, "dimension_count' is 7; expected an even number of at most 16"),
+        ({"llama.rope.dimension_count": 4096}, {}, "dimension_count' is 4,096"),
+        ({}, {"rope_factors_long.weight": EIGHT}, "'rope_factors_long.weight' is there without 'rope_factors_short"),
+        ({}, {"rope_factors_short.weight": EIGHT}, "'rope_factors_short.weight' is there without 'rope_factors_long"),
+        ({}, {"rope_freqs.weight": (0, (3,), bytes(12))}, r"has the shape \[3\]; expected \[8\]"),
+        ({}, {"rope_freqs.weight": (0, (8,), bytes(32))}, "not finite and above 0"),
     ],
 )
 def test_what_is_not_read_is_named(write: Write, keys: dict[str, Any], tensors: dict[str, Any], said: str) -> None:
@@ -140,6 +154,23 @@ def test_a_reranker_is_refused_and_leaves_no_folder_behind(
     with pytest.raises(UnsupportedArchitectureError, match="rerankers"):
         unpack(write(LLAMA | WORDS | {"llama.pooling_type": 4}, EMBEDDING))
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, "hot"])
+def test_a_sampling_default_that_is_none_is_refused(write: Write, value: Any) -> None:
+    """It was a traceback in `slimpajama models`, or a temperature that no request can have."""
+    with pytest.raises(CheckpointError, match=f"'general.sampling.temp' is '?{value}"):
+        unpack(write(LLAMA | WORDS | {"general.sampling.temp": value}, EMBEDDING))
+
+
+def test_an_encoder_that_pools_nothing_is_refused(unzip: Unzip) -> None:
+    path = unzip("bert")
+    data, key = path.read_bytes(), b"bert.pooling_type" + struct.pack("<I", 4)
+    assert key in data
+    place = data.index(key) + len(key)
+    path.write_bytes(data[:place] + struct.pack("<I", 0) + data[place + 4 :])
+    with pytest.raises(UnsupportedArchitectureError, match=r"'bert\.pooling_type' is 0"):
+        unpack(path)
 
 
 def test_a_path_stands_for_one_model(unzip: Unzip, tmp_path: Path) -> None:

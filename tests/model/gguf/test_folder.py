@@ -10,7 +10,7 @@ import torch
 
 from model.chat_template import ChatTemplate
 from model.checkpoint import load_network
-from model.description import describe, fingerprint
+from model.description import describe, fingerprint, read_architecture
 from model.embedding_config import Normalize, Pooling
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile
@@ -59,6 +59,25 @@ def test_a_decoder_with_a_pooling_type_is_an_embedder(write: Write) -> None:
     assert description.head == "embedding"
     assert description.embedding is not None
     assert description.embedding.steps == (Pooling(modes=("lasttoken",)), Normalize())
+
+
+def test_a_decoder_that_is_not_causal_sees_both_ways(write: Write) -> None:
+    """The key was not read: such an embedder was served with causal attention."""
+    keys = {"llama.pooling_type": 1, "llama.attention.causal": False}
+    with unpacked(write(LLAMA | WORDS | keys, EMBEDDING)) as folder:
+        raw, _, architecture = read_architecture(folder)
+        assert not architecture.configure(raw, None).causal
+        assert describe(folder).head == "embedding"
+
+
+def test_an_encoder_without_a_pooling_type_is_told_of(
+    unzip: Unzip, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = unzip("bert").read_bytes()
+    (tmp_path / "bert.gguf").write_bytes(data.replace(b"bert.pooling_type", b"bert.pooling_tale"))
+    with unpacked(tmp_path / "bert.gguf") as folder:
+        assert describe(folder).head == "embedding"
+    assert "has no 'bert.pooling_type': vectors are the mean" in caplog.text
 
 
 def test_a_gguf_file_beside_safetensors_is_left_alone(unzip: Unzip, tmp_path: Path) -> None:
@@ -152,11 +171,11 @@ def test_rotary_scaling_is_told_as_config_json_tells_it(
 
 def test_longrope_has_the_files_factors(write: Write) -> None:
     keys = {"llama.rope.scaling.attn_factor": 1.25, "llama.rope.scaling.original_context_length": 16}
-    found = config(write, keys, rope_factors_short=[1.0, 2.0], rope_factors_long=[3.0, 4.0])["rope_scaling"]
+    found = config(write, keys, rope_factors_short=[1.0] * 8, rope_factors_long=[3.0] * 8)["rope_scaling"]
     assert found == {
         "rope_type": "longrope",
-        "short_factor": [1.0, 2.0],
-        "long_factor": [3.0, 4.0],
+        "short_factor": [1.0] * 8,
+        "long_factor": [3.0] * 8,
         "attention_factor": 1.25,
         "original_max_position_embeddings": 16,
     }
