@@ -4,25 +4,30 @@ So everything behind it reads a checkpoint folder as ever; the tensors stay in t
 folder is small, is made anew at each start and goes with whoever asked for it. API process.
 """
 
+import fcntl
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from model.calibration import FILE_NAME as CALIBRATION_FILE
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile, files_of
 from model.gguf.families import Facts, read_config
 from model.gguf.vocabularies import ends_of_text, write_tokenizer
+from model.task_heads import HEADS_FOLDER
 
 POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}
 RANKING = 4
 ENCODERS = ("bert",)
+COMPANIONS = (CALIBRATION_FILE, "golden.json")
 SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -43,7 +48,19 @@ class Unpacked:
         self.location = location
         """What was unpacked."""
         self.folder = Path(tempfile.mkdtemp(prefix="slimpajama-gguf-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        stack = ExitStack()
+        stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self.remove = weakref.finalize(self, stack.close)
+        stack.callback(os.close, _locked(self.folder))
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds a lock on the folder, by which those who clear away old files (systemd-tmpfiles) see that
+    it is in use."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # not all network file systems have locks, nor are they cleared so
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
 
 
 def unpack(location: Path) -> Unpacked | None:
@@ -102,6 +119,17 @@ def _write(files: Sequence[Path], folder: Path) -> None:
     for index, path in enumerate(files, start=1):
         part = "" if len(files) == 1 else f"-{index:05}-of-{len(files):05}"
         (folder / f"model{part}.gguf").symlink_to(path.resolve())
+    _link_companions(files[0].absolute().parent, folder)
+
+
+def _link_companions(beside: Path, folder: Path) -> None:
+    """What this service's own tools have put beside the file: it belongs to the checkpoint."""
+    heads = beside / HEADS_FOLDER
+    for path in (*(beside / name for name in COMPANIONS), *sorted(heads.glob("*/*"))):
+        if path.is_file():
+            link = folder / path.relative_to(beside)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
 
 
 def _generation(facts: Facts, config: dict[str, Any]) -> dict[str, Any]:

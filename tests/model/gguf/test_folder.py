@@ -1,6 +1,8 @@
 """A GGUF file as a checkpoint folder: what is said of it, which version it is, and in what it is computed."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.calibration import Calibration, write_calibration
 from model.chat_template import ChatTemplate
 from model.checkpoint import load_network
 from model.description import describe, fingerprint, read_architecture
@@ -117,6 +120,47 @@ def test_a_folder_that_cannot_be_written_is_told_of(unzip: Unzip, monkeypatch: p
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(CheckpointError, match="No space left on device; set TMPDIR"), unpacked(unzip("bpe-smollm")):
         pass
+
+
+def test_a_tokenizer_that_does_not_fit_is_told_of(unzip: Unzip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the tokenizers library that wrote it, whose bare Exception went through."""
+    write_text = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name == "tokenizer.json":
+            raise OSError(28, "No space left on device")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space left on device; set TMPDIR"), unpacked(unzip("bpe-smollm")):
+        pass
+
+
+def test_the_folder_is_locked_against_those_who_clear_old_files_away(unzip: Unzip) -> None:
+    tries = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with unpacked(unzip("bpe-smollm")) as folder:
+        refused = subprocess.run([sys.executable, "-c", tries, str(folder)], capture_output=True, check=False)
+    assert b"BlockingIOError" in refused.stderr
+
+
+def test_what_lies_beside_the_file_belongs_to_the_checkpoint(unzip: Unzip) -> None:
+    """A calibration, golden requests and heads were left aside."""
+    path = unzip("bert")
+    head = path.parent / "heads" / "topic"
+    head.mkdir(parents=True)
+    (head / "config.json").write_text(
+        json.dumps({"kind": "classification", "input": "embedding", "labels": ["a", "b"]})
+    )
+    (path.parent / "golden.json").write_text("[]")
+    with unpacked(path) as folder:
+        version = describe(folder).version
+        assert (folder / "golden.json").is_file()
+    write_calibration(path.parent, Calibration({"head/topic": 2.0}, {"head/topic": {"checkpoint_version": version}}))
+    with unpacked(path) as folder:
+        description = describe(folder)
+    assert (description.version, list(description.heads)) == (version, ["topic"])
+    assert description.calibration.temperature == {"head/topic": 2.0}
+    assert (path.parent / "calibration.json").is_file()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(8, torch.bfloat16), (1, torch.float16), (0, torch.float32)])
