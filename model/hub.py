@@ -37,6 +37,8 @@ def resolve(
     folder = Path(location).expanduser()
     if location and (folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX)):
         return folder.resolve() if folder.is_dir() else folder.absolute()
+    if location.endswith(GGUF_SUFFIX):
+        raise HubError(f"{location}: no such file")
     if not _HUB_NAME.fullmatch(location) or ".." in location or "--" in location:
         raise HubError(f"{location} is not a folder, nor a GGUF file, nor a hub name like organization/model")
     return _fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)

@@ -31,9 +31,11 @@ class Facts:
     """A file's keys, asked for by kind (those of its architecture without its name), and its tensors."""
 
     def __init__(self, files: list[GgufFile]) -> None:
-        """Raises: CheckpointError for a file without an architecture."""
+        """Raises: CheckpointError for a file without an architecture, or a set that is not whole."""
         self.files = files
         self.keys = RawConfig(files[0].metadata, files[0].path.name)
+        if (count := self.keys.whole("split.count", 0)) not in (0, len(files)):
+            raise self.keys.wrong("split.count", f"{len(files)}, the files there are ({count} of the set are wanted)")
         self.architecture = self.keys.text("general.architecture")
         self.tensors: dict[str, TensorInfo] = {name: info for file in files for name, info in file.tensors.items()}
 

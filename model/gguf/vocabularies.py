@@ -33,9 +33,12 @@ ROLE_KEYS: Mapping[str, str] = {
 SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 ENDS_OF_TURNS = frozenset(
     "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <|return|> <|call|> <|calls|> <|flush|> "
-    "</s> <eos> <end_of_turn> <end_of_utterance> <EOT> _<EOT> [EOT] [EOS] [e~[ <｜end▁of▁sentence｜>".split()
+    "<end_of_turn> <end_of_utterance> <EOT> _<EOT> [EOT] [EOS] <｜end▁of▁sentence｜>".split()
 )
-"""Tokens at which llama.cpp stops, too, and which it takes for control tokens, whatever type a file gives them."""
+"""Tokens at which llama.cpp stops, too, and which it takes for control tokens, whatever type a file gives them.
+
+Its list has those of architectures that are not read here, besides; `</s>`, one of them, is plain HTML to Gemma.
+"""
 CALLS, LAST_WORDS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
 """Where a vocabulary has one of each, `<|end|>` ends a message within a turn and is no end."""
 STRIPPING_NAMES = ("phi-3", "phi3", "phi 3")

@@ -188,7 +188,7 @@ def test_a_path_stands_for_one_model(unzip: Unzip, tmp_path: Path) -> None:
 
 def test_all_parts_of_a_set_are_wanted(write: Write, tmp_path: Path) -> None:
     first = write(LLAMA, {}, "m-00001-of-00002.gguf")
-    with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf is missing"):
+    with pytest.raises(CheckpointError, match=r"part 2 of 2 is missing: .*m-00002-of-00002\.gguf"):
         files_of(first)
     second = write({}, EMBEDDING, "m-00002-of-00002.gguf")
     assert files_of(first) == files_of(tmp_path) == (first, second)
@@ -196,3 +196,39 @@ def test_all_parts_of_a_set_are_wanted(write: Write, tmp_path: Path) -> None:
         files_of(second)
     with GgufTensors(tmp_path) as stored:
         assert stored.read(stored.tensors["model.embed_tokens.weight"]).shape == (4, 32)
+
+
+def test_a_set_that_does_not_begin_or_does_not_end_is_refused(write: Write, tmp_path: Path) -> None:
+    second = write({}, EMBEDDING, "m-00002-of-00002.gguf")
+    with pytest.raises(CheckpointError, match=r"part 1 of 2 is missing: .*m-00001-of-00002\.gguf"):
+        files_of(tmp_path)
+    second.unlink()
+    with pytest.raises(CheckpointError, match="part 1 of none"):
+        files_of(write(LLAMA, {}, "m-00001-of-00000.gguf"))
+    with pytest.raises(CheckpointError, match=r"'split.count' is 3; expected 1"):
+        config(write(LLAMA | {"split.count": 3}, EMBEDDING))
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """Sixty thousand of them made a file of a few MiB take gigabytes."""
+    path = tmp_path / "model.gguf"
+    data = file_of(LLAMA, EMBEDDING | {"output.weight": EMBEDDING["token_embd.weight"]})
+    place = data.index(b"output.weight") + len(b"output.weight") + 4 + 2 * 8 + 4
+    assert data[place : place + 8] == struct.pack("<Q", 512)
+    path.write_bytes(data[:place] + struct.pack("<Q", 256) + data[place + 8 :])
+    with pytest.raises(CheckpointError, match=r"'output.weight' begins before the end of 'token_embd.weight'"):
+        config(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ((8, (), bytes(34)), "has rows of 1 values; Q8_0 has 32 a block"),
+        ((0, (4, 0), b""), r"has the shape \[4, 0\]"),
+        ((0, (1 << 62, 0), b""), r"has the shape \[4611686018427387904, 0\]"),
+        ((99, (1 << 62,), b""), "sizes are 1 to"),
+    ],
+)
+def test_a_tensor_of_no_size_is_refused(write: Write, tensor: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        config(write(LLAMA, EMBEDDING | {"x": tensor}))
