@@ -22,9 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="slimpajama models", description=__doc__.partition(": ")[2] if __doc__ else ""
     )
-    parser.add_argument(
-        "folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of folders"
-    )
+    parser.add_argument("folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of such")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     num_faults = 0

@@ -20,7 +20,8 @@ from typing import Any
 from model.calibration import FILE_NAME as CALIBRATION_FILE
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile, files_of
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.vocabularies import ends_of_text, write_tokenizer
 from model.task_heads import HEADS_FOLDER
 

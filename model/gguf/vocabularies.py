@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from model.errors import CheckpointError
-from model.gguf.families import Facts
+from model.gguf.facts import Facts
 from model.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from model.sentencepiece_reader import ROLES, SPACE, Piece, SentencePieceModel, make_backend, put_around
 

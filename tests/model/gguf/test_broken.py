@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.gguf.container import GgufFile, files_of
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.folder import unpack
 from model.gguf.tensors import GgufTensors
 from model.gguf.vocabularies import write_tokenizer

@@ -17,7 +17,8 @@ from model.description import describe, fingerprint, read_architecture
 from model.embedding_config import Normalize, Pooling
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.folder import unpacked
 from model.gguf.vocabularies import write_tokenizer
 from model.stored_weights import StoredWeights

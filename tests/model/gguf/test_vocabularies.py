@@ -7,7 +7,7 @@ import pytest
 
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile
-from model.gguf.families import Facts
+from model.gguf.facts import Facts
 from model.gguf.vocabularies import ends_of_text, write_tokenizer
 from model.tokenizer import Tokenizer
 from tests.model.gguf.conftest import Write
