@@ -41,6 +41,8 @@ def resolve(
         raise HubError(f"{location[:100]} is no path: {error}") from error
     if location and (is_folder or (is_file and folder.suffix == GGUF_SUFFIX)):
         return folder.resolve() if is_folder else folder.absolute()
+    if location.endswith(GGUF_SUFFIX):
+        raise HubError(f"{location}: no such file")
     return fetch(location, revision, cache_dir=cache_dir, offline=offline, endpoint=endpoint)
 
 

@@ -7,7 +7,7 @@ Format: github.com/google/sentencepiece, src/sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from model.errors import CheckpointError
 
 MAX_MODEL_BYTES = 256 << 20
+MAX_PIECE_CHARACTERS = 4096
+"""The ways to cut a piece in two take the square of its length."""
 SPACE = "▁"
 
 Role = Literal["normal", "unknown", "control", "user_defined", "unused", "byte"]
@@ -135,20 +137,33 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def make_backend(
-    model: SentencePieceModel, vocabulary: Sequence[tuple[str, float]], *, unknown_id: int, special: Sequence[str] = ()
+    model: SentencePieceModel,
+    vocabulary: Sequence[tuple[str, float]],
+    *,
+    unknown_id: int,
+    special: Sequence[str] = (),
+    stripping: Collection[str] = (),
 ) -> Tokenizer:
     """A backend that cuts texts as the model does; ids are places in `vocabulary` (piece, score).
 
-    `special` are tokens that are found in texts as they are and are left out of decoded ones.
+    `special` are tokens that are found in texts as they are and are left out of decoded ones; those in `stripping`
+    take the spaces behind them. Raises: CheckpointError for a piece of a length that none has.
     """
+    if longest := next((text for text, _ in vocabulary if len(text) > MAX_PIECE_CHARACTERS), None):
+        raise CheckpointError(
+            f"the token {longest[:20]!r}... has {len(longest):,} characters; {MAX_PIECE_CHARACTERS:,} are allowed"
+        )
     backend = Tokenizer(_cutter(model, vocabulary, unknown_id))
     backend.normalizer = _normalizer(model)
     backend.decoder = _decoder(model)
     # What the model's maker wants whole has the score 0 in a unigram model, which no other way to cut it reaches.
     own = [piece.text for piece in model.pieces if piece.role == "user_defined" and model.kind == "bpe"]
     known = {text for text, _ in vocabulary}
-    backend.add_tokens([AddedToken(text, normalized=False) for text in own if text in known and text not in special])
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    own = [text for text in own if text in known and text not in special]
+    backend.add_tokens([AddedToken(text, normalized=False, rstrip=text in stripping) for text in own])
+    backend.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True, rstrip=text in stripping) for text in special]
+    )
     return backend
 
 

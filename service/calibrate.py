@@ -21,6 +21,8 @@ from model.adapters.folder import find_base, joined
 from model.calibration import Calibration, read_calibration, write_calibration
 from model.description import fingerprint
 from model.errors import CheckpointError
+from model.gguf.container import SUFFIX as GGUF_SUFFIX
+from model.gguf.folder import unpacked
 from service.tasks.classification import calibration_kind
 from service.tasks.confidence import Numbers
 from service.tasks.temperature import Fit, Targets, are_right, fit_temperature, measure
@@ -29,6 +31,8 @@ from service.tasks.zero_shot import DEFAULT_TEMPLATE, LabelSet
 TIMEOUT_SECONDS = 600.0
 FEWEST_EXAMPLES = 10
 DATA_HELP = 'a JSONL file of {"text": ..., "label": ...}, or "labels": [...] where they do not exclude each other'
+
+FOLDER_HELP = "the checkpoint's folder, to write the file into, or its GGUF file, to write it beside"
 
 
 class CalibrateError(Exception):
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slimpajama calibrate", description="Fit a classifier's confidence.")
     parser.add_argument("--url", required=True, help="the running service, like http://127.0.0.1:8000")
     parser.add_argument("--data", required=True, type=Path, help=DATA_HELP)
-    parser.add_argument("--folder", required=True, type=Path, help="the checkpoint's folder, to write the file into")
+    parser.add_argument("--folder", required=True, type=Path, help=FOLDER_HELP)
     parser.add_argument("--api-key", help="where the service asks for one")
     parser.add_argument("--model", help="the checkpoint's name in the service (default: the one that would answer)")
     parser.add_argument("--head", help="one of the checkpoint's task heads")
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def calibrate(options: argparse.Namespace) -> str:
     """Fits, writes, and says what came of it."""
+    version = fitted_version(options.folder)
     raw = _read(options.data)
     examples = list(_examples(raw, options.data))
     logits = _ask(options, examples)
@@ -100,15 +105,21 @@ def calibrate(options: argparse.Namespace) -> str:
         "nll": {"before": before.nll, "after": after.nll},
         "data_sha256": hashlib.sha256(raw).hexdigest(),
         "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint_version": fitted_version(options.folder),
+        "checkpoint_version": version,
     }
-    path = _write(options.folder, logits.kind, temperature, fitted_on)
+    folder = options.folder if options.folder.is_dir() else options.folder.parent
+    path = _write(folder, logits.kind, temperature, fitted_on)
     return _report(path, logits.kind, temperature, len(examples), accuracy, before, after)
 
 
 def fitted_version(folder: Path) -> str:
-    """What a calibration in the folder is of: an adapter is nothing without its base."""
-    with joined(folder, find_base(folder)) as whole:
+    """What a calibration in the folder, or beside the GGUF file, is of: an adapter is nothing without its base.
+
+    Raises: CalibrateError if there is no such folder or file, CheckpointError if it is not what it should be.
+    """
+    if not (folder.is_dir() or (folder.is_file() and folder.suffix == GGUF_SUFFIX)):
+        raise CalibrateError(f"{folder} is neither a folder nor a GGUF file")
+    with unpacked(folder) as plain, joined(plain, find_base(plain)) as whole:
         return fingerprint(whole)
 
 

@@ -11,6 +11,7 @@ from model.adapters.config import ADAPTER_CONFIG
 from model.adapters.folder import find_base, joined
 from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError
+from model.gguf.container import SUFFIX, models_of
 from model.gguf.folder import unpacked
 
 CONFIGS = ("config.json", ADAPTER_CONFIG)
@@ -21,9 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="slimpajama models", description=__doc__.partition(": ")[2] if __doc__ else ""
     )
-    parser.add_argument(
-        "folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of folders"
-    )
+    parser.add_argument("folder", nargs="+", type=Path, help="a checkpoint's folder or GGUF file, or a folder of such")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     num_faults = 0
@@ -40,10 +39,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:
-    own = any((folder / name).is_file() for name in CONFIGS) or any(folder.glob("*.gguf"))
-    if own or not folder.is_dir():
+    if not folder.is_dir() or _is_one(folder):
         return [folder]
-    return sorted({path.parent for name in CONFIGS for path in folder.glob(f"*/{name}")}) or [folder]
+    if files := models_of(folder):
+        return list(files)
+    inner = {path.parent for name in (*CONFIGS, f"*{SUFFIX}") for path in folder.glob(f"*/{name}")}
+    found = [[each] if _is_one(each) else models_of(each) for each in sorted(inner)]
+    return [path for each in found for path in each] or [folder]
+
+
+def _is_one(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in CONFIGS) or len(models_of(folder)) == 1
 
 
 def _as_json(description: CheckpointDescription) -> str:

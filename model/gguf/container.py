@@ -11,8 +11,9 @@ import mmap
 import re
 import struct
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ VERSIONS = (2, 3)
 SUFFIX = ".gguf"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+MAX_SIZE = 1 << 40
 SAMPLED_BYTES = 4 << 10
 MAX_ITEMS = 1 << 24
 """Of an array: sixty times the largest vocabularies."""
@@ -60,6 +62,7 @@ class GgufFile:
             infos = _tensor_infos(cursor, num_tensors)
             self.data_start = self._aligned(cursor.place)
             self.tensors: Mapping[str, TensorInfo] = {info.name: self._placed(info) for info in infos}
+            self._check_overlaps()
         except BaseException:
             self._map.close()
             raise
@@ -78,15 +81,12 @@ class GgufFile:
         end = info.num_bytes if num_bytes is None else min(first + num_bytes, info.num_bytes)
         return self._map[info.start + first : info.start + end]
 
-    def samples(self) -> list[bytes]:
+    def samples(self) -> Iterator[bytes]:
         """All that stands before the tensors, and both ends of each of them: what a fingerprint is made of."""
-        ends = [
-            (info, place) for info in self.tensors.values() for place in (0, max(0, info.num_bytes - SAMPLED_BYTES))
-        ]
-        return [
-            self._map[: self.data_start],
-            *(self.read(info, place, num_bytes=SAMPLED_BYTES) for info, place in ends),
-        ]
+        yield self._map[: self.data_start]
+        for info in self.tensors.values():
+            for place in (0, max(0, info.num_bytes - SAMPLED_BYTES)):
+                yield self.read(info, place, num_bytes=SAMPLED_BYTES)
 
     def _aligned(self, place: int) -> int:
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -97,16 +97,24 @@ class GgufFile:
     def _placed(self, info: TensorInfo) -> TensorInfo:
         """With its place in the file, which must have all of it."""
         kind, start = info.kind, self.data_start + info.start
+        if not all(0 < size <= MAX_SIZE for size in info.shape):
+            raise self._refused(info, f"has the shape {list(info.shape)}; sizes are 1 to {MAX_SIZE:,}")
         if not kind.is_read:
             return TensorInfo(info.name, kind, info.shape, start, 0)
-        if info.shape and info.shape[-1] % kind.num_values:
-            raise self._refused(
-                info, f"has rows of {info.shape[-1]:,} values; {kind.name} has {kind.num_values} a block"
-            )
+        row = info.shape[-1] if info.shape else 1
+        if row % kind.num_values:
+            raise self._refused(info, f"has rows of {row:,} values; {kind.name} has {kind.num_values} a block")
         num_bytes = math.prod(info.shape) // kind.num_values * kind.num_bytes
         if start + num_bytes > len(self._map):
             raise self._refused(info, f"ends {start + num_bytes - len(self._map):,} bytes behind the end of the file")
         return TensorInfo(info.name, kind, info.shape, start, num_bytes)
+
+    def _check_overlaps(self) -> None:
+        """A small file could stand for any number of large tensors else."""
+        placed = sorted(self.tensors.values(), key=lambda info: info.start)
+        for before, info in pairwise(placed):
+            if before.start + before.num_bytes > info.start:
+                raise self._refused(info, f"begins before the end of {before.name!r}")
 
     def _refused(self, info: TensorInfo, reason: str) -> CheckpointError:
         file = self.path.name
@@ -123,14 +131,24 @@ def files_of(location: Path) -> tuple[Path, ...]:
     """
     if location.is_file():
         return _parts(location) if location.suffix == SUFFIX else ()
-    found = [path for path in sorted(location.glob(f"*{SUFFIX}")) if not path.name.startswith("mmproj")]
+    found = models_of(location)
     if not found or any(location.glob("*.safetensors")):
         return ()
-    firsts = [path for path in found if (part := PART.fullmatch(path.name)) is None or int(part[2]) == 1]
-    if len(firsts) != 1:
-        names = ", ".join(path.name for path in firsts or found)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found)
         raise CheckpointError(f"{location} holds several GGUF models ({names}); give the file that is meant")
-    return _parts(firsts[0])
+    return _parts(found[0])
+
+
+def models_of(folder: Path) -> tuple[Path, ...]:
+    """The files by which the models in a folder are given: of a set its first part, whether it is there or not."""
+    found = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if not path.name.startswith("mmproj")]
+    return tuple(dict.fromkeys(_first_part(path) for path in found))
+
+
+def _first_part(path: Path) -> Path:
+    part = PART.fullmatch(path.name)
+    return path if part is None else path.with_name(f"{part[1]}-00001-of-{part[3]}{SUFFIX}")
 
 
 def _parts(path: Path) -> tuple[Path, ...]:
@@ -138,12 +156,14 @@ def _parts(path: Path) -> tuple[Path, ...]:
     if part is None:
         return (path,)
     stem, number, count = part[1], int(part[2]), int(part[3])
+    if count == 0:
+        raise CheckpointError(f"{path.name} cannot be part {number} of none", file=path.name)
     if number != 1:
         raise CheckpointError(f"{path.name} is part {number} of {count}; give the first one", file=path.name)
     found = tuple(path.with_name(f"{stem}-{index:05}-of-{count:05}{SUFFIX}") for index in range(1, count + 1))
-    for each in found:
+    for index, each in enumerate(found, start=1):
         if not each.is_file():
-            raise CheckpointError(f"{each.name} is missing beside {path.name}", file=each.name)
+            raise CheckpointError(f"part {index} of {count} is missing: {each}", file=each.name)
     return found
 
 

@@ -6,15 +6,13 @@ Numbers that a file leaves out have the values that llama.cpp takes then. What i
 Source: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py for the keys, `src/models/` for what they mean.
 """
 
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.architectures.raw import RawConfig
-from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.errors import CheckpointError
 from model.gguf import names
-from model.gguf.container import GgufFile, TensorInfo
+from model.gguf.facts import Facts
 from model.gguf.kinds import READ
 from model.gguf.names import Naming
 
@@ -22,60 +20,8 @@ Config = dict[str, Any]
 
 LARGEST_GEMMA: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the width of a head that they do not have."""
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-
-
-class Facts:
-    """A file's keys, asked for by kind (those of its architecture without its name), and its tensors."""
-
-    def __init__(self, files: list[GgufFile]) -> None:
-        """Raises: CheckpointError for a file without an architecture."""
-        self.files = files
-        self.keys = RawConfig(files[0].metadata, files[0].path.name)
-        self.architecture = self.keys.text("general.architecture")
-        self.tensors: dict[str, TensorInfo] = {name: info for file in files for name, info in file.tensors.items()}
-
-    def key(self, name: str) -> str:
-        return f"{self.architecture}.{name}"
-
-    def size(self, name: str, default: int | None = None) -> int:
-        """A positive whole number; where a file gives one for each layer, they must be the same."""
-        value = self.keys.values.get(self.key(name))
-        if isinstance(value, list) and value and all(item == value[0] for item in value):
-            return RawConfig({self.key(name): value[0]}, self.keys.file).size(self.key(name))
-        return self.keys.size(self.key(name), default)
-
-    def number(self, name: str, default: float | None = None) -> float:
-        return self.keys.number(self.key(name), default)
-
-    def __contains__(self, name: str) -> bool:
-        return self.key(name) in self.keys
-
-    def token_id(self, role: str, default: int | None = None) -> int | None:
-        """That of a role like "bos" in the tokenizer; an id that no token has counts as none."""
-        key, tokens = f"tokenizer.ggml.{role}_token_id", self.keys.values.get("tokenizer.ggml.tokens", ())
-        id = self.keys.whole(key) if key in self.keys else default
-        return id if id is not None and 0 <= id < len(tokens) else None
-
-    def rows(self, tensor: str) -> int:
-        info = self.tensors.get(tensor)
-        if info is None or not info.shape:
-            raise CheckpointError(f"{self.keys.file}: tensor {tensor!r} is missing", file=self.keys.file, tensor=tensor)
-        return info.shape[0]
-
-    def numbers(self, tensor: str) -> list[float] | None:
-        """Of a vector in 32 bits; None if there is none of that name."""
-        info = self.tensors.get(tensor)
-        if info is None:
-            return None
-        if info.kind.name != "F32":
-            raise self.refused(f"tensor {tensor!r} is stored as {info.kind.name}, not F32")
-        values = array("f")
-        values.frombytes(next(file for file in self.files if tensor in file.tensors).read(info))
-        return values.tolist()
-
-    def refused(self, reason: str) -> UnsupportedArchitectureError:
-        return UnsupportedArchitectureError(f"{self.keys.file}: {reason}", file=self.keys.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,29 +71,39 @@ def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
         "head_dim": head_size,
         "max_position_embeddings": facts.size("context_length"),
         "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": facts.number("rope.freq_base", 10000.0),
+        "rope_theta": facts.positive("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
+    if not facts.keys.flag(facts.key("attention.causal"), True):
+        config["is_causal"] = False
     rotated = facts.size("rope.dimension_count", head_size)
+    if rotated > head_size or rotated % 2:
+        raise CheckpointError(
+            f"{facts.keys.file}: {facts.key('rope.dimension_count')!r} is {rotated:,}; expected an even number of at "
+            f"most {head_size:,}, the width of a head",
+            file=facts.keys.file,
+        )
     if rotated != head_size:
         config["partial_rotary_factor"] = rotated / head_size
-    scaling = _scaling(facts, config["max_position_embeddings"])
+    scaling = _scaling(facts, config["max_position_embeddings"], rotated // 2)
     return config if scaling is None else config | {"rope_scaling": scaling}
 
 
-def _scaling(facts: Facts, length: int) -> Config | None:
+def _scaling(facts: Facts, length: int, num_frequencies: int) -> Config | None:
     """How rotary positions are stretched; Llama 3's way is stored as a factor for each frequency."""
     original = facts.size("rope.scaling.original_context_length", length)
-    frequencies = facts.numbers("rope_freqs.weight")
-    long, short = facts.numbers("rope_factors_long.weight"), facts.numbers("rope_factors_short.weight")
+    frequencies, long, short = (facts.factors(tensor, num_frequencies) for tensor in FACTORS)
     if frequencies is not None and any(factor != 1 for factor in frequencies):
         long = short = frequencies
         same: Config = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": length}
         return same | {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-    if long is not None and short is not None:
+    if (long is None) != (short is None):
+        there, missing = FACTORS[1:] if short is None else FACTORS[:0:-1]
+        raise facts.refused(f"tensor {there!r} is there without {missing!r}")
+    if long is not None:
         found: Config = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         if "rope.scaling.attn_factor" in facts:
-            found["attention_factor"] = facts.number("rope.scaling.attn_factor")
+            found["attention_factor"] = facts.positive("rope.scaling.attn_factor")
         return found | {"original_max_position_embeddings": original}
     factor = facts.number("rope.scaling.factor", facts.number("rope.scale_linear", 1.0))
     kind = facts.keys.text(facts.key("rope.scaling.type"), "linear")
@@ -156,6 +112,7 @@ def _scaling(facts: Facts, length: int) -> Config | None:
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
     if kind == "yarn":
+        factor = facts.positive("rope.scaling.factor", 1.0)
         return _yarn(facts) | {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
     raise facts.refused(f"rotary scaling {kind!r} is not supported")
 
@@ -204,7 +161,7 @@ def _gemma2(facts: Facts) -> Config:
 
 def _gemma3(facts: Facts) -> Config:
     config = _gemma(facts, "Gemma3ForCausalLM", "gemma3_text")
-    config["rope_local_base_freq"] = facts.number("rope.freq_base_swa", 10000.0)
+    config["rope_local_base_freq"] = facts.positive("rope.freq_base_swa", 10000.0)
     if "final_logit_softcapping" in facts:
         config["final_logit_softcapping"] = facts.number("final_logit_softcapping")
     return config
@@ -231,6 +188,8 @@ def _window(facts: Facts) -> int | None:
 
 
 def _gpt2(facts: Facts) -> Config:
+    if not facts.keys.flag(facts.key("attention.causal"), True):
+        raise facts.refused("GPT-2 without causal attention is not supported")
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

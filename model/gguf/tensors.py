@@ -15,7 +15,8 @@ from torch import Tensor
 from model.errors import CheckpointError
 from model.gguf.blocks import plain
 from model.gguf.container import GgufFile, TensorInfo, files_of
-from model.gguf.families import Facts, family_of
+from model.gguf.facts import Facts
+from model.gguf.families import family_of
 from model.gguf.names import ROTARY, Naming
 from model.stored_tensors import DTYPES, StoredTensor
 

@@ -8,7 +8,7 @@ out.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from model.errors import CheckpointError
-from model.gguf.families import Facts
+from model.gguf.facts import Facts
 from model.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from model.sentencepiece_reader import ROLES, SPACE, Piece, SentencePieceModel, make_backend, put_around
 
@@ -32,9 +32,18 @@ ROLE_KEYS: Mapping[str, str] = {
 """Names in `tokenizer_config.json` to those within `tokenizer.ggml.*_token_id` (one of them misspelt there, too)."""
 SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 ENDS_OF_TURNS = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <end_of_turn> <EOT>".split()
+    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <|return|> <|call|> <|calls|> <|flush|> "
+    "<end_of_turn> <end_of_utterance> <EOT> _<EOT> [EOT] [EOS] <｜end▁of▁sentence｜>".split()
 )
-"""Control tokens at which llama.cpp stops, too, as many files name only one of a checkpoint's ends."""
+"""Tokens at which llama.cpp stops, too, and which it takes for control tokens, whatever type a file gives them.
+
+Its list has those of architectures that are not read here, besides; `</s>`, one of them, is plain HTML to Gemma.
+"""
+CALLS, LAST_WORDS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
+"""Where a vocabulary has one of each, `<|end|>` ends a message within a turn and is no end."""
+STRIPPING_NAMES = ("phi-3", "phi3", "phi 3")
+"""Models (`general.name`) whose special tokens take the spaces behind them, all but these:"""
+NOT_STRIPPING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,8 @@ class Vocabulary:
     merges: tuple[tuple[str, str], ...]
     special: Mapping[str, str] = field(default_factory=dict)
     """Roles like `bos_token` to tokens."""
+    stripping: frozenset[str] = frozenset()
+    """Tokens that take the spaces behind them."""
 
     def of_role(self, *roles: str) -> list[str]:
         return [token for token, role in zip(self.tokens, self.roles, strict=True) if role in roles]
@@ -65,7 +76,8 @@ def write_tokenizer(facts: Facts, folder: Path) -> dict[str, Any]:
         _write_words(vocabulary, folder / "vocab.txt")
         config |= _lowering(facts, vocabulary)
     elif kind in BACKENDS:
-        BACKENDS[kind](facts, vocabulary).save(str(folder / "tokenizer.json"), pretty=False)
+        # Written here: the library says nothing of a full disk that could be caught as such.
+        (folder / "tokenizer.json").write_text(BACKENDS[kind](facts, vocabulary).to_str(), encoding="utf-8")
     else:
         raise facts.refused(f"tokenizers of the kind {kind!r} cannot be read, only of {', '.join((*BACKENDS, 'bert'))}")
     template = _chat_template(facts)
@@ -75,11 +87,15 @@ def write_tokenizer(facts: Facts, folder: Path) -> dict[str, Any]:
 def ends_of_text(facts: Facts) -> list[int]:
     """The ids after which nothing is generated: of the text, of a turn, of a message."""
     found = [id for role in ("eos", "eot", "eom") if (id := facts.token_id(role)) is not None]
-    tokens, types = _tokens(facts), facts.keys.values.get("tokenizer.ggml.token_type")
-    if isinstance(types, list):
-        pairs = enumerate(zip(tokens, types, strict=False))
-        found += [id for id, (token, type) in pairs if token in ENDS_OF_TURNS and ROLES.get(type) == "control"]
+    tokens = _tokens(facts)
+    ends = _ends_of_turns(tokens)
+    found += [id for id, token in enumerate(tokens) if token in ends]
     return list(dict.fromkeys(found))
+
+
+def _ends_of_turns(tokens: Sequence[str]) -> frozenset[str]:
+    found = ENDS_OF_TURNS.intersection(tokens)
+    return found - {"<|end|>"} if found & CALLS and found & LAST_WORDS else found
 
 
 def _tokens(facts: Facts) -> tuple[str, ...]:
@@ -90,17 +106,18 @@ def _tokens(facts: Facts) -> tuple[str, ...]:
 
 def _vocabulary(facts: Facts, kind: str) -> Vocabulary:
     tokens = _tokens(facts)
-    if kind == "llama":
-        # Spaces of a user's own token are stored as what they stand for.
-        tokens = tuple(SPACE * len(token) if not token.strip(" ") else token for token in tokens)
     if len(set(tokens)) != len(tokens):
         twice, _ = Counter(tokens).most_common(1)[0]
         raise CheckpointError(f"{facts.keys.file}: the token {twice!r} is there twice", file=facts.keys.file)
+    ends, types = _ends_of_turns(tokens), _listed(facts, "token_type", len(tokens), 1)
+    roles = [ROLES.get(type, "normal") for type in types]
+    roles = ["control" if token in ends else role for token, role in zip(tokens, roles, strict=True)]
+    strips = any(name in facts.keys.text("general.name", "").lower() for name in STRIPPING_NAMES)
     defaults = SENTENCEPIECE_IDS if kind == "llama" else {}
     return Vocabulary(
         file=facts.keys.file,
         tokens=tokens,
-        roles=tuple(ROLES.get(type, "normal") for type in _listed(facts, "token_type", len(tokens), 1)),
+        roles=tuple(roles),
         scores=tuple(float(score) for score in _listed(facts, "scores", len(tokens), 0.0)),
         merges=_merges(facts),
         special={
@@ -108,7 +125,13 @@ def _vocabulary(facts: Facts, kind: str) -> Vocabulary:
             for role, name in ROLE_KEYS.items()
             if (id := facts.token_id(name, defaults.get(role))) is not None
         },
+        stripping=_special_tokens(tokens, roles) - NOT_STRIPPING if strips else frozenset(),
     )
+
+
+def _special_tokens(tokens: Sequence[str], roles: Sequence[str]) -> frozenset[str]:
+    special = ("control", "user_defined", "unknown")
+    return frozenset(token for token, role in zip(tokens, roles, strict=True) if role in special)
 
 
 def _listed(facts: Facts, name: str, count: int, default: Any) -> list[Any]:
@@ -146,10 +169,12 @@ def _byte_level(facts: Facts, vocabulary: Vocabulary) -> Tokenizer:
         backend.normalizer = pre.normalizer
     backend.pre_tokenizer = pre.steps
     backend.decoder = decoders.ByteLevel()
-    own = [AddedToken(token, normalized=False) for token in vocabulary.of_role("user_defined")]
-    special = [AddedToken(token, normalized=False, special=True) for token in vocabulary.of_role("control")]
-    backend.add_tokens(own)
-    backend.add_special_tokens(special)
+    strips = vocabulary.stripping
+    own, special = vocabulary.of_role("user_defined"), vocabulary.of_role("control")
+    backend.add_tokens([AddedToken(token, normalized=False, rstrip=token in strips) for token in own])
+    backend.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True, rstrip=token in strips) for token in special]
+    )
     return _marked(facts, vocabulary, backend, opened=pre.opened)
 
 
@@ -182,7 +207,9 @@ def _sentencepiece(facts: Facts, vocabulary: Vocabulary) -> Tokenizer:
         raise CheckpointError(f"{vocabulary.file}: no token stands for what is unknown", file=vocabulary.file)
     special = list(dict.fromkeys([*vocabulary.of_role("control", "unknown"), unknown]))
     unknown_id = vocabulary.tokens.index(unknown)
-    backend = make_backend(model, model.vocabulary, unknown_id=unknown_id, special=special)
+    backend = make_backend(
+        model, model.vocabulary, unknown_id=unknown_id, special=special, stripping=vocabulary.stripping
+    )
     return _marked(facts, vocabulary, backend, opened=True)
 
 

@@ -1,5 +1,6 @@
 """Files that are cut off, that lie about their lengths, or that hold what is not read, are refused by name."""
 
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.gguf.container import GgufFile, files_of
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.folder import unpack
 from model.gguf.tensors import GgufTensors
 from model.gguf.vocabularies import write_tokenizer
@@ -28,6 +30,7 @@ LLAMA: dict[str, Any] = {
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }
 EMBEDDING = {"token_embd.weight": (0, (4, 32), bytes(4 * 32 * 4))}
+EIGHT = (0, (8,), struct.pack("<8f", *[1.0] * 8))
 WORDS: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"]}
 
 
@@ -106,6 +109,18 @@ def test_any_damage_is_read_or_refused_and_nothing_else(
         ({"llama.attention.head_count_kv": [1, 2]}, {}, "head_count_kv"),
         ({"llama.block_count": "many"}, {}, "'llama.block_count' is 'many'"),
         ({"general.alignment": 24}, {}, "alignment is 24"),
+        ({"llama.rope.scaling.factor": math.inf}, {}, "'llama.rope.scaling.factor' is inf"),
+        ({"llama.rope.scaling.factor": -2.0}, {}, "'llama.rope.scaling.factor' is -2.0"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.0}, {}, "expected a finite number above 0"),
+        ({"llama.rope.freq_base": 0.0}, {}, "'llama.rope.freq_base' is 0.0"),
+        ({"llama.rope.freq_base": math.nan}, {}, "'llama.rope.freq_base' is nan"),
+        ({"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "layer_norm_rms_epsilon' is nan"),
+        ({"llama.rope.dimension_count": 7}, {}, "dimension_count' is 7; expected an even number of at most 16"),
+        ({"llama.rope.dimension_count": 4096}, {}, "dimension_count' is 4,096"),
+        ({}, {"rope_factors_long.weight": EIGHT}, "'rope_factors_long.weight' is there without 'rope_factors_short"),
+        ({}, {"rope_factors_short.weight": EIGHT}, "'rope_factors_short.weight' is there without 'rope_factors_long"),
+        ({}, {"rope_freqs.weight": (0, (3,), bytes(12))}, r"has the shape \[3\]; expected \[8\]"),
+        ({}, {"rope_freqs.weight": (0, (8,), bytes(32))}, "not finite and above 0"),
     ],
 )
 def test_what_is_not_read_is_named(write: Write, keys: dict[str, Any], tensors: dict[str, Any], said: str) -> None:
@@ -142,6 +157,23 @@ def test_a_reranker_is_refused_and_leaves_no_folder_behind(
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.parametrize("value", [math.nan, -1.0, "hot"])
+def test_a_sampling_default_that_is_none_is_refused(write: Write, value: Any) -> None:
+    """It was a traceback in `slimpajama models`, or a temperature that no request can have."""
+    with pytest.raises(CheckpointError, match=f"'general.sampling.temp' is '?{value}"):
+        unpack(write(LLAMA | WORDS | {"general.sampling.temp": value}, EMBEDDING))
+
+
+def test_an_encoder_that_pools_nothing_is_refused(unzip: Unzip) -> None:
+    path = unzip("bert")
+    data, key = path.read_bytes(), b"bert.pooling_type" + struct.pack("<I", 4)
+    assert key in data
+    place = data.index(key) + len(key)
+    path.write_bytes(data[:place] + struct.pack("<I", 0) + data[place + 4 :])
+    with pytest.raises(UnsupportedArchitectureError, match=r"'bert\.pooling_type' is 0"):
+        unpack(path)
+
+
 def test_a_path_stands_for_one_model(unzip: Unzip, tmp_path: Path) -> None:
     one = unzip("llama")
     assert files_of(one) == files_of(tmp_path) == (one,)
@@ -157,7 +189,7 @@ def test_a_path_stands_for_one_model(unzip: Unzip, tmp_path: Path) -> None:
 
 def test_all_parts_of_a_set_are_wanted(write: Write, tmp_path: Path) -> None:
     first = write(LLAMA, {}, "m-00001-of-00002.gguf")
-    with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf is missing"):
+    with pytest.raises(CheckpointError, match=r"part 2 of 2 is missing: .*m-00002-of-00002\.gguf"):
         files_of(first)
     second = write({}, EMBEDDING, "m-00002-of-00002.gguf")
     assert files_of(first) == files_of(tmp_path) == (first, second)
@@ -165,3 +197,39 @@ def test_all_parts_of_a_set_are_wanted(write: Write, tmp_path: Path) -> None:
         files_of(second)
     with GgufTensors(tmp_path) as stored:
         assert stored.read(stored.tensors["model.embed_tokens.weight"]).shape == (4, 32)
+
+
+def test_a_set_that_does_not_begin_or_does_not_end_is_refused(write: Write, tmp_path: Path) -> None:
+    second = write({}, EMBEDDING, "m-00002-of-00002.gguf")
+    with pytest.raises(CheckpointError, match=r"part 1 of 2 is missing: .*m-00001-of-00002\.gguf"):
+        files_of(tmp_path)
+    second.unlink()
+    with pytest.raises(CheckpointError, match="part 1 of none"):
+        files_of(write(LLAMA, {}, "m-00001-of-00000.gguf"))
+    with pytest.raises(CheckpointError, match=r"'split.count' is 3; expected 1"):
+        config(write(LLAMA | {"split.count": 3}, EMBEDDING))
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """Sixty thousand of them made a file of a few MiB take gigabytes."""
+    path = tmp_path / "model.gguf"
+    data = file_of(LLAMA, EMBEDDING | {"output.weight": EMBEDDING["token_embd.weight"]})
+    place = data.index(b"output.weight") + len(b"output.weight") + 4 + 2 * 8 + 4
+    assert data[place : place + 8] == struct.pack("<Q", 512)
+    path.write_bytes(data[:place] + struct.pack("<Q", 256) + data[place + 8 :])
+    with pytest.raises(CheckpointError, match=r"'output.weight' begins before the end of 'token_embd.weight'"):
+        config(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ((8, (), bytes(34)), "has rows of 1 values; Q8_0 has 32 a block"),
+        ((0, (4, 0), b""), r"has the shape \[4, 0\]"),
+        ((0, (1 << 62, 0), b""), r"has the shape \[4611686018427387904, 0\]"),
+        ((99, (1 << 62,), b""), "sizes are 1 to"),
+    ],
+)
+def test_a_tensor_of_no_size_is_refused(write: Write, tensor: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        config(write(LLAMA, EMBEDDING | {"x": tensor}))

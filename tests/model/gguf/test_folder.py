@@ -1,6 +1,8 @@
 """A GGUF file as a checkpoint folder: what is said of it, which version it is, and in what it is computed."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from model.calibration import Calibration, write_calibration
 from model.chat_template import ChatTemplate
 from model.checkpoint import load_network
-from model.description import describe, fingerprint
+from model.description import describe, fingerprint, read_architecture
 from model.embedding_config import Normalize, Pooling
 from model.errors import CheckpointError
 from model.gguf.container import GgufFile
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.folder import unpacked
 from model.gguf.vocabularies import write_tokenizer
 from model.stored_weights import StoredWeights
@@ -61,6 +65,25 @@ def test_a_decoder_with_a_pooling_type_is_an_embedder(write: Write) -> None:
     assert description.embedding.steps == (Pooling(modes=("lasttoken",)), Normalize())
 
 
+def test_a_decoder_that_is_not_causal_sees_both_ways(write: Write) -> None:
+    """The key was not read: such an embedder was served with causal attention."""
+    keys = {"llama.pooling_type": 1, "llama.attention.causal": False}
+    with unpacked(write(LLAMA | WORDS | keys, EMBEDDING)) as folder:
+        raw, _, architecture = read_architecture(folder)
+        assert not architecture.configure(raw, None).causal
+        assert describe(folder).head == "embedding"
+
+
+def test_an_encoder_without_a_pooling_type_is_told_of(
+    unzip: Unzip, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = unzip("bert").read_bytes()
+    (tmp_path / "bert.gguf").write_bytes(data.replace(b"bert.pooling_type", b"bert.pooling_tale"))
+    with unpacked(tmp_path / "bert.gguf") as folder:
+        assert describe(folder).head == "embedding"
+    assert "has no 'bert.pooling_type': vectors are the mean" in caplog.text
+
+
 def test_a_gguf_file_beside_safetensors_is_left_alone(unzip: Unzip, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(b"{}")
@@ -98,6 +121,47 @@ def test_a_folder_that_cannot_be_written_is_told_of(unzip: Unzip, monkeypatch: p
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(CheckpointError, match="No space left on device; set TMPDIR"), unpacked(unzip("bpe-smollm")):
         pass
+
+
+def test_a_tokenizer_that_does_not_fit_is_told_of(unzip: Unzip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the tokenizers library that wrote it, whose bare Exception went through."""
+    write_text = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name == "tokenizer.json":
+            raise OSError(28, "No space left on device")
+        return write_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="No space left on device; set TMPDIR"), unpacked(unzip("bpe-smollm")):
+        pass
+
+
+def test_the_folder_is_locked_against_those_who_clear_old_files_away(unzip: Unzip) -> None:
+    tries = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with unpacked(unzip("bpe-smollm")) as folder:
+        refused = subprocess.run([sys.executable, "-c", tries, str(folder)], capture_output=True, check=False)
+    assert b"BlockingIOError" in refused.stderr
+
+
+def test_what_lies_beside_the_file_belongs_to_the_checkpoint(unzip: Unzip) -> None:
+    """A calibration, golden requests and heads were left aside."""
+    path = unzip("bert")
+    head = path.parent / "heads" / "topic"
+    head.mkdir(parents=True)
+    (head / "config.json").write_text(
+        json.dumps({"kind": "classification", "input": "embedding", "labels": ["a", "b"]})
+    )
+    (path.parent / "golden.json").write_text("[]")
+    with unpacked(path) as folder:
+        version = describe(folder).version
+        assert (folder / "golden.json").is_file()
+    write_calibration(path.parent, Calibration({"head/topic": 2.0}, {"head/topic": {"checkpoint_version": version}}))
+    with unpacked(path) as folder:
+        description = describe(folder)
+    assert (description.version, list(description.heads)) == (version, ["topic"])
+    assert description.calibration.temperature == {"head/topic": 2.0}
+    assert (path.parent / "calibration.json").is_file()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(8, torch.bfloat16), (1, torch.float16), (0, torch.float32)])
@@ -152,11 +216,11 @@ def test_rotary_scaling_is_told_as_config_json_tells_it(
 
 def test_longrope_has_the_files_factors(write: Write) -> None:
     keys = {"llama.rope.scaling.attn_factor": 1.25, "llama.rope.scaling.original_context_length": 16}
-    found = config(write, keys, rope_factors_short=[1.0, 2.0], rope_factors_long=[3.0, 4.0])["rope_scaling"]
+    found = config(write, keys, rope_factors_short=[1.0] * 8, rope_factors_long=[3.0] * 8)["rope_scaling"]
     assert found == {
         "rope_type": "longrope",
-        "short_factor": [1.0, 2.0],
-        "long_factor": [3.0, 4.0],
+        "short_factor": [1.0] * 8,
+        "long_factor": [3.0] * 8,
         "attention_factor": 1.25,
         "original_max_position_embeddings": 16,
     }

@@ -17,7 +17,8 @@ from model.decoder import Decoder
 from model.description import describe
 from model.gguf.blocks import FORMS
 from model.gguf.container import GgufFile
-from model.gguf.families import Facts, read_config
+from model.gguf.facts import Facts
+from model.gguf.families import read_config
 from model.gguf.folder import unpacked
 from model.gguf.kinds import READ
 from model.gguf.tensors import GgufTensors

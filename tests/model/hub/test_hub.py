@@ -150,6 +150,13 @@ def test_what_is_neither_folder_nor_name_is_refused_without_asking(
     assert hub.num_requests == 0
 
 
+@pytest.mark.parametrize("location", ["models/missing.gguf", "missing.gguf", "/no/such/missing.gguf"])
+def test_a_gguf_file_that_is_not_there_is_no_name(hub: Any, fetch: Callable[..., Path], location: str) -> None:
+    with pytest.raises(HubError, match=rf"{location}: no such file"):
+        fetch(location)
+    assert hub.num_requests == 0
+
+
 def test_a_folder_that_exists_wins_over_a_name(
     hub: Any, fetch: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

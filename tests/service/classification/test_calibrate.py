@@ -1,6 +1,7 @@
 """`slimpajama calibrate` against a service on a real socket: the file that it writes and that the next start reads."""
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from fastapi import FastAPI
 
 from model.calibration import read_calibration
 from model.description import fingerprint
+from model.gguf.folder import unpacked
 from service.app import create_app
 from service.calibrate import main
 from service.settings import Settings
 from service.tasks.confidence import softmax
 
 LABELS = ["a", "b", "c"]
+GGUF = Path(__file__).parents[2] / "reference/gguf/bert.gguf.gz"
 
 
 @pytest.fixture
@@ -91,6 +94,37 @@ async def test_what_was_fitted_on_some_labels_is_not_claimed_for_others(
         body = {"input": "a good film", "model": "after", "labels": labels, **more}
         [entry] = (await client.post("/v1/classify", json=body)).json()["data"]
         assert entry["calibrated"] is expected, body
+
+
+async def test_a_gguf_file_is_calibrated_and_reads_it_at_the_next_start(
+    engine: Any, client: httpx.AsyncClient, base_url: str, tmp_path: Path
+) -> None:
+    """The file was written with the version of the file's folder, and nobody read it there."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gzip.decompress(GGUF.read_bytes()))
+    data = tmp_path / "data.jsonl"
+    rows = [{"text": word, "label": ("lion", "mouse")[at % 2]} for at, word in enumerate(LABELS * 4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--url", base_url, "--data", str(data), "--folder", str(file), "--labels", "data"]
+    arguments += ["--hypothesis-template", "{}"]
+    with unpacked(file) as folder:
+        engine.load(folder, "before")
+        assert await asyncio.to_thread(main, arguments) == 0
+    with unpacked(file) as folder:
+        engine.load(folder, "after")
+        body = {"input": "the lion", "model": "after", "labels": ["lion", "mouse"]}
+        body["hypothesis_template"] = "{}"
+        [entry] = (await client.post("/v1/classify", json=body)).json()["data"]
+    assert entry["calibrated"] is True
+
+
+async def test_a_folder_that_is_not_there_is_said_so_before_anything_is_asked(
+    base_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("missing.gguf", "missing"):
+        arguments = ["--url", base_url, "--data", str(tmp_path / "none"), "--folder", str(tmp_path / name)]
+        assert await asyncio.to_thread(main, arguments) == 1
+        assert f"{name} is neither a folder nor a GGUF file" in capsys.readouterr().err
 
 
 async def test_several_labels_of_a_text_are_read_where_they_do_not_exclude_each_other(

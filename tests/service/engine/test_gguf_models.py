@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def test_a_file_that_cannot_be_served_leaves_no_folder(
     with pytest.raises(CheckpointError, match="not to be"):
         load_model(ModelSource.parse(f"{file}=story"), Settings())
     assert not list(temporary.iterdir())
+
+
+def test_models_lists_what_folders_hold(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of folders with a file each was none that holds anything, one with two files an error."""
+    data = file.read_bytes()
+    file.unlink()
+    paths = [tmp_path / "all" / name for name in ("one/a.gguf", "two/b.gguf", "two/c.gguf")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert main(["models", str(tmp_path / "all"), "--json"]) == 0
+    listed = [json.loads(line)["folder"] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [str(paths[0].parent), str(paths[1]), str(paths[2])]
+    assert main(["models", str(tmp_path / "all/two")]) == 0
 
 
 def test_models_lists_files_and_leaves_no_folder(
