@@ -29,7 +29,10 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Mod
             return hub(location, offline)
 
         monkeypatch.setattr(module, "resolve", resolve)
-        monkeypatch.setattr("model.adapters.folder.resolve", resolve)
+        monkeypatch.setattr(
+            "model.adapters.folder.fetch",
+            lambda name, revision=None, **named: resolve(name, revision=revision, **named),
+        )
         entry = {"name": "a", "repository": "b/c", "revision": "", "folder": str(tmp_path / "served" / "a")}
         monkeypatch.setenv("FETCH_MODELS", json.dumps([entry]))
         return module
