@@ -16,15 +16,13 @@ from torch import Tensor
 from model.attention.interface import AttentionRules, PagedLayout
 from model.attention.triton_paged import add_keys, allowed, keys_of_split, log_sum_exp, num_splits, score_of
 from model.triton_early import early_start, let_next_start, registers, wait_for_previous
-from model.triton_layers import head_weight
+from model.triton_layers import HeadNorm, head_weight
 
 KEYS_PER_STEP, FEW_KEYS_PER_STEP = 64, 32
 """The fewer where a key has 512 bytes or more: those of the next step are fetched into registers."""
 REGISTERS = 255
 MAX_GROUP = 31
 """A tile holds the query heads of a key head and the key itself."""
-HeadNorm = tuple[Tensor, Tensor, float, float]
-"""Weights of queries and of keys [D], epsilon, and what is added to the weights."""
 
 
 def serves(rules: AttentionRules, num_heads: int, num_kv_heads: int) -> bool:
