@@ -88,6 +88,12 @@ class EncodeNetwork(nn.Module):
         return self.network.config
 
     @property
+    def num_layer_weights(self) -> int:
+        """About how many weights each token is multiplied with in the layers (plain ones, of one network)."""
+        config = self.config
+        return config.num_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+
+    @property
     def outputs(self) -> frozenset[EncodeOutput]:
         """What can be asked of this checkpoint."""
         found: set[EncodeOutput] = {"token_embeddings"}

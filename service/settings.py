@@ -130,7 +130,12 @@ class Settings(BaseSettings):
         'KV cache of each model, like "2GiB"; unset: 1GiB on a CPU, kv_cache_fraction on a GPU, shared by all',
     )
     kv_cache_fraction: float = _setting("Worker", 0.9, "share of the GPU's memory that may be used", gt=0, lt=1)
-    max_batch_tokens: int = _setting("Worker", 512, "tokens computed in one step; 512 suits CPUs, 8192 GPUs", ge=1)
+    max_batch_tokens: int = _setting(
+        "Worker",
+        512,
+        "tokens computed in one step; 512 suits CPUs, 8192 GPUs; small encoders alone take up to 8 times as many",
+        ge=1,
+    )
     max_sequences: int = _setting("Worker", 128, "sequences in one step", ge=1)
     max_step_stretch: float = _setting(
         "Worker", 2.2, "on CPUs, how many times as long a decoding step may take for the prompts in it", ge=1

@@ -29,10 +29,14 @@ class _Request:
 class Batcher:
     """`add`, `cancel`, `expire`, and `next_batch` whenever the network is free: there is no waiting for company."""
 
-    def __init__(self, max_batch_tokens: int, max_batch_items: int = MAX_BATCH_ITEMS) -> None:
+    def __init__(
+        self, max_batch_tokens: int, max_batch_items: int = MAX_BATCH_ITEMS, *, max_tokens_alone: int | None = None
+    ) -> None:
         assert max_batch_tokens > 0
         assert max_batch_items > 0
         self.max_tokens = max_batch_tokens
+        self.max_tokens_alone = max_batch_tokens if max_tokens_alone is None else max_tokens_alone
+        """Of a batch that nobody else waits for."""
         self._max_items = max_batch_items
         self._requests: dict[int, _Request] = {}
         self._lanes: dict[int, ItemLane] = {}
@@ -55,7 +59,7 @@ class Batcher:
         start = max(self._clock, finish)
         lane = self._lanes.get(request.priority)
         if lane is None:
-            lane = self._lanes[request.priority] = ItemLane(self.max_tokens)
+            lane = self._lanes[request.priority] = ItemLane(self.max_tokens_alone)
             self._lanes = dict(sorted(self._lanes.items(), reverse=True))
         entry = self._requests[request.request_id] = _Request(lane, flow)
         for index, text in enumerate(request.inputs):
@@ -85,10 +89,10 @@ class Batcher:
         due = self._deadlines.take_due(now)
         return [result for number in due for result in self._drop(number, "deadline")]
 
-    def next_batch(self) -> list[Item]:
+    def next_batch(self, *, alone: bool = False) -> list[Item]:
         """Hands out the items to run now, shortest first: within the token budget, or one item that exceeds it."""
         batch: list[Item] = []
-        budget = self.max_tokens
+        budget = self.max_tokens_alone if alone else self.max_tokens
         for lane in self._lanes.values():
             taken = lane.take(budget, self._max_items - len(batch), alone=not batch)
             if taken and lane.clock > self._clock:

@@ -1,13 +1,14 @@
 """How much the worker is given at a time, and whom it is given next.
 
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
-fairness, cancellation and deadlines act here, where they are cheap. What it holds beyond its batches counts as waiting
-like what waits here. Requests that its cache has no room for wait here, too: it is given new ones only as it starts
-those that it has. A more urgent one is given to it even when it is full, since it may put others back. After a death
-the requests that were in the worker come back; one that was being computed in two deaths without getting anywhere is a
-suspect. A suspect is let in only among requests that have got somewhere in this worker, and nobody after it until it
-has, too: the third death tells who is guilty. Once its turn has come, nobody of any checkpoint overtakes it. Pure data.
-Runs in the API process.
+fairness, cancellation and deadlines act here, where they are cheap. Single-pass requests of more than a step have a
+queue of their own, of which the worker holds two: it takes turns between them and the smaller ones, which need not wait
+for their ends. What it holds beyond its batches counts as waiting like what waits here. Requests that its cache has no
+room for wait here, too: it is given new ones only as it starts those that it has. A more urgent one is given to it even
+when it is full, since it may put others back. After a death the requests that were in the worker come back; one that
+was being computed in two deaths without getting anywhere is a suspect. A suspect is let in only among requests that
+have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is guilty. Once its
+turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ SPARE_REQUESTS = 8
 WINDOW_STEPS = 4
 """Steps' worth of tokens that the worker may hold of what it has not started: single-pass work, and prompts."""
 SPARE_PROMPTS = 4
+BULK_REQUESTS = 2
+"""Single-pass requests of more than a step inside: one may end without leaving the worker idle."""
 """So many prompts it may hold beside those that it has started, however long they are."""
 
 
@@ -35,6 +38,9 @@ class _Lane:
     texts: Seats
     """Of the batch of single-pass work, in tokens and in texts."""
     waiting: FairQueue = field(default_factory=FairQueue)
+    bulk: FairQueue = field(default_factory=FairQueue)
+    """Those waiting single-pass requests that are more than a step."""
+    bulk_inside: set[int] = field(default_factory=set)
     flights: dict[int, Flight] = field(default_factory=dict)
     inside: dict[int, Flight] = field(default_factory=dict)
     single_pass_tokens: int = 0
@@ -49,9 +55,17 @@ class _Lane:
     """Generating requests inside with a grammar that have not been started there: it is being compiled, it seems."""
 
     @property
+    def queues(self) -> tuple[FairQueue, FairQueue]:
+        return self.waiting, self.bulk
+
+    @property
+    def num_queued(self) -> int:
+        return len(self.waiting) + len(self.bulk)
+
+    @property
     def num_waiting(self) -> int:
         """Accepted and in no batch, here or in the worker."""
-        return len(self.waiting) + max(self.rows.num_standing, self.num_passed_over) + self.texts.num_standing
+        return self.num_queued + max(self.rows.num_standing, self.num_passed_over) + self.texts.num_standing
 
 
 class Dispatcher:
@@ -71,11 +85,13 @@ class Dispatcher:
         """What waits, over all checkpoints, and how much of it is `client`'s: here, and in the worker beyond its
         batches."""
         lanes = self._lanes.values()
-        shares = [part.share_of(client) for lane in lanes for part in (lane.waiting, lane.rows, lane.texts)]
+        shares = [part.share_of(client) for lane in lanes for part in (*lane.queues, lane.rows, lane.texts)]
         return QueueLoad(
             num_requests=sum(lane.num_waiting for lane in lanes),
             num_tokens=sum(
-                lane.waiting.num_tokens + lane.rows.num_standing_tokens + lane.texts.num_standing_tokens
+                sum(queue.num_tokens for queue in lane.queues)
+                + lane.rows.num_standing_tokens
+                + lane.texts.num_standing_tokens
                 for lane in lanes
             ),
             client_requests=sum(share[0] for share in shares),
@@ -89,7 +105,7 @@ class Dispatcher:
         lane = self._lanes.get(flight.model.key)
         if lane is None:
             return True
-        if len(lane.waiting) or not self._has_room(lane, flight):
+        if len(self._queue_of(lane, flight)) or not self._has_room(lane, flight):
             return False
         if isinstance(flight, EncodeFlight):
             return lane.texts.fits(_size_of_texts(flight))
@@ -97,7 +113,7 @@ class Dispatcher:
 
     def waiting_in(self, key: str) -> int:
         lane = self._lanes.get(key)
-        return len(lane.waiting) if lane else 0
+        return lane.num_queued if lane else 0
 
     def enqueue(self, flight: Flight) -> None:
         lane = self._lanes.get(flight.model.key)
@@ -105,7 +121,8 @@ class Dispatcher:
             texts = Seats(self._max_batch_tokens, flight.model.max_batch_items)
             lane = self._lanes[flight.model.key] = _Lane(Seats(self._max_sequences), texts)
         lane.flights[flight.number] = flight
-        lane.waiting.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
+        queue = self._queue_of(lane, flight)
+        queue.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
     def num_of(self, key: str) -> int:
         """The checkpoint's requests, waiting or inside."""
@@ -126,22 +143,24 @@ class Dispatcher:
         if (suspect := self._next_suspect) is not None and is_loaded(suspect.model.key):
             if self._unproven:
                 return []
-            self._lanes[suspect.model.key].waiting.remove(suspect.number)
+            for queue in self._lanes[suspect.model.key].queues:
+                queue.remove(suspect.number)
             return [self._let_in(suspect)]
         self._next_suspect = None
         return [flight for key in self._lanes if is_loaded(key) for flight in self._take_of(key)]
 
     def _take_of(self, key: str) -> Iterator[Flight]:
         lane = self._lanes[key]
-        while self._suspect is None and self._next_suspect is None and (number := lane.waiting.peek()) is not None:
-            flight = lane.flights[number]
-            if not self._has_room(lane, flight):
-                return
-            if _is_suspect(flight) and self._unproven:
-                self._next_suspect = flight
-                return
-            lane.waiting.pop()
-            yield self._let_in(flight)
+        for queue in lane.queues:
+            while self._suspect is None and self._next_suspect is None and (number := queue.peek()) is not None:
+                flight = lane.flights[number]
+                if not self._has_room(lane, flight):
+                    break
+                if _is_suspect(flight) and self._unproven:
+                    self._next_suspect = flight
+                    return
+                queue.pop()
+                yield self._let_in(flight)
 
     def _let_in(self, flight: Flight) -> Flight:
         if _is_suspect(flight):
@@ -173,7 +192,8 @@ class Dispatcher:
     def forget(self, flight: Flight) -> None:
         """The flight has ended, wherever it was."""
         lane = self._lanes[flight.model.key]
-        lane.waiting.remove(flight.number)
+        for queue in lane.queues:
+            queue.remove(flight.number)
         lane.flights.pop(flight.number, None)
         self._leave(lane, flight)
         if self._suspect is flight:
@@ -197,9 +217,22 @@ class Dispatcher:
         """Whether the last step left out others than those whose grammar is being compiled."""
         return lane.num_passed_over > len(lane.compiling)
 
+    def _step_tokens(self, flight: EncodeFlight) -> int:
+        loaded = flight.model.loaded
+        return max(self._max_batch_tokens, 0 if loaded is None else loaded.max_step_tokens)
+
+    def _queue_of(self, lane: _Lane, flight: Flight) -> FairQueue:
+        return lane.bulk if self._is_bulk(flight) else lane.waiting
+
+    def _is_bulk(self, flight: Flight) -> bool:
+        return isinstance(flight, EncodeFlight) and flight.cost_tokens > self._step_tokens(flight)
+
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
-            return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= self._window_tokens
+            if self._is_bulk(flight):
+                return len(lane.bulk_inside) < BULK_REQUESTS
+            window = WINDOW_STEPS * self._step_tokens(flight)
+            return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= window
         num_tokens = lane.unstarted_tokens + flight.num_prompt_tokens
         if len(lane.unstarted) >= SPARE_PROMPTS and num_tokens > self._window_tokens:
             return False
@@ -213,7 +246,10 @@ class Dispatcher:
         lane.inside[flight.number] = flight
         self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
-            lane.single_pass_tokens += flight.cost_tokens
+            if self._is_bulk(flight):
+                lane.bulk_inside.add(flight.number)
+            else:
+                lane.single_pass_tokens += flight.cost_tokens
             lane.texts.enter(flight, _size_of_texts(flight))
             return
         lane.rows.enter(flight, (_num_rows(flight),))
@@ -229,7 +265,10 @@ class Dispatcher:
         if lane.inside.pop(flight.number, None) is None:
             return
         if isinstance(flight, EncodeFlight):
-            lane.single_pass_tokens -= flight.cost_tokens
+            if flight.number in lane.bulk_inside:
+                lane.bulk_inside.remove(flight.number)
+            else:
+                lane.single_pass_tokens -= flight.cost_tokens
             lane.texts.leave(flight.number)
         else:
             lane.rows.leave(flight.number)

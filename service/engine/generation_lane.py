@@ -84,7 +84,7 @@ class GenerationLane:
         self._forget(request_id)
         return cancelled is not None
 
-    def step(self, now: float) -> Step:
+    def step(self, now: float, *, alone: bool = False) -> Step:  # noqa: ARG002
         delivered, self._outbox = self._outbox, []
         self._began = time.monotonic()
         self._landed = None

@@ -56,8 +56,9 @@ class ItemLane:
         self._window_tokens = 0
 
     def push(self, item: Item) -> None:
-        """Queues an item; it need not wait until twice what now lies before it has been served."""
-        item.latest = self._num_served_tokens + 2 * self._num_waiting_tokens
+        """Queues an item; it need not wait until twice what now lies before it, with a window on top of it, has been
+        served."""
+        item.latest = self._num_served_tokens + 2 * (self._num_waiting_tokens + self._max_window_tokens)
         if self._arrivals:
             item.latest = max(item.latest, self._arrivals[-1].latest)
         self._num_waiting_tokens += item.length

@@ -34,7 +34,9 @@ class Lane(Protocol):
         """Whether the request was here."""
         ...
 
-    def step(self, now: float) -> Step: ...
+    def step(self, now: float, *, alone: bool = False) -> Step:
+        """`alone`: no other checkpoint has work."""
+        ...
 
     def report(self) -> Step:
         """How things stand, without a step."""

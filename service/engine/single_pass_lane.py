@@ -33,7 +33,7 @@ class SinglePassLane:
 
     @property
     def next_step_tokens(self) -> int:
-        return min(self._batcher.num_waiting_tokens, max(self._batcher.max_tokens, self._runner.context_length))
+        return min(self._batcher.num_waiting_tokens, max(self._batcher.max_tokens_alone, self._runner.context_length))
 
     def submit(self, message: Generate | Encode, now: float) -> None:  # noqa: ARG002
         if isinstance(message, Generate):
@@ -46,9 +46,9 @@ class SinglePassLane:
         self._unstarted.discard(request_id)
         return bool(cancelled)
 
-    def step(self, now: float) -> Step:
+    def step(self, now: float, *, alone: bool = False) -> Step:
         results = self._batcher.expire(now)
-        batch = self._batcher.next_batch()
+        batch = self._batcher.next_batch(alone=alone)
         numbers = {item.request_id for item in batch}
         self.on_batch(numbers)
         began = time.monotonic()

@@ -80,19 +80,17 @@ class Worker:
 
     def _step_next(self) -> None:
         """A step of the checkpoint whose turn it is. Keeps no hold of it: the inbox may take it away between steps."""
-        lane = self._next_lane()
-        if lane is None:
+        ready = [lane for lane in self._lanes.values() if lane.has_work]
+        if not ready:
             return
+        lane = self._next_lane(ready)
         self._clock.begin_step(time.monotonic(), self._bound.seconds(lane.next_step_tokens))
-        step = lane.step(time.monotonic())
+        step = lane.step(time.monotonic(), alone=len(ready) == 1)
         self._bound.record(step.stats.step_tokens, step.stats.step_seconds)
         self._connection.send(step)
 
-    def _next_lane(self) -> Lane | None:
-        """The lane with work that has used the least time: every checkpoint gets its fair turn."""
-        ready = [lane for lane in self._lanes.values() if lane.has_work]
-        if not ready:
-            return None
+    def _next_lane(self, ready: list[Lane]) -> Lane:
+        """The one that has used the least time: every checkpoint gets its fair turn."""
         lane = min(ready, key=lambda entry: entry.busy_seconds)
         for other in self._lanes.values():
             if not other.has_work:

@@ -8,13 +8,14 @@ from model.batch import Grammar, SamplingParams
 from service.engine.dispatch import SPARE_PROMPTS, SPARE_REQUESTS, SUSPECT_DEATHS, Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel
-from service.engine.protocol import EncodeInput, WorkerConfig
+from service.engine.protocol import EncodeInput, Loaded, WorkerConfig
 
 MAX_SEQUENCES = 4
 
 
 class NamedModel:
     max_batch_items = 8
+    loaded = None
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -123,13 +124,44 @@ def test_one_checkpoint_does_not_take_the_room_of_another(dispatcher: Dispatcher
     assert numbers(dispatcher.take()) == [99]
 
 
-def test_single_pass_work_is_bounded_by_tokens_but_a_large_request_goes_alone(dispatcher: Dispatcher) -> None:
-    dispatcher.enqueue(make_encode_flight(1, 5000))
-    dispatcher.enqueue(make_encode_flight(2, 10))
+def test_single_pass_work_is_bounded_by_tokens(dispatcher: Dispatcher) -> None:
+    """The batch takes 100, and the worker is given up to 400."""
+    for number in range(5):
+        dispatcher.enqueue(make_encode_flight(number, 90))
     first = dispatcher.take()
-    assert numbers(first) == [1]
+    assert numbers(first) == [0, 1, 2, 3]
     dispatcher.forget(first[0])
+    assert numbers(dispatcher.take()) == [4]
+
+
+def test_requests_of_more_than_a_step_go_two_at_a_time_and_keep_no_smaller_one_outside(dispatcher: Dispatcher) -> None:
+    """A query waited for the ends of all bulk requests before it: seconds, beside a step of milliseconds."""
+    for number in range(4):
+        dispatcher.enqueue(make_encode_flight(number, 5000))
+    bulk = dispatcher.take()
+    assert numbers(bulk) == [0, 1]
+    dispatcher.enqueue(make_encode_flight(4, 10))
+    assert numbers(dispatcher.take()) == [4]
+    dispatcher.forget(bulk[1])
     assert numbers(dispatcher.take()) == [2]
+    assert numbers(dispatcher.take_back()) == [0, 2, 4]
+    assert dispatcher.load("")[:2] == (1, 5000)
+
+
+def test_how_much_a_step_is_follows_from_what_the_checkpoint_takes_alone(dispatcher: Dispatcher) -> None:
+    flights = [make_encode_flight(number, 300) for number in range(8)]
+    for flight in flights[:4]:
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == [0, 1]
+    loaded = Loaded(model="m@1", dtype="float32", device="cpu", weight_bytes=1, max_step_tokens=400)
+    for flight in flights:
+        cast(Any, flight.model).loaded = loaded
+    for flight in flights[4:]:
+        dispatcher.enqueue(flight)
+    assert numbers(dispatcher.take()) == [4, 5, 6, 7, 2]
+    for flight in flights:
+        dispatcher.forget(flight)
+    assert dispatcher.load("")[:2] == (0, 0)
 
 
 def test_everything_inside_comes_back_after_a_death_in_its_order(dispatcher: Dispatcher) -> None:

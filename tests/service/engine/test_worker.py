@@ -2,15 +2,22 @@
 
 import time
 import weakref
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from model.batch import SamplingParams
-from service.engine.loading import load_lane
+from model.encode_network import EncodeNetwork
+from service.engine.loading import MAX_STEPS_AT_ONCE, load_lane, step_tokens_alone
 from service.engine.progress import ProgressClock, StepBound
 from service.engine.protocol import (
     Cancel,
+    Encode,
+    EncodeInput,
     FromWorker,
     Generate,
     LoadFailed,
@@ -24,6 +31,8 @@ from service.engine.protocol import (
 )
 from service.engine.worker import LOAD_SILENCE_SECONDS, Worker
 from tests.service.engine.conftest import KEY, STORIES
+
+SHIPPED = Path(__file__).parents[3] / "checkpoints"
 
 
 class Connection:
@@ -72,6 +81,53 @@ def test_a_decoder_s_steps_on_a_cpu_are_sized_by_their_time() -> None:
     spec = ModelSpec(key=KEY, folder=str(STORIES), dtype="float32", kv_cache_bytes=8 << 20)
     lane = load_lane(spec, WorkerConfig(models=[], device="cpu", max_step_stretch=2.0), lambda *_: None, lambda: None)
     assert cast(Any, lane)._scheduler._planner._max_step_stretch == 2.0
+
+
+def test_a_small_encoder_takes_more_a_step_while_nobody_else_has_work() -> None:
+    connection = Connection()
+    worker = Worker(cast(Any, connection), ProgressClock.create(), StepBound(60.0), lambda: None)
+    config = WorkerConfig(models=[], device="cpu", max_batch_tokens=512)
+    for name in ("lm", "encoder"):
+        spec = ModelSpec(key=name, folder=str(SHIPPED / f"slimpajama-tiny-{name}"), kv_cache_bytes=8 << 20)
+        worker._handle_arrival(load_lane(spec, config, lambda *_: None, lambda: None))
+    inputs = [EncodeInput(ids=[5] * 100)] * 30
+    sampling = SamplingParams(max_tokens=100, min_tokens=100, temperature=0.0)
+
+    def steps(*messages: ToWorker) -> list[int]:
+        connection.inbox, connection.said = list(messages), []
+        for lane in worker._lanes.values():
+            lane.busy_seconds = 0.0
+        worker._drain_inbox()
+        while any(lane.has_work for lane in worker._lanes.values()):
+            worker._step_next()
+        return [
+            said.stats.step_tokens for said in connection.said if isinstance(said, Step) and said.model == "encoder"
+        ]
+
+    encode = partial(Encode, model="encoder", output="embedding", inputs=inputs)
+    assert steps(encode(request_id=1)) == [3000]
+    generate = Generate(request_id=2, model="lm", prompt_ids=[1, 403], sampling=sampling, arrival=time.monotonic())
+    assert steps(encode(request_id=3), generate)[0] == 500
+    loaded = worker._lanes["encoder"].loaded
+    assert loaded.max_step_tokens == MAX_STEPS_AT_ONCE * 512
+
+
+@pytest.mark.parametrize(
+    ("device", "num_layer_weights", "max_batch_tokens", "expected"),
+    [
+        ("cpu", 10_616_832, 512, 4096),  # all-MiniLM-L6
+        ("cpu", 84_934_656, 512, 512),  # BERT's base size
+        ("cpu", 302_000_000, 512, 512),
+        ("cpu", 10_616_832, 64, 512),
+        ("cpu", 10_616_832, 8192, 8192),
+        ("cuda", 10_616_832, 8192, 8192),
+    ],
+)
+def test_a_step_of_a_small_encoder_costs_no_more_than_one_of_bert_s_size(
+    device: str, num_layer_weights: int, max_batch_tokens: int, expected: int
+) -> None:
+    encoder = cast(EncodeNetwork, SimpleNamespace(num_layer_weights=num_layer_weights))
+    assert step_tokens_alone(max_batch_tokens, encoder, torch.device(device)) == expected
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
