@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 from typing import Literal, get_args
 
-Kind = Literal["adapter", "gguf"]
+Kind = Literal["adapter", "gguf", "ranks"]
 
 
 class TemporaryFolder:

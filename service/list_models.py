@@ -13,6 +13,7 @@ from model.description import CheckpointDescription, describe
 from model.errors import CheckpointError
 from model.gguf.container import SUFFIX, models_of
 from model.gguf.folder import unpacked
+from service.model_source import SHOWN_CHARS
 
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 
@@ -26,16 +27,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     num_faults = 0
-    for folder in (found for given in options.folder for found in _checkpoint_folders(given)):
+    for given in options.folder:
         try:
-            with unpacked(folder) as plain, joined(plain, find_base(plain, offline=True)) as whole:
-                description = replace(describe(whole), folder=folder)
-        except CheckpointError as error:
+            folders = _checkpoint_folders(given)
+        except OSError as error:  # a name longer than any may be, a folder that is not ours to read
             num_faults += 1
-            sys.stderr.write(f"slimpajama models: {folder}: {error}\n")
+            sys.stderr.write(f"slimpajama models: {str(given)[:SHOWN_CHARS]}: {error.strerror}\n")
             continue
-        sys.stdout.write((_as_json if options.json else _as_text)(description) + "\n")
+        for folder in folders:
+            try:
+                description = _description(folder)
+            except CheckpointError as error:
+                num_faults += 1
+                sys.stderr.write(f"slimpajama models: {folder}: {error}\n")
+                continue
+            sys.stdout.write((_as_json if options.json else _as_text)(description) + "\n")
     return 1 if num_faults else 0
+
+
+def _description(folder: Path) -> CheckpointDescription:
+    with unpacked(folder) as plain, joined(plain, find_base(plain, offline=True)) as whole:
+        return replace(describe(whole), folder=folder)
 
 
 def _checkpoint_folders(folder: Path) -> list[Path]:

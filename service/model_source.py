@@ -10,6 +10,8 @@ from pathlib import Path
 _SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _FILE_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHOWN_CHARS = 200
+"""Of a location, in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,15 @@ class ModelSource:
 
         `models/tiny=small@2` is the folder models/tiny, served as `small`, version `2`. Raises ValueError.
         """
-        location, name, version = _split(text.strip())
+        try:
+            location, name, version = _split(text.strip())
+            name = name or (_default_name(location) if location else "")
+        except OSError as error:  # longer than any path may be, or in a folder that is not ours to look into
+            raise ValueError(f"'{text[:SHOWN_CHARS]}' cannot be looked for: {error.strerror}") from None
         if not location:
             raise ValueError(
                 f"'{text}' names no folder, file or hub model: write FOLDER_OR_GGUF_OR_HUB_NAME[=NAME][@VERSION]"
             )
-        name = name or _default_name(location)
         if not _SERVED_NAME.fullmatch(name):
             raise ValueError(f"served name '{name}' must be 1 to 128 letters, digits, '.', '_', '/' or '-'; add =NAME")
         if version and not _VERSION.fullmatch(version):

@@ -12,10 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import torch
@@ -23,6 +21,7 @@ import torch.distributed as dist
 
 from model.batch import Batch, Row, SamplingParams
 from model.errors import CheckpointError
+from model.temporary_folder import TemporaryFolder
 from service.engine.protocol import HEADER_BYTES, ModelSpec, WorkerConfig
 
 log = logging.getLogger("slimpajama.worker")
@@ -146,8 +145,8 @@ class Ranks:
         self.size = config.num_ranks
         self.device = device_of(config.device, 0)
         self.lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="slimpajama-ranks-")
-        self._meeting = str(Path(self._folder.name) / "meeting")
+        self._folder = TemporaryFolder("ranks")
+        self._meeting = str(self._folder.path / "meeting")
         self._has_met = False
         self._loading = threading.Lock()
         self._endpoints: list[socket.socket] = []
@@ -206,6 +205,5 @@ class Ranks:
         """Ends the worker with the rank: our main thread may be inside a sum that will never be complete."""
         code = process.wait()
         log.error("a rank has ended", extra={"rank": rank, "exit_status": code})
-        with contextlib.suppress(OSError):
-            self._folder.cleanup()
+        self._folder.remove()
         os._exit(EXIT_RANK_LOST)

@@ -13,7 +13,7 @@ from model.temporary_folder import TemporaryFolder, remove_abandoned
 MAKER = """
 import sys, tempfile
 from model.temporary_folder import TemporaryFolder
-made = [TemporaryFolder(kind) for kind in ("adapter", "gguf")]
+made = [TemporaryFolder(kind) for kind in ("adapter", "gguf", "ranks")]
 for folder in made:
     (folder.path / "config.json").write_text("{}")
 print("ready", flush=True)
@@ -37,9 +37,9 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         remove_abandoned()
-        assert len(list(temporary.glob("*/config.json"))) == 2
+        assert len(list(temporary.glob("*/config.json"))) == 3
         process.send_signal(signal.SIGKILL)
-    assert len(list(temporary.iterdir())) == 2
+    assert len(list(temporary.iterdir())) == 3
     made = TemporaryFolder("gguf")
     assert list(temporary.iterdir()) == [made.path]
 
@@ -59,7 +59,7 @@ def test_nothing_else_is_taken_for_abandoned(temporary: Path) -> None:
     (temporary / "mine").mkdir()
     (temporary / "slimpajama-gguf-link").symlink_to(temporary / "mine")
     (temporary / "slimpajama-adapter-file").touch()
-    (temporary / "slimpajama-ranks-x").mkdir()
+    (temporary / "slimpajama-other-x").mkdir()
     before = set(temporary.iterdir())
     remove_abandoned()
     assert set(temporary.iterdir()) == before

@@ -78,6 +78,13 @@ def test_models_reports_a_folder_without_a_checkpoint(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_a_name_longer_than_any_path_is_told_and_no_traceback(capsys):
+    assert main(["models", "a" * 5000]) == 1
+    assert capsys.readouterr().err == f"slimpajama models: {'a' * 200}: File name too long\n"
+    assert main(["serve", "--model", "a" * 5000]) != 0
+    assert "cannot be looked for: File name too long" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
