@@ -89,9 +89,14 @@ class EncodeNetwork(nn.Module):
 
     @property
     def num_layer_weights(self) -> int:
-        """About how many weights each token is multiplied with in the layers (plain ones, of one network)."""
-        config = self.config
-        return config.num_layers * config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+        """About how many weights each token is multiplied with in the layers (plain ones; the head is left out)."""
+        config, size = self.config, self.config.hidden_size
+        own = config.num_layers * size * (4 * size + 2 * config.intermediate_size)
+        if not isinstance(config, EncoderDecoderConfig):
+            return own
+        # A text goes through both, and the decoder has attention twice.
+        crossing = config.num_layers * 4 * size**2
+        return own + crossing + config.num_encoder_layers * size * (4 * size + 2 * config.encoder_intermediate_size)
 
     @property
     def outputs(self) -> frozenset[EncodeOutput]:

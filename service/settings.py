@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = _setting(
         "Worker",
         512,
-        "tokens computed in one step; 512 suits CPUs, 8192 GPUs; small encoders alone take up to 8 times as many",
+        "tokens computed in one step; 512 suits CPUs, 8192 GPUs; on CPUs small encoders alone take up to 4096",
         ge=1,
     )
     max_sequences: int = _setting("Worker", 128, "sequences in one step", ge=1)

@@ -59,7 +59,7 @@ class Batcher:
         start = max(self._clock, finish)
         lane = self._lanes.get(request.priority)
         if lane is None:
-            lane = self._lanes[request.priority] = ItemLane(self.max_tokens_alone)
+            lane = self._lanes[request.priority] = ItemLane(self.max_tokens)
             self._lanes = dict(sorted(self._lanes.items(), reverse=True))
         entry = self._requests[request.request_id] = _Request(lane, flow)
         for index, text in enumerate(request.inputs):
@@ -94,7 +94,7 @@ class Batcher:
         batch: list[Item] = []
         budget = self.max_tokens_alone if alone else self.max_tokens
         for lane in self._lanes.values():
-            taken = lane.take(budget, self._max_items - len(batch), alone=not batch)
+            taken = lane.take(budget, self._max_items - len(batch), may_exceed=not batch)
             if taken and lane.clock > self._clock:
                 self._clock = lane.clock
             for item in taken:

@@ -225,6 +225,7 @@ class EngineClient:
             self.supervisor.send(Unload(message.model))  # given up while it was being loaded
             return
         model.loaded = message
+        model.step_tokens = message.max_step_tokens
         if model.state == "loading":
             model.state = "ready"
         self._books.model_loaded(model)

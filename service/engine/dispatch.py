@@ -3,9 +3,10 @@
 Per checkpoint a fair queue and a window: the worker holds enough requests to fill its batches and little more, so that
 fairness, cancellation and deadlines act here, where they are cheap. Single-pass requests of more than a step have a
 queue of their own, of which the worker holds two: it takes turns between them and the smaller ones, which need not wait
-for their ends. What it holds beyond its batches counts as waiting like what waits here. Requests that its cache has no
-room for wait here, too: it is given new ones only as it starts those that it has. A more urgent one is given to it even
-when it is full, since it may put others back. After a death the requests that were in the worker come back; one that
+for their ends. What it holds beyond its batches counts as waiting like what waits here (a small encoder's, while it is
+alone, by its smaller batches). Requests that its cache has no room for wait here, too: it is given new ones only as it
+starts those that it has. One that is more urgent, to generate or bulk, is given to it even when it is full, since it
+may put others back. After a death the requests that were in the worker come back; one that
 was being computed in two deaths without getting anywhere is a suspect. A suspect is let in only among requests that
 have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is guilty. Once its
 turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
@@ -26,9 +27,9 @@ SPARE_REQUESTS = 8
 WINDOW_STEPS = 4
 """Steps' worth of tokens that the worker may hold of what it has not started: single-pass work, and prompts."""
 SPARE_PROMPTS = 4
+"""So many prompts it may hold beside those that it has started, however long they are."""
 BULK_REQUESTS = 2
 """Single-pass requests of more than a step inside: one may end without leaving the worker idle."""
-"""So many prompts it may hold beside those that it has started, however long they are."""
 
 
 @dataclass(slots=True)
@@ -218,8 +219,7 @@ class Dispatcher:
         return lane.num_passed_over > len(lane.compiling)
 
     def _step_tokens(self, flight: EncodeFlight) -> int:
-        loaded = flight.model.loaded
-        return max(self._max_batch_tokens, 0 if loaded is None else loaded.max_step_tokens)
+        return max(self._max_batch_tokens, flight.model.step_tokens)
 
     def _queue_of(self, lane: _Lane, flight: Flight) -> FairQueue:
         return lane.bulk if self._is_bulk(flight) else lane.waiting
@@ -230,8 +230,9 @@ class Dispatcher:
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
             if self._is_bulk(flight):
-                return len(lane.bulk_inside) < BULK_REQUESTS
-            window = WINDOW_STEPS * self._step_tokens(flight)
+                outranks = all(lane.inside[number].priority < flight.priority for number in lane.bulk_inside)
+                return len(lane.bulk_inside) < (2 if outranks else 1) * BULK_REQUESTS
+            window = max(WINDOW_STEPS * self._max_batch_tokens, 2 * self._step_tokens(flight))
             return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= window
         num_tokens = lane.unstarted_tokens + flight.num_prompt_tokens
         if len(lane.unstarted) >= SPARE_PROMPTS and num_tokens > self._window_tokens:

@@ -1,9 +1,9 @@
 """The single-pass items of one priority that wait: whose turn it is, and who goes with them.
 
 Turns go by start-time fair queueing (Goyal, Vin, Cheng 1996), so that a request with one item need not wait for all
-that lies queued. Whoever has waited while twice what lay before it was served goes first, so that arrivals without end
-starve nobody. A batch holds neighbours in length, sought among the first in line. Knows nothing of requests beyond
-their items. Runs in the worker process.
+that lies queued. Whoever has waited while twice what lay before it, with a window on top, was served goes first, so
+that arrivals without end starve nobody. A batch holds neighbours in length, sought among the first in line. Knows
+nothing of requests beyond their items. Runs in the worker process.
 """
 
 from collections import deque
@@ -75,15 +75,15 @@ class ItemLane:
     def is_empty(self) -> bool:
         return self._num_waiting_tokens == 0
 
-    def take(self, budget: int, max_items: int, *, alone: bool) -> list[Item]:
-        """The item whose turn it is and its neighbours in length; nothing if that one does not fit, unless it may run
-        alone."""
+    def take(self, budget: int, max_items: int, *, may_exceed: bool) -> list[Item]:
+        """The item whose turn it is and its neighbours in length; nothing if that one does not fit, unless it may
+        exceed the budget."""
         if self.is_empty or max_items == 0:
             return []
         oldest = self._oldest()
         late = oldest.latest <= self._num_served_tokens
         head = oldest if late else self._head()
-        if head.length > budget and not alone:
+        if head.length > budget and not may_exceed:
             return []
         candidates = self._eldest() if late else self._filled_window(head)
         first, last = _neighbours(candidates, head, budget, max_items)

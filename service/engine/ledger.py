@@ -1,6 +1,6 @@
 """The accepted requests that have not ended: each is here until it ends, exactly once, whatever happens meanwhile.
 
-They wait in a fair queue, are handed to the worker as it has room, and get what its steps give them; what a dead worker
+They wait in fair queues, are handed to the worker as it has room, and get what its steps give them; what a dead worker
 had goes back to the queue, to be run again from where it was. Knows tokens, not text, and not why a worker dies. Runs
 in the API process, on its event loop.
 """

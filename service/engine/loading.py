@@ -51,9 +51,11 @@ log = logging.getLogger("slimpajama.worker")
 Progress = Callable[[int, int], None]
 
 CPU_STEP_TOKENS = 512
+"""From here on a step's own cost is small beside that of BERT's tokens."""
 BASE_LAYER_WEIGHTS = 85_000_000
 """Of BERT's base size."""
 MAX_STEPS_AT_ONCE = 8
+"""MiniLM's; of smaller networks still more tokens would gain nothing."""
 
 
 def load_lane(
@@ -116,10 +118,10 @@ def load_lane(
 
 
 def step_tokens_alone(max_batch_tokens: int, encoder: EncodeNetwork, device: torch.device) -> int:
-    """On CPUs a small network that has the worker to itself takes more tokens a step, as many as cost what
-    `max_batch_tokens` cost a network of BERT's base size: what a step costs beside them weighs less then.
+    """On CPUs a small network that has the worker to itself takes more tokens a step, as many as take the time of
+    `CPU_STEP_TOKENS` in a network of BERT's base size: what a step costs beside them weighs less then.
 
-    Worked example: all-MiniLM-L6 has 10.6 million weights in its layers, an eighth of BERT's, and takes 4,096 of 512.
+    Worked example: all-MiniLM-L6 has 10.6 million weights in its layers, an eighth of BERT's: 8 * 512 = 4,096.
     """
     if device.type != "cpu":
         return max_batch_tokens

@@ -36,6 +36,9 @@ class LoadedModel:
     """Translating encoder-decoders: which there are, and how the network is told."""
     state: ModelState = "loading"
     loaded: Loaded | None = None
+    step_tokens: int = 0
+    """Of single-pass work, of a step that has the worker to itself: what the worker said last, whether or not it is
+    there now."""
     unpacked: Unpacked | None = None
     """Of a GGUF file: its folder, which the worker reads again whenever it is restarted, and rollbacks whenever they go
     back to it."""

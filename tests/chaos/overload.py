@@ -42,8 +42,8 @@ WARM_UP_SECONDS = 5.0
 class Storm:
     """What became of it; times in seconds."""
 
-    ended: list[float] = field(default_factory=list)
-    """When each whole answer had arrived, since the storm began."""
+    ended: list[tuple[float, int]] = field(default_factory=list)
+    """When each whole answer had arrived, since the storm began, and its tokens."""
     refusals: list[float] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     probes: list[float] = field(default_factory=list)
@@ -102,23 +102,25 @@ async def overload(options: argparse.Namespace, log: Path) -> Row:
 async def _capacity(wire: Wire, num_callers: int) -> float:
     """Requests a second of a closed loop."""
     began = time.perf_counter()
-    ended: list[float] = []
+    ended: list[tuple[float, int]] = []
 
     async def call(caller: int) -> None:
         for turn in count():
             answer = await wire.ask(_completion(caller + num_callers * turn))
             assert answer.status == 200, answer
-            ended.append(time.perf_counter() - began)
-            if ended[-1] > CAPACITY_SECONDS:
+            elapsed = time.perf_counter() - began
+            ended.append((elapsed, _num_tokens(caller + num_callers * turn)))
+            if elapsed > CAPACITY_SECONDS:
                 return
 
     await asyncio.gather(*(call(caller) for caller in range(num_callers)))
     return _rate(ended, CAPACITY_SECONDS)
 
 
-def _rate(ended: Sequence[float], seconds: float) -> float:
-    """Answers a second once it has got going."""
-    return sum(RAMP_SECONDS < moment <= seconds for moment in ended) / (seconds - RAMP_SECONDS)
+def _rate(ended: Sequence[tuple[float, int]], seconds: float) -> float:
+    """Answers of the mean length a second, once it has got going."""
+    num_tokens = sum(tokens for moment, tokens in ended if RAMP_SECONDS < moment <= seconds)
+    return 2 * num_tokens / (FEWEST_TOKENS + MOST_TOKENS) / (seconds - RAMP_SECONDS)
 
 
 async def _latency(wire: Wire) -> float:
@@ -126,8 +128,11 @@ async def _latency(wire: Wire) -> float:
 
 
 def _completion(number: int) -> bytes:
-    num_tokens = FEWEST_TOKENS + number % (MOST_TOKENS - FEWEST_TOKENS + 1)
-    return post("/v1/completions", body_of(number, num_tokens))
+    return post("/v1/completions", body_of(number, _num_tokens(number)))
+
+
+def _num_tokens(number: int) -> int:
+    return FEWEST_TOKENS + number % (MOST_TOKENS - FEWEST_TOKENS + 1)
 
 
 async def _rage(wire: Wire, per_second: float, seconds: float) -> Storm:
@@ -142,7 +147,7 @@ async def _rage(wire: Wire, per_second: float, seconds: float) -> Storm:
             storm.refusals.append(answer.seconds)
             storm.waits.append(answer.headers.get("retry-after", ""))
         elif answer.status == 200:
-            storm.ended.append(time.perf_counter() - began)
+            storm.ended.append((time.perf_counter() - began, _num_tokens(number)))
 
     prober = asyncio.create_task(_probe(wire, storm))
     tasks: list[asyncio.Task[None]] = []

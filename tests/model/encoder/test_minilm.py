@@ -93,3 +93,7 @@ def test_narrow_numbers_stay_near_the_recorded_vectors(
     vectors = Embedder(folder, torch.bfloat16, quantization)(list(recorded))
     for vector, expected in zip(vectors, recorded.values(), strict=True):
         assert vector @ np.array(expected) >= least
+
+
+def test_its_layers_have_an_eighth_of_the_weights_of_bert_s(folder: Path) -> None:
+    assert load_encode_network(folder).num_layer_weights == 10_616_832

@@ -56,6 +56,12 @@ def test_logits_of_a_mixed_batch_are_those_of_each_text_alone(
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
+def test_the_weights_of_both_networks_are_counted(saved: tuple[Path, BartForSequenceClassification]) -> None:
+    folder, reference = saved
+    layers = [value for name, value in reference.named_parameters() if ".layers." in name and value.ndim == 2]
+    assert load_encode_network(folder).num_layer_weights == sum(value.numel() for value in layers)
+
+
 def test_it_is_described_as_a_classifier_that_does_zero_shot(saved: tuple[Path, BartForSequenceClassification]) -> None:
     found = describe(saved[0])
     assert found.head == "sequence_classification"

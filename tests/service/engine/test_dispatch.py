@@ -5,17 +5,18 @@ from typing import Any, cast
 import pytest
 
 from model.batch import Grammar, SamplingParams
+from service.admission import QueueLoad
 from service.engine.dispatch import SPARE_PROMPTS, SPARE_REQUESTS, SUSPECT_DEATHS, Dispatcher
 from service.engine.flight import EncodeFlight, EncodeRequest, Flight, GenerateFlight, GenerateRequest
 from service.engine.models import LoadedModel
-from service.engine.protocol import EncodeInput, Loaded, WorkerConfig
+from service.engine.protocol import EncodeInput, WorkerConfig
 
 MAX_SEQUENCES = 4
 
 
 class NamedModel:
     max_batch_items = 8
-    loaded = None
+    step_tokens = 0
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -32,13 +33,15 @@ def make_flight(
     return flight
 
 
-def make_encode_flight(number: int, num_tokens: int, num_texts: int = 1) -> EncodeFlight:
+def make_encode_flight(
+    number: int, num_tokens: int, num_texts: int = 1, *, priority: int = 0, step_tokens: int = 0
+) -> EncodeFlight:
     """`num_tokens` in each text."""
     inputs = [EncodeInput(ids=[1] * num_tokens)] * num_texts
     request = EncodeRequest(model="m@1", output="embedding", inputs=inputs)
-    return EncodeFlight(
-        request=request, results=[None] * num_texts, **common(number, "", num_tokens * num_texts, "m@1")
-    )
+    fields = common(number, "", num_tokens * num_texts, "m@1") | {"priority": priority}
+    fields["model"].step_tokens = step_tokens
+    return EncodeFlight(request=request, results=[None] * num_texts, **fields)
 
 
 def common(number: int, client: str, cost: int, model: str) -> dict[str, Any]:
@@ -148,20 +151,51 @@ def test_requests_of_more_than_a_step_go_two_at_a_time_and_keep_no_smaller_one_o
     assert dispatcher.load("")[:2] == (1, 5000)
 
 
+def test_full_windows_of_small_requests_keep_no_bulk_outside(dispatcher: Dispatcher) -> None:
+    for number in range(6):
+        dispatcher.enqueue(make_encode_flight(number, 90))
+    dispatcher.enqueue(make_encode_flight(6, 5000))
+    assert numbers(dispatcher.take()) == [0, 1, 2, 3, 6]
+
+
+def test_bulk_that_is_more_urgent_than_all_bulk_inside_need_not_wait_for_it(dispatcher: Dispatcher) -> None:
+    flights = [make_encode_flight(number, 5000, priority=number // 2) for number in range(6)]
+    for flight in flights:
+        dispatcher.enqueue(flight)
+        dispatcher.take()
+    assert numbers(dispatcher.take_back()) == [0, 1, 2, 4]
+
+
+def test_a_suspect_of_bulk_leaves_its_queue_as_it_is_let_in(dispatcher: Dispatcher) -> None:
+    unproven, suspect = make_encode_flight(1, 10), make_encode_flight(2, 5000)
+    suspect.deaths_without_progress = SUSPECT_DEATHS
+    dispatcher.enqueue(unproven)
+    dispatcher.enqueue(suspect)
+    assert numbers(dispatcher.take()) == [1]
+    dispatcher.made_progress(unproven)
+    assert numbers(dispatcher.take()) == [2]
+    assert dispatcher.waiting_in("m@1") == 0
+    dispatcher.made_progress(suspect)
+    assert dispatcher.take() == []
+
+
+def test_bulk_that_waits_is_counted_and_is_before_no_smaller_one(dispatcher: Dispatcher) -> None:
+    for number in range(4):
+        dispatcher.enqueue(make_encode_flight(number, 5000))
+    assert dispatcher.has_seat(make_encode_flight(9, 10))
+    assert not dispatcher.has_seat(make_encode_flight(9, 5000))
+    dispatcher.take()
+    assert dispatcher.waiting_in("m@1") == 2
+    assert dispatcher.load("") == QueueLoad(num_requests=3, num_tokens=15000, client_requests=3, client_tokens=15000)
+
+
 def test_how_much_a_step_is_follows_from_what_the_checkpoint_takes_alone(dispatcher: Dispatcher) -> None:
-    flights = [make_encode_flight(number, 300) for number in range(8)]
-    for flight in flights[:4]:
+    flights = [make_encode_flight(number, 300, step_tokens=400) for number in range(3)]
+    for flight in flights:
         dispatcher.enqueue(flight)
     assert numbers(dispatcher.take()) == [0, 1]
-    loaded = Loaded(model="m@1", dtype="float32", device="cpu", weight_bytes=1, max_step_tokens=400)
-    for flight in flights:
-        cast(Any, flight.model).loaded = loaded
-    for flight in flights[4:]:
-        dispatcher.enqueue(flight)
-    assert numbers(dispatcher.take()) == [4, 5, 6, 7, 2]
-    for flight in flights:
-        dispatcher.forget(flight)
-    assert dispatcher.load("")[:2] == (0, 0)
+    dispatcher.forget(flights[0])
+    assert numbers(dispatcher.take()) == [2]
 
 
 def test_everything_inside_comes_back_after_a_death_in_its_order(dispatcher: Dispatcher) -> None:

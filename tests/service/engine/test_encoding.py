@@ -19,6 +19,7 @@ from service.app import create_app
 from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
 from service.engine.flight import EncodeRequest, encode_flight
+from service.engine.loading import MAX_STEPS_AT_ONCE
 from service.engine.protocol import EncodeInput, EncodeResult
 from service.errors import DeadlineExceeded, Overloaded, Quarantined
 from service.metrics import Metrics
@@ -111,6 +112,17 @@ async def test_all_vectors_come_and_are_the_same_when_the_worker_dies_or_hangs(
     assert sample(engine, "slimpajama_worker_restarts_total") == 1
     assert sample(engine, "slimpajama_requests_replayed_total") > 0
     check_books(engine)
+
+
+async def test_how_large_a_step_is_stays_known_while_the_worker_is_away(make_engine: MakeEngine) -> None:
+    """What came meanwhile was taken for bulk, and waited behind all that was not."""
+    engine = await make_engine(encoder=True, max_batch_tokens=64)
+    model = next(model for model in engine.models.everything() if "embed" in model.tasks)
+    assert model.step_tokens == MAX_STEPS_AT_ONCE * 64
+    assert engine.supervisor.worker_pid is not None
+    os.kill(engine.supervisor.worker_pid, signal.SIGKILL)
+    await until(lambda: model.loaded is None)
+    assert model.step_tokens == MAX_STEPS_AT_ONCE * 64
 
 
 @pytest.mark.parametrize("poison", [CRASH, HANG])

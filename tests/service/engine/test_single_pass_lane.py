@@ -62,3 +62,13 @@ def test_a_step_is_not_given_the_time_of_all_that_waits() -> None:
     inputs = [EncodeInput(ids=[5] * 100)] * 50
     lane.submit(Encode(request_id=9, model="m@1", output="embedding", inputs=inputs), 0.0)
     assert lane.next_step_tokens == Runner.context_length
+
+
+def test_a_step_is_given_the_time_of_the_largest_that_it_may_be() -> None:
+    loaded = Loaded(model="m@1", dtype="float32", device="cpu", weight_bytes=1)
+    lane = SinglePassLane(loaded, Batcher(100, max_tokens_alone=800), cast(Any, Runner(stays=False)))
+    inputs = [EncodeInput(ids=[5] * 100)] * 50
+    lane.submit(Encode(request_id=9, model="m@1", output="embedding", inputs=inputs), 0.0)
+    assert lane.next_step_tokens == 800
+    assert lane.step(0.0, alone=True).stats.step_tokens == 800
+    assert lane.step(0.0).stats.step_tokens == 100
