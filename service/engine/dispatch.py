@@ -6,10 +6,10 @@ queue of their own, of which the worker holds two: it takes turns between them a
 for their ends. What it holds beyond its batches counts as waiting like what waits here (a small encoder's, while it is
 alone, by its smaller batches). Requests that its cache has no room for wait here, too: it is given new ones only as it
 starts those that it has. One that is more urgent, to generate or bulk, is given to it even when it is full, since it
-may put others back. After a death the requests that were in the worker come back; one that
-was being computed in two deaths without getting anywhere is a suspect. A suspect is let in only among requests that
-have got somewhere in this worker, and nobody after it until it has, too: the third death tells who is guilty. Once its
-turn has come, nobody of any checkpoint overtakes it. Pure data. Runs in the API process.
+may put others back. After a death the requests that were in the worker come back; one that was being computed in two
+deaths without getting anywhere is a suspect. A suspect is let in only among requests that have got somewhere in this
+worker, and nobody after it until it has, too: the third death tells who is guilty. Once its turn has come, nobody of
+any checkpoint overtakes it. Pure data. Runs in the API process.
 """
 
 from collections.abc import Callable, Iterator
