@@ -63,6 +63,10 @@ class _Lane:
     def num_queued(self) -> int:
         return len(self.waiting) + len(self.bulk)
 
+    def leave_queue(self, number: int) -> None:
+        for queue in self.queues:
+            queue.remove(number)
+
     @property
     def num_waiting(self) -> int:
         """Accepted and in no batch, here or in the worker."""
@@ -144,8 +148,7 @@ class Dispatcher:
         if (suspect := self._next_suspect) is not None and is_loaded(suspect.model.key):
             if self._unproven:
                 return []
-            for queue in self._lanes[suspect.model.key].queues:
-                queue.remove(suspect.number)
+            self._lanes[suspect.model.key].leave_queue(suspect.number)
             return [self._let_in(suspect)]
         self._next_suspect = None
         return [flight for key in self._lanes if is_loaded(key) for flight in self._take_of(key)]
@@ -193,8 +196,7 @@ class Dispatcher:
     def forget(self, flight: Flight) -> None:
         """The flight has ended, wherever it was."""
         lane = self._lanes[flight.model.key]
-        for queue in lane.queues:
-            queue.remove(flight.number)
+        lane.leave_queue(flight.number)
         lane.flights.pop(flight.number, None)
         self._leave(lane, flight)
         if self._suspect is flight:
@@ -232,7 +234,7 @@ class Dispatcher:
             if self._is_bulk(flight):
                 outranks = all(lane.inside[number].priority < flight.priority for number in lane.bulk_inside)
                 return len(lane.bulk_inside) < (2 if outranks else 1) * BULK_REQUESTS
-            window = max(WINDOW_STEPS * self._max_batch_tokens, 2 * self._step_tokens(flight))
+            window = max(self._window_tokens, 2 * self._step_tokens(flight))
             return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= window
         num_tokens = lane.unstarted_tokens + flight.num_prompt_tokens
         if len(lane.unstarted) >= SPARE_PROMPTS and num_tokens > self._window_tokens:

@@ -1,7 +1,9 @@
 """Tiny encoders of transformers' and sentence-transformers' in this process, behind the application."""
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -23,6 +25,20 @@ from service.settings import Settings
 WORDS = "the a cat dog sat on mat and ran to far hill good bad very film was not query : passage poison".split()
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 MAX_TOKENS = 64
+
+
+def note_threads(monkeypatch: pytest.MonkeyPatch, *functions: tuple[ModuleType, str]) -> list[threading.Thread]:
+    """From now on, in which thread each call of these functions (module and name) runs."""
+    threads: list[threading.Thread] = []
+    for module, name in functions:
+        called = getattr(module, name)
+
+        def noted(*args: Any, called: Any = called) -> Any:
+            threads.append(threading.current_thread())
+            return called(*args)
+
+        monkeypatch.setattr(module, name, noted)
+    return threads
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from model.tokenizer import Tokenizer
 from service.api import embeddings, native
 from service.tasks import encoding
+from tests.service.encoding.conftest import note_threads
 
 WIDTH = 32
 
@@ -63,15 +64,7 @@ async def test_large_answers_are_written_as_small_ones_but_in_a_thread(
         ("/v1/embeddings", {"input": ["a", "cat"], "encoding_format": "base64"}),
     ]
     small = [await post(path, **body) for path, body in requests]
-    threads: list[threading.Thread] = []
-    for module, name in ((native, "_written"), (embeddings, "_items")):
-        write = getattr(module, name)
-
-        def noted(*args: Any, write: Any = write) -> Any:
-            threads.append(threading.current_thread())
-            return write(*args)
-
-        monkeypatch.setattr(module, name, noted)
+    threads = note_threads(monkeypatch, (native, "_written"), (embeddings, "_items"))
     monkeypatch.setattr(native, "INLINE_NUMBERS", 10)
     assert [await post(path, **body) for path, body in requests] == small
     assert len(threads) == len(requests)

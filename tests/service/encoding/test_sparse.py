@@ -21,6 +21,7 @@ from service.engine import protocol
 from service.engine.protocol import Step, frame
 from service.engine.self_test import Golden, check_golden
 from service.errors import SwapFailed
+from tests.service.encoding.conftest import note_threads
 
 TEXTS = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill", "not a dog"]
 LONG = "the cat sat on the mat " * 20
@@ -242,15 +243,7 @@ async def test_large_answers_are_written_as_small_ones_but_in_a_thread(
 ) -> None:
     make_sparse()
     small = [await post("/embed_sparse", inputs=TEXTS), await post("/v1/sparse_embeddings", input=TEXTS)]
-    threads: list[threading.Thread] = []
-    for module, name in ((tei, "_sparse_rows"), (embeddings, "_sparse_items")):
-        write = getattr(module, name)
-
-        def noted(*args: Any, write: Any = write) -> Any:
-            threads.append(threading.current_thread())
-            return write(*args)
-
-        monkeypatch.setattr(module, name, noted)
+    threads = note_threads(monkeypatch, (tei, "_sparse_rows"), (embeddings, "_sparse_items"))
     monkeypatch.setattr(native, "INLINE_NUMBERS", 10)
     assert [await post("/embed_sparse", inputs=TEXTS), await post("/v1/sparse_embeddings", input=TEXTS)] == small
     assert len(threads) == 2

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from shipped_adapter import SHIPPED, write_shipped_adapter
 
-from model.batch import SamplingParams
 from model.calibration import write_calibration
 from model.description import describe
 from model.errors import CheckpointError
@@ -19,9 +17,9 @@ from service.cli import main
 from service.engine.assembly import load_directory, prepare_model
 from service.engine.cache_budget import Neighbours
 from service.engine.deployment import Deployment
-from service.engine.loading import load_lane
-from service.engine.protocol import Generate, ModelSpec, WorkerConfig
+from service.engine.protocol import ModelSpec
 from service.settings import Settings
+from tests.service.engine import lanes
 
 PROMPT = [10, 500, 77, 1200, 310, 42]
 
@@ -32,17 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def generate(folder: Path, base: Path | None = None, **wanted: Any) -> list[int]:
-    where = {"folder": str(folder), "base": None if base is None else str(base)}
-    spec = ModelSpec(key="m@1", kv_cache_bytes=8 << 20, **where, **wanted)
-    lane = load_lane(spec, WorkerConfig(models=[spec], block_size=16), lambda done, total: None, lambda: None)
-    sampling = SamplingParams(max_tokens=24)
-    lane.submit(Generate(request_id=1, model="m@1", prompt_ids=PROMPT, sampling=sampling), time.monotonic())
-    ids: list[int] = []
-    while len(ids) < 24:
-        for output in lane.step(time.monotonic()).tokens:
-            assert output.error is None
-            ids += output.token_ids
-    return ids
+    return lanes.generate(PROMPT, folder=str(folder), base=None if base is None else str(base), **wanted)
 
 
 @pytest.mark.parametrize("wanted", [{"dtype": "float32"}, {"quantization": "int8"}], ids=["float32", "int8"])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.batch import SamplingParams
 from model.ops import library
-from service.engine.loading import load_lane
-from service.engine.protocol import Generate, ModelSpec, WorkerConfig
+from tests.service.engine import lanes
 
 SHIPPED = Path(__file__).parents[3] / "checkpoints" / "slimpajama-tiny-lm"
 PROMPT = [10, 500, 77, 1200, 310, 42]
@@ -53,16 +50,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def generate(folder: Path, **wanted: Any) -> list[int]:
-    spec = ModelSpec(key="m@1", folder=str(folder), kv_cache_bytes=8 << 20, **wanted)
-    lane = load_lane(spec, WorkerConfig(models=[spec], block_size=16), lambda done, total: None, lambda: None)
-    sampling = SamplingParams(max_tokens=24)
-    lane.submit(Generate(request_id=1, model="m@1", prompt_ids=PROMPT, sampling=sampling), time.monotonic())
-    ids: list[int] = []
-    while len(ids) < 24:
-        for output in lane.step(time.monotonic()).tokens:
-            assert output.error is None
-            ids += output.token_ids
-    return ids
+    return lanes.generate(PROMPT, folder=str(folder), **wanted)
 
 
 def test_a_quantized_checkpoint_generates_the_tokens_of_its_plain_weights(folders: tuple[Path, Path]) -> None:
