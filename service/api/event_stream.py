@@ -27,6 +27,8 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+UNWATCHED_SECONDS = 0.05
+"""Who leaves is noticed so much later: most work has ended by then, and a watch for it costs a task."""
 SIGN_OF_LIFE = b": keep-alive\n\n"
 """A comment: whoever reads events passes over it."""
 
@@ -39,6 +41,7 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     worker = asyncio.current_task()
     assert worker is not None
     has_left = is_done = False
+    watch: asyncio.Future[None] | None = None
 
     def give_up(watch: "asyncio.Future[None]") -> None:
         nonlocal has_left
@@ -46,8 +49,12 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             has_left = True
             worker.cancel()
 
-    watch = asyncio.ensure_future(_gone(request.receive))
-    watch.add_done_callback(give_up)
+    def begin_watch() -> None:
+        nonlocal watch
+        watch = asyncio.ensure_future(_gone(request.receive))
+        watch.add_done_callback(give_up)
+
+    timer = asyncio.get_running_loop().call_later(UNWATCHED_SECONDS, begin_watch)
     try:
         return await work
     except asyncio.CancelledError:
@@ -56,7 +63,9 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise
     finally:
         is_done = True
-        watch.cancel()
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()
 
 
 class EventStream(Response):

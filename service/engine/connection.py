@@ -9,7 +9,7 @@ import select
 import socket
 
 from service.engine import protocol
-from service.engine.protocol import HEADER_BYTES, FromWorker, ToWorker
+from service.engine.protocol import FromWorker, ToWorker
 
 RECEIVE_BYTES = 1 << 18
 
@@ -45,7 +45,7 @@ class WorkerConnection:
             self._buffer += chunk
             if len(chunk) < RECEIVE_BYTES:
                 break
-        return self._take_messages()
+        return [protocol.read_to_worker(body) for body in protocol.take_frames(self._buffer)]
 
     def send(self, message: FromWorker) -> None:
         view = memoryview(protocol.frame(message))
@@ -56,17 +56,3 @@ class WorkerConnection:
                 select.select([], [self._socket], [])
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise ConnectionLostError from error
-
-    def _take_messages(self) -> list[ToWorker]:
-        messages: list[ToWorker] = []
-        position = 0
-        while len(self._buffer) - position >= HEADER_BYTES:
-            body = position + HEADER_BYTES
-            end = body + int.from_bytes(self._buffer[position:body], "little")
-            if len(self._buffer) < end:
-                break
-            messages.append(protocol.read_to_worker(bytes(self._buffer[body:end])))
-            position = end
-        if position:
-            del self._buffer[:position]
-        return messages

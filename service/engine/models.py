@@ -80,7 +80,9 @@ class ModelDirectory(dict[str, LoadedModel]):
 
     def by_key(self, key: str) -> LoadedModel | None:
         """The checkpoint with that `name@version`, served or not."""
-        served = next((model for model in self.values() if model.key == key), None)
+        served = self.get(key.rpartition("@")[0])
+        if served is None or served.key != key:
+            served = next((model for model in self.values() if model.key == key), None)
         return served or self.pending.get(key) or self.retired.get(key)
 
     def everything(self) -> Iterator[LoadedModel]:

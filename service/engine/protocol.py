@@ -19,7 +19,6 @@ ENTRY_BYTES = 8
 """Of a sparse vector: an id and a weight."""
 Blame = Literal["context", "request", "grammar"]
 """What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
-"""How the error of a request begins whose grammar could not be compiled: the caller's fault, not ours."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +227,23 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 def frame(message: ToWorker | FromWorker) -> bytes:
     body = _encoder.encode(message)
     return len(body).to_bytes(HEADER_BYTES, "little") + body
+
+
+def take_frames(buffer: bytearray) -> list[bytes]:
+    """The bodies of the whole frames at the start of `buffer`, which loses them."""
+    bodies: list[bytes] = []
+    position = 0
+    with memoryview(buffer) as view:
+        while len(view) - position >= HEADER_BYTES:
+            body = position + HEADER_BYTES
+            end = body + int.from_bytes(view[position:body], "little")
+            if len(view) < end:
+                break
+            bodies.append(bytes(view[body:end]))
+            position = end
+    if position:
+        del buffer[:position]
+    return bodies
 
 
 def read_to_worker(body: bytes | bytearray | memoryview) -> ToWorker:

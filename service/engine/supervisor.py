@@ -20,7 +20,7 @@ from typing import Protocol
 
 from service.engine import protocol
 from service.engine.progress import Judge, ProgressClock
-from service.engine.protocol import HEADER_BYTES, MAX_FRAME_BYTES, FromWorker, ToWorker, WorkerConfig
+from service.engine.protocol import FromWorker, ToWorker, WorkerConfig
 
 log = logging.getLogger("slimpajama.supervisor")
 
@@ -104,6 +104,29 @@ class _Worker:
         return signal.Signals(-code).name.lower() if code < 0 else f"exit_{code}", batch
 
 
+class _Reading(asyncio.Protocol):
+    """Passes messages on until the worker's end of the socket closes, which a death of any kind does."""
+
+    def __init__(self, on_message: Callable[[FromWorker], None]) -> None:
+        self._on_message = on_message
+        self._buffer = bytearray()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Has the fault of whoever could not take a message."""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            for body in protocol.take_frames(self._buffer):
+                if not self.ended.done():
+                    self._on_message(protocol.read_from_worker(body))
+        except Exception as error:
+            self.ended.set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
 class Supervisor:
     def __init__(
         self,
@@ -120,7 +143,7 @@ class Supervisor:
         self._now = clock
         self._restarts: deque[float] = deque()
         self._worker: _Worker | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._link: asyncio.WriteTransport | None = None
         self._runner: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._hung = False
@@ -139,8 +162,8 @@ class Supervisor:
 
     def send(self, message: ToWorker) -> None:
         """Hands a message to the worker; dropped when there is none, or none any more (its successor is told anew)."""
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(protocol.frame(message))
+        if self._link is not None and not self._link.is_closing():
+            self._link.write(protocol.frame(message))
 
     async def stop(self) -> None:
         """Ends the worker: asked first, killed after a grace period."""
@@ -196,28 +219,21 @@ class Supervisor:
         """One worker from its start to its end; returns the cause of the end, and what it was computing then."""
         worker = self._worker = _Worker(self._limits, self._now())
         self._hung = False
-        reader, writer = await asyncio.open_unix_connection(sock=worker.socket, limit=MAX_FRAME_BYTES)
-        self._writer = writer
+        loop, events = asyncio.get_running_loop(), self._events
+        link, reading = await loop.create_unix_connection(lambda: _Reading(events.on_message), sock=worker.socket)
+        self._link = link
         self.send(self._config())
         watcher = asyncio.create_task(self._watch(worker), name="worker-watch")
         try:
-            await self._read(reader)
+            await reading.ended
         finally:
             watcher.cancel()
-            self._writer = None
-            writer.close()
+            self._link = None
+            link.close()
         worker.kill()
         exit_cause, batch = await worker.reap()
         self._worker = None
         return "hang" if self._hung else exit_cause, batch
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Passes messages on until the worker's end of the socket closes, which a death of any kind does."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                header = await reader.readexactly(HEADER_BYTES)
-                body = await reader.readexactly(int.from_bytes(header, "little"))
-                self._events.on_message(protocol.read_from_worker(body))
 
     async def _watch(self, worker: _Worker) -> None:
         """Kills a worker that is past the bound of its step, or that has stopped beating between steps."""

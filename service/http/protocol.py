@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, HeadersTooLarge, encode_error, error_headers
 from service.http.gate import is_probe
+from service.http.joined_writes import JoinedWrites
 
 PROBE_CONNECTIONS = 64
 """Kept free beyond the limit, for probes alone: a flood of clients must not look like a dead service."""
@@ -47,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
+        self._joined = JoinedWrites(transport, self.loop)
         self._for_probes = len(self.connections) > self.limits.max_connections
         if len(self.connections) > self.limits.max_connections + PROBE_CONNECTIONS:
             self._refuse(_too_many_connections())
@@ -152,6 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = self._joined  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _tell_running(self) -> None:

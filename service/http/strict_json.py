@@ -25,16 +25,14 @@ def check_json(body: bytes, max_depth: int) -> object:
     except UnicodeDecodeError as error:
         raise InvalidJson(f"the body is not UTF-8: byte {error.start} is {body[error.start]:#04x}") from error
     try:
-        value: object = json.loads(
-            text, object_pairs_hook=_unique_names, parse_float=_finite, parse_constant=_refuse, parse_int=_integer
-        )
+        value: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise InvalidJson(f"the body is not valid JSON: {error.msg} at {where}") from error
     except RecursionError as error:
         raise _too_deep(max_depth) from error
     _check_depth(value, max_depth)
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value)
     return value
 
@@ -77,6 +75,11 @@ def _integer(text: str) -> int:
 
 def _refuse(name: str) -> float:
     raise InvalidJson(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_names, parse_float=_finite, parse_constant=_refuse, parse_int=_integer
+)
 
 
 def _too_deep(max_depth: int) -> InvalidJson:

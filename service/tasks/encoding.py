@@ -164,7 +164,7 @@ def _tokenize_at_once(model: LoadedModel, texts: Sequence[Text], room: Room, pro
         # The prompt's own closing token, where the tokenizer adds one, is not there in a text that goes on.
         skip = len(ids) - (bool(ids) and model.tokenizer.is_special(ids[-1]))
     try:
-        encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared)]
+        encodings: list[Encoding | ServiceError] = [*model.tokenizer.encode_batch(prepared, with_offsets=False)]
     except TokenizerError:
         encodings = [_encode_one(model, text) for text in prepared]
     return [_fit(encoding, limit, room, skip) for encoding in encodings]
@@ -180,7 +180,7 @@ def _prepared(text: Text, prompt: str, lower: bool) -> Text:
 
 def _encode_one(model: LoadedModel, text: Text) -> Encoding | ServiceError:
     try:
-        return model.tokenizer.encode_batch([text])[0]
+        return model.tokenizer.encode_batch([text], with_offsets=False)[0]
     except TokenizerError as error:
         return InvalidRequest(str(error))
 
@@ -196,9 +196,10 @@ def _fit(encoding: Encoding | ServiceError, limit: int, room: Room, skip: int) -
     if excess > len(dropped):
         message = f"the text cannot be cut to {limit:,} tokens: the part that must stay is longer"
         return EncodedText(input=EncodeInput(ids=[]), error=ContextLengthExceeded(message))
-    kept = [position for position in range(len(encoding.ids)) if position not in dropped]
-    ids = [encoding.ids[position] for position in kept]
-    type_ids = [encoding.type_ids[position] for position in kept]
+    ids, type_ids = encoding.ids, encoding.type_ids
+    if dropped:
+        kept = [position for position in range(len(ids)) if position not in dropped]
+        ids, type_ids = [ids[position] for position in kept], [type_ids[position] for position in kept]
     return EncodedText(
         input=EncodeInput(ids=ids, type_ids=type_ids if any(type_ids) else [], skip_pooling=skip),
         num_truncated=max(excess, 0),

@@ -50,12 +50,12 @@ def test_what_is_sent_between_a_worker_s_death_and_the_news_of_it_is_dropped_and
     async def send_to_the_dead() -> None:
         supervisor = Supervisor(lambda: WorkerConfig(models=[]), cast(Any, None), SupervisorLimits())
         ours, theirs = socket.socketpair()
-        _, writer = await asyncio.open_unix_connection(sock=ours)
-        supervisor._writer = writer
+        link, _ = await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=ours)
+        supervisor._link = link
         theirs.close()
         for _ in range(10):
             supervisor.send(Shutdown())
             await asyncio.sleep(0)
-        assert writer.is_closing()
+        assert link.is_closing()
 
     uvloop.run(send_to_the_dead())
