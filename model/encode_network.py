@@ -9,6 +9,7 @@ Legend: T tokens packed in the step, B texts, E hidden size, L outputs of the he
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -98,7 +99,7 @@ class EncodeNetwork(nn.Module):
         crossing = config.num_layers * 4 * size**2
         return own + crossing + config.num_encoder_layers * size * (4 * size + 2 * config.encoder_intermediate_size)
 
-    @property
+    @cached_property
     def outputs(self) -> frozenset[EncodeOutput]:
         """What can be asked of this checkpoint."""
         found: set[EncodeOutput] = {"token_embeddings"}

@@ -105,7 +105,7 @@ class AppState:
 
 
 def attach(app: FastAPI, state: AppState) -> None:
-    app.state.slimpajama = state
+    vars(app.state)["slimpajama"] = state  # as an attribute it would be looked up in a function
 
 
 def app_state(app: FastAPI) -> AppState:
