@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def edited_folder(tmp_path: Path) -> Any:
         return tmp_path
 
     return make
+
+
+def test_without_offsets_all_else_is_the_same(tokenizer: Tokenizer) -> None:
+    asked = [*TEXTS, *zip(TEXTS, reversed(TEXTS), strict=True)]
+    whole = [replace(encoding, offsets=[]) for encoding in tokenizer.encode_batch(asked)]
+    assert tokenizer.encode_batch(asked, with_offsets=False) == whole
 
 
 @pytest.mark.parametrize(("folder", "cases"), [("gpt2", "gpt-2.json"), ("bert", "bert-bge.json")])

@@ -10,11 +10,13 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from model.batch import SamplingParams
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
 from service.engine.client import EngineClient
+from service.engine.flight import GenerateRequest
 from service.engine.models import ModelDirectory
-from service.engine.protocol import Shutdown, WorkerConfig
+from service.engine.protocol import Shutdown, Unload, WorkerConfig, frame, read_to_worker, take_frames
 from service.engine.supervisor import Supervisor, SupervisorLimits
 from service.errors import WorkerLost
 from service.metrics import Metrics
@@ -59,3 +61,25 @@ def test_what_is_sent_between_a_worker_s_death_and_the_news_of_it_is_dropped_and
         assert link.is_closing()
 
     uvloop.run(send_to_the_dead())
+
+
+async def test_a_fault_of_our_own_while_a_message_is_taken_ends_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would read the worker's messages any more: it must not look as if all were well."""
+    async with scripted_engine(write_checkpoint(tmp_path, 11)) as engine:
+        monkeypatch.setattr(engine._ledger, "take_step", lambda *_: 1 / 0)
+        request = GenerateRequest(model="m@1", prompt_ids=[1, 2], sampling=SamplingParams(max_tokens=1))
+        with pytest.raises(WorkerLost, match="the worker is gone"):
+            async for _ in engine.generate(request):
+                pass
+        assert (engine.state, engine.alive) == ("failed", False)
+
+
+def test_frames_come_whole_however_the_socket_cuts_them() -> None:
+    messages = [Unload(f"model-{number}") for number in range(3)]
+    sent, buffer, found = b"".join(map(frame, messages)), bytearray(), []
+    for begin in range(0, len(sent), 7):
+        buffer += sent[begin : begin + 7]
+        found += [read_to_worker(body) for body in take_frames(buffer)]
+    assert (found, buffer) == (messages, b"")
