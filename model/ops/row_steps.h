@@ -60,24 +60,47 @@ VECTORS INLINE Floats gelu_tanh(Floats x) {
   return x / (all(1.0f) + exp_of((x * cubic) * all(-2.0f * 0.79788456f)));
 }
 
-VECTORS INLINE Floats activated(Activation activation, Floats x) {
+template <int PANELS>
+VECTORS INLINE void activate(Activation activation, Floats (&x)[PANELS]) {
+  const auto each = [&](const auto& step) VECTORS INLINED {
+#pragma GCC unroll 4
+    for (int j = 0; j < PANELS; ++j) step(x[j]);
+  };
   switch (activation) {
-    case Activation::gelu: return gelu(x);
-    case Activation::gelu_tanh: return gelu_tanh(x);
-    case Activation::relu: return greater(zeros(), x);  // in this order NaN stays NaN
-    default: return x;
+    case Activation::none: return;
+    case Activation::gelu: return each([](Floats& x) VECTORS INLINED { x = gelu(x); });
+    case Activation::gelu_tanh: return each([](Floats& x) VECTORS INLINED { x = gelu_tanh(x); });
+    case Activation::relu: return each([](Floats& x) VECTORS INLINED { x = greater(zeros(), x); });  // NaN stays NaN
   }
 }
 
-// One row's sums for the outputs of a panel, of which `first` is the first.
-VECTORS INLINE void put_panel(const Output& out, int64_t row, int64_t first, Floats sum) {
-  const int64_t count = std::clamp<int64_t>(out.n - first, 0, PANEL);
-  if (out.bias) sum = sum + widen_some(out.bias + first, count);
-  if (out.activation != Activation::none) sum = activated(out.activation, sum);
-  if (out.added_wide) sum = sum + widen_some(out.added_wide + row * out.n + first, count);
-  if (out.added_narrow) sum = sum + widen_some(out.added_narrow + row * out.n + first, count);
-  if (out.wide) narrow_some(out.wide + row * out.stride + first, count, sum);
-  else narrow_some(out.narrow + row * out.stride + first, count, sum);
+// One row's sums for the outputs of panels side by side, of which `first` is the first.
+template <bool WHOLE, int PANELS>
+VECTORS INLINE void put(const Output& out, int64_t row, int64_t first, Floats (&x)[PANELS]) {
+  const auto each = [&](const auto& step) VECTORS INLINED {
+#pragma GCC unroll 4
+    for (int j = 0; j < PANELS; ++j)
+      step(x[j], first + j * PANEL, WHOLE ? PANEL : std::clamp<int64_t>(out.n - first - j * PANEL, 0, PANEL));
+  };
+  const auto add = [&](const auto* values) VECTORS INLINED {
+    each([&](Floats& x, int64_t i, int64_t count) VECTORS INLINED { x = x + widen_some(values + i, count); });
+  };
+  const auto write = [&](auto* target) VECTORS INLINED {
+    each([&](Floats x, int64_t i, int64_t count) VECTORS INLINED { narrow_some(target + i, count, x); });
+  };
+  if (out.bias) add(out.bias);
+  activate(out.activation, x);
+  if (out.added_wide) add(out.added_wide + row * out.n);
+  if (out.added_narrow) add(out.added_narrow + row * out.n);
+  if (out.wide) write(out.wide + row * out.stride);
+  else write(out.narrow + row * out.stride);
+}
+
+// Likewise; whether the panels are `WHOLE`, all 16 outputs of each being wanted, is asked once.
+template <int PANELS>
+VECTORS INLINE void put_panels(const Output& out, int64_t row, int64_t first, Floats (&x)[PANELS]) {
+  if (first + PANELS * PANEL <= out.n) put<true>(out, row, first, x);
+  else put<false>(out, row, first, x);
 }
 
 VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // silu(gate) * up
