@@ -39,21 +39,6 @@ VECTORS INLINE Floats exp2_of(Floats x) {  // relative error below 4e-5; of -inf
   return times_power(p, n);
 }
 
-// x Phi(x), Phi the normal distribution: Phi(x) - 1/2 is x times a polynomial in t = 2 (x / 5)^2 - 1 that was fitted at
-// Chebyshev's points; beyond 5 it is that at 5. Off by less than 3e-6.
-VECTORS INLINE Floats gelu(Floats x) {
-  constexpr float LIMIT = 5.0f;
-  constexpr float FITTED[] = {
-      7.35376389e-04f, -1.67673098e-03f, 1.37459615e-03f, -2.52691673e-03f, 6.76652750e-03f,
-      -1.13071249e-02f, 1.62360898e-02f, -2.32131283e-02f, 3.14767586e-02f, -4.04512824e-02f,
-      5.15179297e-02f, -7.02959089e-02f, 1.41363818e-01f};
-  const Floats near = smaller(all(LIMIT), greater(all(-LIMIT), x));
-  const Floats t = fma(near * near, all(2.0f / (LIMIT * LIMIT)), all(-1.0f));
-  Floats p = all(FITTED[0]);
-  for (size_t i = 1; i < std::size(FITTED); ++i) p = fma(p, t, all(FITTED[i]));
-  return x * fma(near, p, all(0.5f));
-}
-
 // x / (1 + e^(-2 u)), u the argument of the hyperbolic tangent.
 VECTORS INLINE Floats gelu_tanh(Floats x) {
   const Floats cubic = fma(x * x, all(0.044715f), all(1.0f));
