@@ -262,8 +262,8 @@ LANES INLINE bool any_nan(const Floats& x) {
   return std::any_of(std::begin(lanes), std::end(lanes), [](int32_t lane) { return lane != 0; });
 }
 
-// Numbers from 0 to 255.
-LANES INLINE void narrow_some(uint8_t* target, int64_t count, const Floats& x) {
+LANES INLINE void narrow_some(uint8_t* target, int64_t count, Floats x) {  // from 0 on; 255 for what is above
+  x = smaller(all(255.0f), x);
   uint8_t some[16];
   EACH_PART {
     const auto bytes = __builtin_convertvector(__builtin_convertvector(x.part[p], IntPart), BytePart);

@@ -11,6 +11,17 @@ VECTORS INLINE void by_sixteen(int64_t end, const Step& step) {
   if (i < end) step(i, end - i);
 }
 
+// Likewise step(i, count, turn), turn 0 and 1: of two sums neither waits for the other.
+template <typename Step>
+VECTORS INLINE void in_turn(int64_t end, const Step& step) {
+  int64_t i = 0;
+  for (; i + 32 <= end; i += 32) {
+    step(i, 16, 0);
+    step(i + 16, 16, 1);
+  }
+  by_sixteen(end - i, [&](int64_t j, int64_t count) VECTORS INLINED { step(i + j, count, 0); });
+}
+
 // --- exponentials and activations
 
 VECTORS INLINE Floats exp_of(Floats x) {  // e^x, relative error below 2e-7 (Cephes' polynomial); of NaN NaN
@@ -111,15 +122,17 @@ VECTORS inline void split(const float* x, int64_t k, int64_t each, bf16* out) {
 
 template <typename Value>
 VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
-  Floats sum = zeros(), squares = zeros();
-  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED { sum = sum + widen_some(row + i, count); });
-  const float mean = sum_of(sum) / static_cast<float>(e);
-  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
+  Floats sums[] = {zeros(), zeros()}, squares[] = {zeros(), zeros()};
+  in_turn(e, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
+    sums[turn] = sums[turn] + widen_some(row + i, count);
+  });
+  const float mean = sum_of(sums[0] + sums[1]) / static_cast<float>(e);
+  in_turn(e, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
     const Floats distance = widen_some(row + i, count) - all(mean);
     const Floats own = count == 16 ? distance : chosen(0, count, distance, 0.0f);
-    squares = fma(own, own, squares);
+    squares[turn] = fma(own, own, squares[turn]);
   });
-  const float variance = sum_of(squares) / static_cast<float>(e);
+  const float variance = sum_of(squares[0] + squares[1]) / static_cast<float>(e);
   const Floats factor = all(1.0f / std::sqrt(variance + norm.epsilon));
   by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats standard = (widen_some(row + i, count) - all(mean)) * factor;
@@ -218,20 +231,20 @@ VECTORS INLINE Floats scaled(const bf16* x, const float* factors, int64_t i, int
 }
 
 VECTORS inline Range range_of(const bf16* x, int64_t k, const float* factors) {
-  Floats least = zeros(), most = zeros();
-  bool broken = false;
-  by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
+  Floats least[] = {zeros(), zeros()}, most[] = {zeros(), zeros()}, sums[] = {zeros(), zeros()};
+  in_turn(k, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
     const Floats values = scaled(x, factors, i, count);
-    least = smaller(least, values);
-    most = greater(most, values);
-    broken = broken || any_nan(values);
+    least[turn] = smaller(least[turn], values);
+    most[turn] = greater(most[turn], values);
+    sums[turn] = sums[turn] + values;  // NaN if one of them is, or if two are infinite
   });
-  return broken ? Range{0.0f, NAN} : Range{smallest(least), greatest(most)};
+  if (any_nan(sums[0] + sums[1])) return {0.0f, NAN};
+  return {smallest(smaller(least[0], least[1])), greatest(greater(most[0], most[1]))};
 }
 
+// `zero` is what the least value becomes 0 by: no number is below.
 VECTORS inline void quantize(const bf16* x, int64_t k, const float* factors, float inverse, float zero, uint8_t* out) {
   by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
-    const Floats q = rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero);
-    narrow_some(out + i, count, smaller(all(255.0f), greater(zeros(), q)));
+    narrow_some(out + i, count, rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero));
   });
 }

@@ -51,7 +51,7 @@ AVX512 INLINE void narrow_some(bf16* target, int64_t count, Floats values) {
   _mm256_mask_storeu_epi16(target, mask_of(count), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 }
 
-AVX512 INLINE void narrow_some(uint8_t* target, int64_t count, Floats values) {  // numbers from 0 to 255
+AVX512 INLINE void narrow_some(uint8_t* target, int64_t count, Floats values) {  // from 0 on; 255 for what is above
   const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(values));
   if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
   _mm_mask_storeu_epi8(target, mask_of(count), bytes);
