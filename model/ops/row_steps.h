@@ -140,6 +140,27 @@ VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* ou
   });
 }
 
+// sum = the sum of `count` rows side by side.
+template <typename Value>
+VECTORS void sum_rows(const Value* rows, int64_t count, int64_t e, float* sum) {
+  by_sixteen(e, [&](int64_t i, int64_t width) VECTORS INLINED {
+    Floats x = zeros();
+    for (int64_t row = 0; row < count; ++row) x = x + widen_some(rows + row * e + i, width);
+    narrow_some(sum + i, width, x);
+  });
+}
+
+// sum = the rows that there are, the first of which there is.
+template <typename Value>
+VECTORS void add_rows(const Value* const (&rows)[3], int64_t e, float* sum) {
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
+    Floats x = widen_some(rows[0] + i, count);
+    if (rows[1]) x = x + widen_some(rows[1] + i, count);
+    if (rows[2]) x = x + widen_some(rows[2] + i, count);
+    narrow_some(sum + i, count, x);
+  });
+}
+
 // Adds `more` to the values in place, if there is any, then writes values / rms(values) * weights (arXiv 1910.07467).
 VECTORS inline void add_rms_norm(bf16* values, const bf16* more, const bf16* weights, int64_t e, float epsilon,
                                  bf16* out) {
