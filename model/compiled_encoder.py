@@ -1,4 +1,4 @@
-"""An encoder whose layers are one compiled operator: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT on a CPU.
+"""An encoder that is one compiled operator: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT on a CPU.
 
 `compiled_encoder` takes a filled `Encoder`'s weights and packs them; what comes out is what the encoder gives, in the
 operators' order of additions, and can't be saved. Other encoders stay as they are. Runs in the worker process.
@@ -45,9 +45,15 @@ class CompiledEncoder(Module):
         self.config = config
         self.embedding = encoder.embedding
         self.head = encoder.head
-        self._norm = [tensor.float() for tensor in _parts(encoder.embedding.norm)]
         self._layers: Any = torch.classes.slimpajama.EncoderLayers(
             config.num_heads, config.attention_scale, config.norm_epsilon, config.activation
+        )
+        tables = encoder.embedding
+        self._layers.embed_with(
+            tables.tokens.weight,
+            None if tables.types is None else tables.types.weight,
+            None if tables.positions is None else tables.positions.weight,
+            *[tensor.float() for tensor in _parts(tables.norm)],
         )
         self.num_bytes = 0
         """Of the packed weights."""
@@ -61,18 +67,9 @@ class CompiledEncoder(Module):
 
     def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: PackedAttend) -> Tensor:
         """ids, type_ids and positions [T], positions from 0 in each text; returns [T, E]."""
-        tables = self.embedding
-        hidden: Tensor = torch.ops.slimpajama.embed_tokens(
-            ids,
-            tables.tokens.weight,
-            type_ids,
-            None if tables.types is None else tables.types.weight,
-            positions + tables.offset if tables.offset else positions,
-            None if tables.positions is None else tables.positions.weight,
-            *self._norm,
-            self.config.norm_epsilon,
-        )
-        self._layers.run(hidden, attend.layout.starts)
+        offset = self.embedding.offset
+        places = positions + offset if offset else positions
+        hidden: Tensor = self._layers.run(ids, type_ids, places, attend.layout.starts)
         return hidden
 
 

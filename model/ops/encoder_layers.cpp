@@ -1,5 +1,5 @@
-// The layers of a post-norm encoder (BERT, arXiv 1810.04805) in one call: texts end to end without padding, no Python
-// between the steps.
+// A post-norm encoder (BERT, arXiv 1810.04805) in one call: texts end to end without padding, no Python between the
+// steps.
 //
 // Texts are cut into chunks that threads take one after the other, each through all layers by itself: nothing is waited
 // for, and a chunk's activations stay in the core's cache. Texts that cannot be cut evenly are one chunk, whose steps
@@ -8,6 +8,7 @@
 // Legend: T tokens, E hidden size, F inner size, H heads, D head size.
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -15,6 +16,7 @@
 #include <memory>
 
 #include "crew.h"
+#include "embedding.h"
 #include "text_attention.h"
 
 namespace slimpajama {
@@ -79,7 +81,8 @@ class Pass {
       : sizes_(sizes), member_(member), space_(space), attention_(attention), starts_(starts), chunk_(chunk),
         hidden_(hidden + starts[chunk.first_text] * sizes.hidden) {}
 
-  void run(const std::vector<Layer>& layers) {
+  void run(const Embedding<Value>& embedding, const std::vector<Layer>& layers) {
+    embed(embedding);
     Value *fused = space_.fused.data(), *attended = space_.attended.data(), *inner = space_.inner.data();
     for (const Layer& layer : layers) {
       project(layer.query_key_value, hidden_, output(fused, 3 * sizes_.hidden));
@@ -99,6 +102,14 @@ class Pass {
   static Output output(bf16* values, int64_t n) { return {nullptr, values, nullptr, n}; }
   static void add(Output& out, const float* values) { out.added_wide = values; }
   static void add(Output& out, const bf16* values) { out.added_narrow = values; }
+
+  void embed(const Embedding<Value>& embedding) {
+    const int64_t first = starts_[chunk_.first_text];
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      embedding.run(first + begin, first + end, space_.sums.data() + begin * sizes_.hidden,
+                    hidden_ + begin * sizes_.hidden);
+    });
+  }
 
   // Where a projection's result meets what it is a residual to.
   Output sum() {
@@ -247,16 +258,32 @@ class EncoderLayers : public torch::CustomClassHolder {
     kept_.insert(kept_.end(), tensors.begin(), tensors.end());
   }
 
-  // hidden [T, E] float32 or bfloat16, in place; starts [B + 1] int32, of texts that are not empty.
-  void run(const Tensor& hidden, const Tensor& starts) {
-    check_rows(hidden, hidden.scalar_type());
-    TORCH_CHECK(hidden.size(1) == sizes_.hidden && starts.scalar_type() == at::kInt && starts.is_contiguous(),
-                "hidden is [T, E], starts int32");
-    TORCH_CHECK((hidden.scalar_type() == at::kFloat) == wide_, "states and weights are of different types");
+  // What the layers begin with: see `Tables`; then weight and bias of their norm, float32 [E].
+  void embed_with(Tensor tokens, std::optional<Tensor> types, std::optional<Tensor> positions, const Tensor& weight,
+                  const Tensor& bias) {
+    tables_ = {{std::move(tokens), std::move(types), std::move(positions)},
+               {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), epsilon_}};
+    kept_.insert(kept_.end(), {weight, bias});
+    const auto type = tables_.rows[0]->scalar_type();
+    for (const auto& table : tables_.rows)
+      TORCH_CHECK(!table || (table->is_contiguous() && table->size(1) == weight.numel() && table->scalar_type() == type),
+                  "tables are [rows, E], of one type");
+  }
+
+  // ids, type_ids and positions [T] int64; starts [B + 1] int32, of texts that are not empty. Returns the states [T, E],
+  // float32 or bfloat16 as the tables are.
+  Tensor run(const Tensor& ids, const Tensor& type_ids, const Tensor& positions, const Tensor& starts) {
+    TORCH_CHECK(tables_.rows[0] && tables_.rows[0]->size(1) == sizes_.hidden && starts.scalar_type() == at::kInt &&
+                starts.is_contiguous(), "there are tables [rows, E], and starts are int32");
+    const Tensor numbers[] = {ids, type_ids, positions};
+    tables_.check(numbers);
+    const Tensor hidden = at::empty({ids.numel(), sizes_.hidden}, tables_.rows[0]->options());
+    TORCH_CHECK((hidden.scalar_type() == at::kFloat) == wide_, "tables and weights are of different types");
     TORCH_CHECK(!halves_ || has_avx512(), "halves are multiplied on AVX-512 and AMX alone");
     const std::lock_guard lock(mutex_);
-    if (hidden.scalar_type() == at::kFloat) return run(floats_, hidden.data_ptr<float>(), starts);
-    run(narrow_, mutable_data(hidden), starts);
+    if (wide_) run(floats_, Embedding<float>(tables_, numbers, sizes_.hidden), hidden.data_ptr<float>(), starts);
+    else run(narrow_, Embedding<bf16>(tables_, numbers, sizes_.hidden), mutable_data(hidden), starts);
+    return hidden;
   }
 
  private:
@@ -278,7 +305,7 @@ class EncoderLayers : public torch::CustomClassHolder {
   };
 
   template <typename Value>
-  void run(Spaces<Value>& kept, Value* hidden, const Tensor& starts_tensor) {
+  void run(Spaces<Value>& kept, const Embedding<Value>& embedding, Value* hidden, const Tensor& starts_tensor) {
     const auto* starts = starts_tensor.const_data_ptr<int32_t>();
     const int64_t texts = starts_tensor.size(0) - 1;
     const int64_t threads = at::get_num_threads();
@@ -290,7 +317,8 @@ class EncoderLayers : public torch::CustomClassHolder {
       const auto work_on = [&](Turn& turn) {
         const int64_t space = turn.space;
         const Member member(*kept.steps[space], rank);
-        Pass(sizes_, member, kept.spaces[space], kept.attentions[rank], starts, turn.chunk, hidden).run(layers_);
+        Pass pass(sizes_, member, kept.spaces[space], kept.attentions[rank], starts, turn.chunk, hidden);
+        pass.run(embedding, layers_);
       };
       for (size_t index = next++; index < turns.size(); index = next++) {
         const int64_t space = static_cast<int64_t>(turns.size()) < threads ? static_cast<int64_t>(index) : rank;
@@ -321,7 +349,7 @@ class EncoderLayers : public torch::CustomClassHolder {
     kept.steps.resize(kept.spaces.size());
     for (int64_t i = 0; i < spaces; ++i) {
       kept.spaces[i].grow(rows, sizes_);
-      const int64_t steps = static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
+      const int64_t steps = 1 + static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
       if (!kept.steps[i] || kept.steps[i]->threads() != threads) kept.steps[i] = std::make_unique<Steps>(steps, threads);
     }
     const int64_t size = sizes_.hidden / sizes_.heads;
@@ -339,6 +367,7 @@ class EncoderLayers : public torch::CustomClassHolder {
 
   Sizes sizes_;
   float epsilon_;
+  Tables tables_;
   std::vector<Layer> layers_;
   bool wide_ = false, halves_ = false;  // what the weights are
   std::vector<Tensor> kept_;  // that the layers point into
@@ -357,6 +386,12 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
       .def(torch::init<int64_t, double, double, std::string>())
       .def("add", [](const c10::intrusive_ptr<EncoderLayers>& self, std::vector<at::Tensor> tensors, int64_t hidden,
                      int64_t inner) { self->add(std::move(tensors), hidden, inner); })
-      .def("run", [](const c10::intrusive_ptr<EncoderLayers>& self, const at::Tensor& hidden,
-                     const at::Tensor& starts) { self->run(hidden, starts); });
+      .def("embed_with", [](const c10::intrusive_ptr<EncoderLayers>& self, at::Tensor tokens,
+                            std::optional<at::Tensor> types, std::optional<at::Tensor> positions,
+                            const at::Tensor& weight, const at::Tensor& bias) {
+        self->embed_with(std::move(tokens), std::move(types), std::move(positions), weight, bias);
+      })
+      .def("run", [](const c10::intrusive_ptr<EncoderLayers>& self, const at::Tensor& ids, const at::Tensor& type_ids,
+                     const at::Tensor& positions,
+                     const at::Tensor& starts) { return self->run(ids, type_ids, positions, starts); });
 }

@@ -24,6 +24,7 @@ struct PlainSums {
 
   AVX512 INLINE static Panel panel(const Weights&, int64_t) { return {}; }
   AVX512 INLINE static __m512 worth(__m512 sum, const Panel&, const Rows&, int64_t) { return sum; }
+  AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
 #endif
 };
 
@@ -59,7 +60,6 @@ struct Bf16Sums : PlainSums {
   AVX512 static __m512 add(__m512 sum, __m512i x, __m512i weights) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(weights));
   }
-  AVX512 static __m512 load(const uint8_t* sums) { return _mm512_load_ps(sums); }
   template <int SUMS, int X, int WEIGHTS>
   AMX static void tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(X), "i"(WEIGHTS));

@@ -262,14 +262,29 @@ LANES INLINE bool any_nan(const Floats& x) {
   return std::any_of(std::begin(lanes), std::end(lanes), [](int32_t lane) { return lane != 0; });
 }
 
-// Numbers from 0 to 255.
-LANES INLINE void narrow_some(uint8_t* target, int64_t count, const Floats& x) {
+LANES INLINE void narrow_some(uint8_t* target, int64_t count, Floats x) {  // from 0 on; 255 for what is above
+  x = smaller(all(255.0f), x);
   uint8_t some[16];
   EACH_PART {
     const auto bytes = __builtin_convertvector(__builtin_convertvector(x.part[p], IntPart), BytePart);
     std::memcpy(some + p * REGISTER / 4, &bytes, sizeof bytes);
   }
   std::memcpy(target, some, count);
+}
+
+// x Phi(x), Phi the normal distribution: Phi(x) - 1/2 is x times a polynomial in t = 2 (x / 5)^2 - 1 that was fitted at
+// Chebyshev's points; beyond 5 it is that at 5. Off by less than 3e-6.
+LANES INLINE Floats gelu(const Floats& x) {
+  constexpr float LIMIT = 5.0f;
+  constexpr float FITTED[] = {
+      7.35376389e-04f, -1.67673098e-03f, 1.37459615e-03f, -2.52691673e-03f, 6.76652750e-03f,
+      -1.13071249e-02f, 1.62360898e-02f, -2.32131283e-02f, 3.14767586e-02f, -4.04512824e-02f,
+      5.15179297e-02f, -7.02959089e-02f, 1.41363818e-01f};
+  const Floats near = smaller(all(LIMIT), greater(all(-LIMIT), x));
+  const Floats t = fma(near * near, all(2.0f / (LIMIT * LIMIT)), all(-1.0f));
+  Floats p = all(FITTED[0]);
+  for (size_t i = 1; i < std::size(FITTED); ++i) p = fma(p, t, all(FITTED[i]));
+  return x * fma(near, p, all(0.5f));
 }
 
 }  // namespace slimpajama::lanes

@@ -23,6 +23,20 @@ AVX512 INLINE void each_meeting(int64_t groups, const Meet& meet) {
   }
 }
 
+// Finishes `count` rows' sums of panels side by side, from memory: there are too many to go on with each in a register.
+template <typename Kind, int PANELS>
+AVX512 __attribute__((noinline)) void finish_avx512(const uint8_t* sums, int64_t count, const Rows& x, const Weights& w,
+                                                    const Output& given, int64_t row, int64_t first) {
+  const Output out = given;
+  typename Kind::Panel panels[PANELS];
+  for (int j = 0; j < PANELS; ++j) panels[j] = Kind::panel(w, first + j * PANEL);
+  for (const int64_t end = row + count; row < end; ++row, sums += PANELS * LINE) {
+    __m512 results[PANELS];
+    for (int j = 0; j < PANELS; ++j) results[j] = Kind::worth(Kind::load(sums + j * LINE), panels[j], x, row);
+    avx512::put_panels(out, row, first, results);
+  }
+}
+
 template <typename Kind, int ROWS, int PAIRS>
 AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& out, Fetching ahead, int64_t row,
                                 int64_t pair) {
@@ -48,19 +62,12 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
       for (int j = 0; j < 2 * PAIRS; ++j) sums[i][j] = Kind::add(sums[i][j], broadcast, weights[j]);
     }
   });
-#pragma GCC unroll 8
-  for (int j = 0; j < 2 * PAIRS; ++j) {
-    const int64_t first = (pair * 2 + j) * PANEL;
-    const auto panel = Kind::panel(w, first);
-    const bool plain = out.is_plain() && first + PANEL <= out.n;
-    const __m512 bias = plain && out.bias ? avx512::widen(out.bias + first) : avx512::zeros();
+  alignas(64) uint8_t kept[ROWS][2 * PAIRS * LINE];
 #pragma GCC unroll 12
-    for (int i = 0; i < ROWS; ++i) {
-      const __m512 result = Kind::worth(sums[i][j], panel, x, row + i);
-      if (plain) avx512::narrow(out.narrow + (row + i) * out.stride + first, result + bias);
-      else avx512::put_panel(out, row + i, first, result);
-    }
-  }
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * PAIRS; ++j) std::memcpy(kept[i] + j * LINE, &sums[i][j], LINE);
+  finish_avx512<Kind, 2 * PAIRS>(kept[0], ROWS, x, w, out, row, pair * 2 * PANEL);
 }
 
 template <typename Kind, int ROWS, int PAIRS>

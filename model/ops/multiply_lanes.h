@@ -63,7 +63,8 @@ LANES void block_lanes(const Rows& x, OpenedRows rows, Fetching ahead, const Wei
   for (int i = 0; i < ROWS; ++i)
     for (int j = 0; j < PANELS; ++j) {
       const int64_t first = (panel + j) * PANEL;
-      lanes::put_panel(out, row + i, first, Kind::worth(finished[i][j], x, w, row + i, first));
+      lanes::Floats result[] = {Kind::worth(finished[i][j], x, w, row + i, first)};
+      lanes::put_panels(out, row + i, first, result);
     }
 }
 

@@ -29,8 +29,8 @@ AMX INLINE void finish(const TileSums& done, const Rows& x, const Weights& w, co
       if (biased) a = a + left_bias, b = b + right_bias;
       _mm512_storeu_si512(out.narrow + row * out.stride + first, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
     } else {
-      avx512::put_panel(out, row, first, a);
-      avx512::put_panel(out, row, second, b);
+      __m512 both[] = {a, b};
+      avx512::put_panels(out, row, first, both);
     }
   }
 }

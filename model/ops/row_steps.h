@@ -11,6 +11,17 @@ VECTORS INLINE void by_sixteen(int64_t end, const Step& step) {
   if (i < end) step(i, end - i);
 }
 
+// Likewise step(i, count, turn), turn 0 and 1: of two sums neither waits for the other.
+template <typename Step>
+VECTORS INLINE void in_turn(int64_t end, const Step& step) {
+  int64_t i = 0;
+  for (; i + 32 <= end; i += 32) {
+    step(i, 16, 0);
+    step(i + 16, 16, 1);
+  }
+  by_sixteen(end - i, [&](int64_t j, int64_t count) VECTORS INLINED { step(i + j, count, 0); });
+}
+
 // --- exponentials and activations
 
 VECTORS INLINE Floats exp_of(Floats x) {  // e^x, relative error below 2e-7 (Cephes' polynomial); of NaN NaN
@@ -39,45 +50,53 @@ VECTORS INLINE Floats exp2_of(Floats x) {  // relative error below 4e-5; of -inf
   return times_power(p, n);
 }
 
-// x Phi(x), Phi the normal distribution: Phi(x) - 1/2 is x times a polynomial in t = 2 (x / 5)^2 - 1 that was fitted at
-// Chebyshev's points; beyond 5 it is that at 5. Off by less than 3e-6.
-VECTORS INLINE Floats gelu(Floats x) {
-  constexpr float LIMIT = 5.0f;
-  constexpr float FITTED[] = {
-      7.35376389e-04f, -1.67673098e-03f, 1.37459615e-03f, -2.52691673e-03f, 6.76652750e-03f,
-      -1.13071249e-02f, 1.62360898e-02f, -2.32131283e-02f, 3.14767586e-02f, -4.04512824e-02f,
-      5.15179297e-02f, -7.02959089e-02f, 1.41363818e-01f};
-  const Floats near = smaller(all(LIMIT), greater(all(-LIMIT), x));
-  const Floats t = fma(near * near, all(2.0f / (LIMIT * LIMIT)), all(-1.0f));
-  Floats p = all(FITTED[0]);
-  for (size_t i = 1; i < std::size(FITTED); ++i) p = fma(p, t, all(FITTED[i]));
-  return x * fma(near, p, all(0.5f));
-}
-
 // x / (1 + e^(-2 u)), u the argument of the hyperbolic tangent.
 VECTORS INLINE Floats gelu_tanh(Floats x) {
   const Floats cubic = fma(x * x, all(0.044715f), all(1.0f));
   return x / (all(1.0f) + exp_of((x * cubic) * all(-2.0f * 0.79788456f)));
 }
 
-VECTORS INLINE Floats activated(Activation activation, Floats x) {
+template <int PANELS>
+VECTORS INLINE void activate(Activation activation, Floats (&x)[PANELS]) {
+  const auto each = [&](const auto& step) VECTORS INLINED {
+#pragma GCC unroll 4
+    for (int j = 0; j < PANELS; ++j) step(x[j]);
+  };
   switch (activation) {
-    case Activation::gelu: return gelu(x);
-    case Activation::gelu_tanh: return gelu_tanh(x);
-    case Activation::relu: return greater(zeros(), x);  // in this order NaN stays NaN
-    default: return x;
+    case Activation::none: return;
+    case Activation::gelu: return each([](Floats& x) VECTORS INLINED { x = gelu(x); });
+    case Activation::gelu_tanh: return each([](Floats& x) VECTORS INLINED { x = gelu_tanh(x); });
+    case Activation::relu: return each([](Floats& x) VECTORS INLINED { x = greater(zeros(), x); });  // NaN stays NaN
   }
 }
 
-// One row's sums for the outputs of a panel, of which `first` is the first.
-VECTORS INLINE void put_panel(const Output& out, int64_t row, int64_t first, Floats sum) {
-  const int64_t count = std::clamp<int64_t>(out.n - first, 0, PANEL);
-  if (out.bias) sum = sum + widen_some(out.bias + first, count);
-  if (out.activation != Activation::none) sum = activated(out.activation, sum);
-  if (out.added_wide) sum = sum + widen_some(out.added_wide + row * out.n + first, count);
-  if (out.added_narrow) sum = sum + widen_some(out.added_narrow + row * out.n + first, count);
-  if (out.wide) narrow_some(out.wide + row * out.stride + first, count, sum);
-  else narrow_some(out.narrow + row * out.stride + first, count, sum);
+// One row's sums for the outputs of panels side by side, of which `first` is the first.
+template <bool WHOLE, int PANELS>
+VECTORS INLINE void put(const Output& out, int64_t row, int64_t first, Floats (&x)[PANELS]) {
+  const auto each = [&](const auto& step) VECTORS INLINED {
+#pragma GCC unroll 4
+    for (int j = 0; j < PANELS; ++j)
+      step(x[j], first + j * PANEL, WHOLE ? PANEL : std::clamp<int64_t>(out.n - first - j * PANEL, 0, PANEL));
+  };
+  const auto add = [&](const auto* values) VECTORS INLINED {
+    each([&](Floats& x, int64_t i, int64_t count) VECTORS INLINED { x = x + widen_some(values + i, count); });
+  };
+  const auto write = [&](auto* target) VECTORS INLINED {
+    each([&](Floats x, int64_t i, int64_t count) VECTORS INLINED { narrow_some(target + i, count, x); });
+  };
+  if (out.bias) add(out.bias);
+  activate(out.activation, x);
+  if (out.added_wide) add(out.added_wide + row * out.n);
+  if (out.added_narrow) add(out.added_narrow + row * out.n);
+  if (out.wide) write(out.wide + row * out.stride);
+  else write(out.narrow + row * out.stride);
+}
+
+// Likewise; whether the panels are `WHOLE`, all 16 outputs of each being wanted, is asked once.
+template <int PANELS>
+VECTORS INLINE void put_panels(const Output& out, int64_t row, int64_t first, Floats (&x)[PANELS]) {
+  if (first + PANELS * PANEL <= out.n) put<true>(out, row, first, x);
+  else put<false>(out, row, first, x);
 }
 
 VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // silu(gate) * up
@@ -103,19 +122,42 @@ VECTORS inline void split(const float* x, int64_t k, int64_t each, bf16* out) {
 
 template <typename Value>
 VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
-  Floats sum = zeros(), squares = zeros();
-  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED { sum = sum + widen_some(row + i, count); });
-  const float mean = sum_of(sum) / static_cast<float>(e);
-  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
+  Floats sums[] = {zeros(), zeros()}, squares[] = {zeros(), zeros()};
+  in_turn(e, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
+    sums[turn] = sums[turn] + widen_some(row + i, count);
+  });
+  const float mean = sum_of(sums[0] + sums[1]) / static_cast<float>(e);
+  in_turn(e, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
     const Floats distance = widen_some(row + i, count) - all(mean);
     const Floats own = count == 16 ? distance : chosen(0, count, distance, 0.0f);
-    squares = fma(own, own, squares);
+    squares[turn] = fma(own, own, squares[turn]);
   });
-  const float variance = sum_of(squares) / static_cast<float>(e);
+  const float variance = sum_of(squares[0] + squares[1]) / static_cast<float>(e);
   const Floats factor = all(1.0f / std::sqrt(variance + norm.epsilon));
   by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
     const Floats standard = (widen_some(row + i, count) - all(mean)) * factor;
     narrow_some(out + i, count, fma(standard, widen_some(norm.weight + i, count), widen_some(norm.bias + i, count)));
+  });
+}
+
+// sum = the sum of `count` rows side by side.
+template <typename Value>
+VECTORS void sum_rows(const Value* rows, int64_t count, int64_t e, float* sum) {
+  by_sixteen(e, [&](int64_t i, int64_t width) VECTORS INLINED {
+    Floats x = zeros();
+    for (int64_t row = 0; row < count; ++row) x = x + widen_some(rows + row * e + i, width);
+    narrow_some(sum + i, width, x);
+  });
+}
+
+// sum = the rows that there are, the first of which there is.
+template <typename Value>
+VECTORS void add_rows(const Value* const (&rows)[3], int64_t e, float* sum) {
+  by_sixteen(e, [&](int64_t i, int64_t count) VECTORS INLINED {
+    Floats x = widen_some(rows[0] + i, count);
+    if (rows[1]) x = x + widen_some(rows[1] + i, count);
+    if (rows[2]) x = x + widen_some(rows[2] + i, count);
+    narrow_some(sum + i, count, x);
   });
 }
 
@@ -210,20 +252,20 @@ VECTORS INLINE Floats scaled(const bf16* x, const float* factors, int64_t i, int
 }
 
 VECTORS inline Range range_of(const bf16* x, int64_t k, const float* factors) {
-  Floats least = zeros(), most = zeros();
-  bool broken = false;
-  by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
+  Floats least[] = {zeros(), zeros()}, most[] = {zeros(), zeros()}, sums[] = {zeros(), zeros()};
+  in_turn(k, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
     const Floats values = scaled(x, factors, i, count);
-    least = smaller(least, values);
-    most = greater(most, values);
-    broken = broken || any_nan(values);
+    least[turn] = smaller(least[turn], values);
+    most[turn] = greater(most[turn], values);
+    sums[turn] = sums[turn] + values;  // NaN if one of them is, or if two are infinite
   });
-  return broken ? Range{0.0f, NAN} : Range{smallest(least), greatest(most)};
+  if (any_nan(sums[0] + sums[1])) return {0.0f, NAN};
+  return {smallest(smaller(least[0], least[1])), greatest(greater(most[0], most[1]))};
 }
 
+// `zero` is what the least value becomes 0 by: no number is below.
 VECTORS inline void quantize(const bf16* x, int64_t k, const float* factors, float inverse, float zero, uint8_t* out) {
   by_sixteen(k, [&](int64_t i, int64_t count) VECTORS INLINED {
-    const Floats q = rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero);
-    narrow_some(out + i, count, smaller(all(255.0f), greater(zeros(), q)));
+    narrow_some(out + i, count, rounded(scaled(x, factors, i, count) * all(inverse)) + all(zero));
   });
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kinds.h"
+#include "transpose.h"
 
 namespace slimpajama {
 
@@ -23,53 +24,6 @@ struct Head {
 };
 
 #if HAS_X86
-struct alignas(64) Line {
-  uint8_t bytes[LINE];
-};
-
-AVX512 inline __m512 floats_of(const Line& line) { return _mm512_load_ps(line.bytes); }
-
-// Sixteen rows of 16 numbers of 32 bits, `stride` bytes apart, become columns; rows from `count` on are zeros.
-//
-// A register has four parts of four numbers. After pairs and fours of rows, a[4 k + c] holds in its part p rows 4 k to
-// 4 k + 3 of column 4 p + c; of two registers 0x88 takes parts 0 and 2, 0xdd parts 1 and 3.
-AVX512 inline void transpose(const uint8_t* rows, int64_t stride, int64_t count, Line* columns) {
-  __m512i a[16], b[16];
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) a[i] = i < count ? _mm512_loadu_si512(rows + i * stride) : _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i even = _mm512_shuffle_i32x4(a[c], a[c + 4], 0x88), odd = _mm512_shuffle_i32x4(a[c], a[c + 4], 0xdd);
-    const __m512i even2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0x88);
-    const __m512i odd2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0xdd);
-    _mm512_store_si512(columns[c].bytes, _mm512_shuffle_i32x4(even, even2, 0x88));
-    _mm512_store_si512(columns[c + 4].bytes, _mm512_shuffle_i32x4(odd, odd2, 0x88));
-    _mm512_store_si512(columns[c + 8].bytes, _mm512_shuffle_i32x4(even, even2, 0xdd));
-    _mm512_store_si512(columns[c + 12].bytes, _mm512_shuffle_i32x4(odd, odd2, 0xdd));
-  }
-}
-
-// Sixteen pairs of bfloat16: one from either row, or a zero where there is no row.
-AVX512 inline __m512i interleaved(const bf16* even, const bf16* odd) {
-  const auto wide = [](const bf16* row) AVX512 {
-    return row ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)))
-               : _mm512_setzero_si512();
-  };
-  return _mm512_or_si512(wide(even), _mm512_slli_epi32(wide(odd), 16));
-}
-
 template <typename Value>
 class TextVectors {
  public:
@@ -148,13 +102,20 @@ class TextVectors {
     __m512 own[ROWS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) own[i] = avx512::zeros();
+    const uint8_t* fours[ROWS / 4];  // where four rows begin: one pointer for each row were more than registers hold
+    for (int i = 0; i < ROWS; i += 4) fours[i / 4] = rows.values + i * rows.stride;
     for (int64_t g = 0; g < groups; ++g) {
       const __m512i column = _mm512_load_si512(columns[g].bytes);
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         int32_t value;
-        std::memcpy(&value, rows.values + i * rows.stride + g * rows.step, 4);
+        std::memcpy(&value, fours[i / 4] + i % 4 * rows.stride, 4);
         own[i] = Kind::add(own[i], _mm512_set1_epi32(value), column);
+      }
+#pragma GCC unroll 4
+      for (const uint8_t*& four : fours) {
+        four += rows.step;
+        asm("" : "+r"(four));  // or the compiler makes them one pointer and sixteen distances
       }
     }
 #pragma GCC unroll 16
@@ -242,36 +203,44 @@ class TextVectors {
 
   // The scores' powers as weights, which are yet to be multiplied by what is returned; for tiles zeros beyond the keys.
   AVX512 __m512 weigh(int64_t len, int64_t keys) {
-    __m512 top = floats_of(scores_[0]);
-    for (int64_t j = 1; j < len; ++j) top = avx512::greater(top, floats_of(scores_[j]));
+    const Line* scores = scores_.data();
+    Line* weights = weights_.data();
+    __m512 top = floats_of(scores[0]), other = top;
+    for (int64_t j = 1; j < len; j += 2) {
+      top = avx512::greater(top, floats_of(scores[j]));
+      other = avx512::greater(other, floats_of(scores[j - 1]));
+    }
+    top = avx512::greater(top, avx512::greater(other, floats_of(scores[len - 1])));
     const __m512 factor = avx512::all(NARROW ? scale_ * LOG2_E : scale_), base = -top * factor;
     const auto power = [&](int64_t j) AVX512 {
-      if (j >= len) return avx512::zeros();
-      if constexpr (NARROW) return avx512::exp2_of(avx512::fma(floats_of(scores_[j]), factor, base));
-      else return avx512::exp_of((floats_of(scores_[j]) - top) * factor);
+      if constexpr (NARROW) return avx512::exp2_of(avx512::fma(floats_of(scores[j]), factor, base));
+      else return avx512::exp_of((floats_of(scores[j]) - top) * factor);
+    };
+    const auto write = [&](int64_t j, __m512 even, __m512 odd) AVX512 {
+      if constexpr (NARROW) {
+        _mm512_store_si512(weights[j / 2].bytes, rounded_pairs(even, odd));
+      } else {
+        _mm512_store_ps(weights[j].bytes, even);
+        _mm512_store_ps(weights[j + 1].bytes, odd);
+      }
     };
     __m512 even = avx512::zeros(), odd = avx512::zeros();
-    for (int64_t j = 0; j < len; j += 2) {
+    int64_t j = 0;
+    for (; j + 2 <= len; j += 2) {
       const __m512 a = power(j), b = power(j + 1);
       even = even + a;
       odd = odd + b;
-      if constexpr (NARROW) {
-        _mm512_store_si512(weights_[j / 2].bytes, rounded_pairs(a, b));
-      } else {
-        _mm512_store_ps(weights_[j].bytes, a);
-        _mm512_store_ps(weights_[j + 1].bytes, b);
-      }
+      write(j, a, b);
+    }
+    if (j < len) {
+      const __m512 last = power(j);
+      even = even + last;
+      write(j, last, avx512::zeros());
     }
     if (on_tiles_)
       for (int64_t line = padded(len, EACH) / EACH; line < keys / EACH; ++line)
-        _mm512_store_si512(weights_[line].bytes, _mm512_setzero_si512());
+        _mm512_store_si512(weights[line].bytes, _mm512_setzero_si512());
     return avx512::all(1.0f) / (even + odd);
-  }
-
-  AVX512 static __m512i rounded_pairs(__m512 even, __m512 odd) {
-    const __m512i low = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)));
-    const __m512i high = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd)));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
 
   // Sixteen dimensions of `count` queries.
