@@ -46,7 +46,7 @@ AVX512 inline void transpose(const uint8_t* rows, int64_t stride, int64_t count,
 
 // Sixteen pairs of bfloat16: one from either row, or a zero where there is no row.
 AVX512 inline __m512i interleaved(const bf16* even, const bf16* odd) {
-  const auto wide = [](const bf16* row) AVX512 {
+  const auto wide = [&](const bf16* row) AVX512 INLINED {
     return row ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)))
                : _mm512_setzero_si512();
   };

@@ -63,11 +63,11 @@ class Gate:
     def _authenticate(self, scope: Scope, now: float) -> str:
         """The name of the key that the request carries; "" where none is needed."""
         authenticator = self._state.authenticator
-        key = _key(scope)
         if is_admin(scope):
-            return self._authenticate_manager(key, now)
+            return self._authenticate_manager(_key(scope), now)
         if not authenticator.needs_key:
             return ""
+        key = _key(scope)
         if key is None:
             self._state.metrics.rejected("unauthorized")
             raise Unauthorized("no API key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")

@@ -1,10 +1,12 @@
 """sentence-transformers in one process, without HTTP: what a server for embeddings has to be better than.
 
 in_process.py FOLDER BACKEND PRECISION THREADS, in the encoders' environment; BACKEND is torch, onnx or openvino. Reads
-a line of JSON for a measurement ({"texts": [[...]], "seconds": s}) and answers with one; each inner list is one call.
+a line of JSON for a measurement ({"texts": [[...]], "seconds": s}) and answers with one; each inner list is one call,
+and they come again until the time is over.
 The texts of all clients are given in one call, which is more than several clients could do without a server.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -66,7 +68,7 @@ def main(folder: str, backend: str, precision: str, threads: str) -> None:
     for line in sys.stdin:
         work = json.loads(line)
         count, began = 0, time.perf_counter()
-        for texts in work["texts"]:
+        for texts in itertools.cycle(work["texts"]):
             model.encode(texts, batch_size=max(32, len(texts)) if len(texts) < 128 else 32)
             count += len(texts)
             if time.perf_counter() - began > work["seconds"]:
