@@ -53,7 +53,7 @@ class CompiledEncoder(Module):
             tables.tokens.weight,
             None if tables.types is None else tables.types.weight,
             None if tables.positions is None else tables.positions.weight,
-            *[tensor.float() for tensor in _parts(tables.norm)],
+            *[tensor.float().clone() for tensor in _parts(tables.norm)],  # its own: addresses are kept
         )
         self.num_bytes = 0
         """Of the packed weights."""

@@ -31,7 +31,8 @@ class TokenizerError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """Ids with where they come from: `offsets` are character spans, `sequence_ids` the text of a pair (or None)."""
+    """Ids with where they come from: `offsets` are character spans (empty where nobody asked for them), `sequence_ids`
+    the text of a pair (or None)."""
 
     ids: list[int]
     type_ids: list[int]
@@ -103,7 +104,9 @@ class Tokenizer:
     ) -> list[Encoding]:
         """Many texts or pairs at once, in parallel where the machine has cores to spare; a fifth faster where nobody
         asks for the offsets (which are left empty then)."""
-        encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
+        # Without a post-processor the fast way has no types for a pair's second text.
+        fast = not with_offsets and self.backend.post_processor is not None
+        encode = self.backend.encode_batch_fast if fast else self.backend.encode_batch
         try:
             batch = encode(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:

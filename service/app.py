@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -98,9 +98,10 @@ ROUTERS = (
 class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Without the framework's own outermost layers: `Entry` answers what nobody handled, `BodyReader` bounds."""
-        stack: Any = super().build_middleware_stack()
-        while not isinstance(stack, AnthropicEnvelope):
-            stack = stack.app
+        outermost: Any = self.user_middleware[0].cls
+        stack: ASGIApp = super().build_middleware_stack()
+        while type(stack) is not outermost:
+            stack = cast(Any, stack).app
         return stack
 
 

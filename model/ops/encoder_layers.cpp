@@ -263,6 +263,8 @@ class EncoderLayers : public torch::CustomClassHolder {
                   const Tensor& bias) {
     tables_ = {{std::move(tokens), std::move(types), std::move(positions)},
                {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), epsilon_}};
+    TORCH_CHECK(weight.is_contiguous() && bias.is_contiguous() && bias.numel() == weight.numel(),
+                "weight and bias are float32 [E]");
     kept_.insert(kept_.end(), {weight, bias});
     const auto type = tables_.rows[0]->scalar_type();
     for (const auto& table : tables_.rows)
@@ -275,6 +277,9 @@ class EncoderLayers : public torch::CustomClassHolder {
   Tensor run(const Tensor& ids, const Tensor& type_ids, const Tensor& positions, const Tensor& starts) {
     TORCH_CHECK(tables_.rows[0] && tables_.rows[0]->size(1) == sizes_.hidden && starts.scalar_type() == at::kInt &&
                 starts.is_contiguous(), "there are tables [rows, E], and starts are int32");
+    const auto* first = starts.const_data_ptr<int32_t>();
+    TORCH_CHECK(starts.numel() > 0 && first[0] == 0 && first[starts.numel() - 1] == ids.numel(),
+                "starts begin with 0 and end with the number of tokens");
     const Tensor numbers[] = {ids, type_ids, positions};
     tables_.check(numbers);
     const Tensor hidden = at::empty({ids.numel(), sizes_.hidden}, tables_.rows[0]->options());

@@ -28,7 +28,8 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 UNWATCHED_SECONDS = 0.05
-"""Who leaves is noticed so much later: most work has ended by then, and a watch for it costs a task."""
+"""Who leaves is noticed so much later: most work has ended by then, and a watch for it costs a task. Work that ends
+sooner is counted as done, whoever is still there to read it."""
 SIGN_OF_LIFE = b": keep-alive\n\n"
 """A comment: whoever reads events passes over it."""
 

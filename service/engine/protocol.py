@@ -13,6 +13,7 @@ from model.batch import FinishReason, SamplingParams, TokenLogprobs
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
+"""What a step's inputs are chosen for: a frame is held whole, on both sides."""
 MAX_BATCH_ITEMS = 1024
 """Inputs of one step of single-pass work."""
 ENTRY_BYTES = 8

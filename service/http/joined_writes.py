@@ -1,4 +1,4 @@
-"""What an answer is written to: its head waits for what comes next, so that the two leave together.
+"""What an answer with a body is written to: its head waits for what comes next, so that the two leave together.
 
 uvicorn writes the head by itself, which costs a second system call here, and the client a second reading. Knows nothing
 of what an answer is beyond its first bytes. Runs in the API process, on the event loop; one instance per connection.
@@ -6,7 +6,7 @@ of what an answer is beyond its first bytes. Runs in the API process, on the eve
 
 import asyncio
 
-HEAD = b"HTTP/1.1 "
+STATUS_LINE = b"HTTP/1.1 "
 
 
 class JoinedWrites:
@@ -22,7 +22,7 @@ class JoinedWrites:
         """Sends `data` with the head that waits for it; a head itself waits till the end of the loop's turn at most."""
         if self._head:
             self._send_with_head(data)
-        elif data.startswith(HEAD):
+        elif data.startswith(STATUS_LINE):
             self._head = data
             self._loop.call_soon(self._flush)
         else:

@@ -154,7 +154,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        cycle.transport = self._joined  # type: ignore[assignment]
+        if cycle.scope["method"] != "HEAD":  # whose answer is its head alone
+            cycle.transport = self._joined  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def _tell_running(self) -> None:

@@ -24,6 +24,8 @@ def check_json(body: bytes, max_depth: int) -> object:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidJson(f"the body is not UTF-8: byte {error.start} is {body[error.start]:#04x}") from error
+    if text.startswith("\ufeff"):
+        raise InvalidJson("the body is not valid JSON: it begins with a byte order mark (U+FEFF)")
     try:
         value: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:

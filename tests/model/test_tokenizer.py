@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from model.errors import CheckpointError
@@ -61,6 +63,13 @@ def test_without_offsets_all_else_is_the_same(tokenizer: Tokenizer) -> None:
     asked = [*TEXTS, *zip(TEXTS, reversed(TEXTS), strict=True)]
     whole = [replace(encoding, offsets=[]) for encoding in tokenizer.encode_batch(asked)]
     assert tokenizer.encode_batch(asked, with_offsets=False) == whole
+
+
+def test_without_offsets_a_pair_keeps_its_types_where_nothing_is_done_behind_the_model() -> None:
+    backend = Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    (found,) = Tokenizer(backend).encode_batch([("a b", "b")], with_offsets=False)
+    assert (found.ids, found.type_ids, found.sequence_ids) == ([0, 1, 1], [0, 0, 1], [0, 0, 1])
 
 
 @pytest.mark.parametrize(("folder", "cases"), [("gpt2", "gpt-2.json"), ("bert", "bert-bge.json")])

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.api.state import app_state, request_record
 from service.engine.flight import errand_context
 from service.errors import DeadlineExceeded, Overloaded, Unavailable
+from service.http.anthropic_envelope import AnthropicEnvelope
 
 KEY = {"Authorization": "Bearer sk-alice-0123"}
 ADMIN_KEY = {"Authorization": "Bearer root-key-0123"}
@@ -116,6 +117,22 @@ async def test_all_methods_of_a_path_are_told_though_each_has_a_route_of_its_own
 @pytest.mark.parametrize(("path", "seconds"), [("/fail/busy", "3"), ("/fail/down", "1")])
 async def test_what_is_worth_a_retry_says_when_in_whole_seconds(client, path, seconds):
     assert (await client.get(path)).headers["retry-after"] == seconds
+
+
+async def test_a_layer_that_is_added_is_the_outermost_and_the_framework_has_none_of_its_own(make_client, make_app):
+    class Layer:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            scope["path"] = "/livez"
+            await self.app(scope, receive, send)
+
+    app = make_app()
+    assert type(app.build_middleware_stack()) is AnthropicEnvelope
+    app.add_middleware(Layer)
+    assert type(app.build_middleware_stack()) is Layer
+    assert (await (await make_client(app)).get("/nowhere")).status_code == 200
 
 
 async def test_unforeseen_fault_is_logged_with_traceback_and_told_without_it(client, caplog):

@@ -65,7 +65,7 @@ def test_sound_json_passes(body):
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b'"\xff"', "not UTF-8: byte 1 is 0xff"),
         ('{"a": 1}'.encode("utf-16"), "not"),
-        (b'\xef\xbb\xbf{"a": 1}', "not valid JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "not valid JSON: it begins with a byte order mark"),
         (b"[" * 9 + b"]" * 9, "more than 8 levels"),
         (b'{"a":' * 9 + b"1" + b"}" * 9, "more than 8 levels"),
         (b"[" * 100_000, ""),

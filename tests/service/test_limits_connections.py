@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from service.api.state import app_state
 from service.http import protocol as protocol_module
+from service.http.joined_writes import JoinedWrites
 from service.http.protocol import ConnectionLimits, bounded_protocol
 from service.server import DrainingServer
 
@@ -77,6 +78,25 @@ def error_code(body):
 async def test_good_requests_share_a_connection(make_server):
     connection = await (await make_server())()
     assert [(await connection.ask(GOOD))[0] for _ in range(3)] == [200] * 3
+
+
+async def test_head_and_body_of_an_answer_leave_together(make_server, monkeypatch):
+    bodies, send = [], JoinedWrites._send_with_head
+    monkeypatch.setattr(JoinedWrites, "_send_with_head", lambda self, data: (bodies.append(data), send(self, data)))
+    connection = await (await make_server())()
+    assert (await connection.ask(GOOD))[2] == bodies[0]
+
+
+async def test_an_answer_that_is_its_head_alone_waits_for_nothing(make_server, monkeypatch):
+    """It counts as complete at once: whoever closes the connection then would take the head with it."""
+    held, write = [], JoinedWrites.write
+    monkeypatch.setattr(JoinedWrites, "write", lambda self, data: (held.append(data), write(self, data)))
+    connection = await (await make_server())()
+    connection.writer.write(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert held == []
+    assert (await connection.ask(GOOD))[0] == 200
+    assert held
 
 
 @pytest.mark.parametrize(
