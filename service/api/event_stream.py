@@ -44,9 +44,9 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     has_left = is_done = False
     watch: asyncio.Future[None] | None = None
 
-    def give_up(watch: "asyncio.Future[None]") -> None:
+    def give_up(ended: "asyncio.Future[None]") -> None:
         nonlocal has_left
-        if not is_done and not watch.cancelled():
+        if not is_done and not ended.cancelled():
             has_left = True
             worker.cancel()
 
