@@ -70,26 +70,40 @@ AVX512 inline void block_avx512(const Rows& x, const Weights& w, const Output& o
   finish_avx512<Kind, 2 * PAIRS>(kept[0], ROWS, x, w, out, row, pair * 2 * PANEL);
 }
 
+// A block of `count` rows, of ROWS at most.
 template <typename Kind, int ROWS, int PAIRS>
-AVX512 void last_rows_avx512(const Rows& x, const Weights& w, const Output& out, Fetching ahead, int64_t row,
-                             int64_t pair) {
-  if (x.m - row == ROWS) block_avx512<Kind, ROWS, PAIRS>(x, w, out, ahead, row, pair);
-  else if constexpr (ROWS > 1) last_rows_avx512<Kind, ROWS - 1, PAIRS>(x, w, out, ahead, row, pair);
+AVX512 void block_of_avx512(int64_t count, const Rows& x, const Weights& w, const Output& out, Fetching ahead,
+                            int64_t row, int64_t pair) {
+  if (count == ROWS) block_avx512<Kind, ROWS, PAIRS>(x, w, out, ahead, row, pair);
+  else if constexpr (ROWS > 1) block_of_avx512<Kind, ROWS - 1, PAIRS>(count, x, w, out, ahead, row, pair);
 }
+
+constexpr int MOST_SUMS = 24;  // of the 32 registers
 
 template <typename Kind, int PAIRS>
 AVX512 void rows_avx512(const Rows& x, const Weights& w, const Output& out, int64_t pair) {
-  constexpr int TALL = 12 / PAIRS, HALF = TALL - 2;  // 24 of the 32 registers hold sums
+  constexpr int TALL = MOST_SUMS / (2 * PAIRS), HALF = TALL - 2;
   int64_t row = 0;
   // A low block waits for its own sums: two of medium height are better than a high one and a low one.
   const int64_t high = x.m % TALL == 0 || x.m % TALL > 2 || x.m < 2 * HALF ? x.m : x.m - 2 * HALF;
   int64_t block = 0;
   const int64_t blocks = (x.m + TALL - 1) / TALL;
-  // To one block alone what the processor fetches by itself comes early enough.
-  const auto ahead = [&] { return blocks > 1 ? Fetching::share_of(block++, blocks, x.groups) : Fetching{}; };
+  const auto ahead = [&] { return Fetching::share_of(block++, blocks, x.groups); };
   for (; row + TALL <= high; row += TALL) block_avx512<Kind, TALL, PAIRS>(x, w, out, ahead(), row, pair);
   for (; row + HALF <= x.m; row += HALF) block_avx512<Kind, HALF, PAIRS>(x, w, out, ahead(), row, pair);
-  last_rows_avx512<Kind, HALF - 1, PAIRS>(x, w, out, ahead(), row, pair);
+  block_of_avx512<Kind, HALF - 1, PAIRS>(x.m - row, x, w, out, ahead(), row, pair);
+}
+
+// As few blocks as there can be, and alike: while few rows meet the weights, it is memory that sets the pace, and it is
+// never left waiting where each block takes as long to multiply as its share takes to be fetched.
+template <typename Kind>
+AVX512 void few_rows_avx512(const Rows& x, const Weights& w, const Output& out, int64_t pair) {
+  constexpr int TALL = MOST_SUMS / 2;
+  const int64_t blocks = (x.m + TALL - 1) / TALL;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = x.m * block / blocks, next = x.m * (block + 1) / blocks;
+    block_of_avx512<Kind, TALL, 1>(next - row, x, w, out, Fetching::share_of(block, blocks, x.groups), row, pair);
+  }
 }
 
 template <typename Kind>
@@ -97,6 +111,8 @@ AVX512 void multiply_avx512(const Rows& x, const Weights& w, const Output& out, 
   int64_t pair = begin;
   if (x.m == 1)  // as many panels side by side as leave the reading of memory little to wait for
     for (; pair + 4 <= end; pair += 4) block_avx512<Kind, 1, 4>(x, w, out, {}, 0, pair);
+  if (x.m <= MOST_SUMS)
+    for (; pair < end; ++pair) few_rows_avx512<Kind>(x, w, out, pair);
   for (; pair + 2 <= end; pair += 2) rows_avx512<Kind, 2>(x, w, out, pair);
   for (; pair < end; ++pair) rows_avx512<Kind, 1>(x, w, out, pair);
 }
