@@ -7,6 +7,9 @@ asks for it, keys never. Knows nothing of HTTP frameworks. Runs in the API proce
 import json
 import logging
 import sys
+import time
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +28,7 @@ QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _SPECIAL = frozenset(' "=\\')
 """What a value that has it is put into quotes for."""
+_NUMBERS = frozenset({int, float, bool})
 
 
 @dataclass(slots=True)
@@ -81,11 +85,7 @@ class RequestRecord:
             "error": self.error,
             "prompt": self.prompt if log_prompts else None,
         }
-        return {name: value for name, value in known.items() if _is_known(value)}
-
-
-def _is_known(value: object) -> bool:
-    return value is not None and value != "" and value is not False and not (type(value) is int and value == 0)
+        return {name: value for name, value in known.items() if value or type(value) is float}
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -95,37 +95,79 @@ def _milliseconds(seconds: float | None) -> float | None:
 def write_access_line(record: RequestRecord, *, now: float, log_prompts: bool) -> None:
     """Probes and scrapes come every second, and are written at debug level."""
     level = logging.DEBUG if record.path in QUIET_PATHS else logging.INFO
-    if access_logger.isEnabledFor(level):
-        fields = record.fields(total_seconds=now - record.received, log_prompts=log_prompts)
-        # Not by `log`, which looks for its caller: that takes longer than all the rest.
+    if not access_logger.isEnabledFor(level):
+        return
+    fields = record.fields(total_seconds=now - record.received, log_prompts=log_prompts)
+    handler = _only_handler()
+    if handler is not None:
+        handler.write_line(level, access_logger.name, "request", fields)
+    else:
         line = access_logger.makeRecord(access_logger.name, level, __file__, 0, "request", (), None, extra=fields)
         access_logger.handle(line)
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line; what a record was given as `extra` is merged in."""
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes records, and lines that need not be records first: making one takes longer than all the rest."""
+
+    formatter: "LineFormatter"
+
+    def write_line(self, level: int, logger: str, message: str, fields: dict[str, object]) -> None:
+        with self.lock or nullcontext():
+            try:
+                line = self.formatter.line(time.time(), logging.getLevelName(level), logger, message, fields)
+                self.stream.write(line + self.terminator)
+                self.flush()
+            except Exception:
+                self.handleError(logging.makeLogRecord({"name": logger, "levelno": level, "msg": message}))
+
+
+def _only_handler() -> LineHandler | None:
+    """The handler that `configure` put in place, where nobody has added any or removed it."""
+    handlers = logging.getLogger().handlers
+    alone = len(handlers) == 1 and not access_logger.handlers and access_logger.propagate
+    return handlers[0] if alone and isinstance(handlers[0], LineHandler) else None
+
+
+class LineFormatter(logging.Formatter, ABC):
+    """What a record was given as `extra` is part of its line."""
+
+    @abstractmethod
+    def line(
+        self, seconds: float, level: str, logger: str, message: str, fields: dict[str, object], traceback: str = ""
+    ) -> str:
+        """`seconds` since the epoch."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_extra_fields(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        traceback = self.formatException(record.exc_info) if record.exc_info else ""
+        fields = _extra_fields(record)
+        return self.line(record.created, record.levelname, record.name, record.getMessage(), fields, traceback)
+
+
+class JsonFormatter(LineFormatter):
+    """One JSON object per line."""
+
+    def line(
+        self, seconds: float, level: str, logger: str, message: str, fields: dict[str, object], traceback: str = ""
+    ) -> str:
+        line = {"time": _time(seconds), "level": level.lower(), "logger": logger, "message": message, **fields}
+        if traceback:
+            line["exception"] = traceback
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(LineFormatter):
     """`2026-01-31T10:00:00.000+00:00 info service.access request status=200 ...`, then a traceback if there is one."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = "".join(f" {name}={_quoted(value)}" for name, value in _extra_fields(record).items())
-        line = f"{time} {record.levelname.lower():<7} {record.name} {_one_line(record.getMessage())}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+    def line(
+        self, seconds: float, level: str, logger: str, message: str, fields: dict[str, object], traceback: str = ""
+    ) -> str:
+        said = "".join([f" {name}={_quoted(value)}" for name, value in fields.items()])
+        line = f"{_time(seconds)} {level.lower():<7} {logger} {_one_line(message)}{said}"
+        return f"{line}\n{traceback}" if traceback else line
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
@@ -139,6 +181,8 @@ def _extra_fields(record: logging.LogRecord) -> dict[str, object]:
 
 def _quoted(value: object) -> str:
     text = str(value)
+    if type(value) in _NUMBERS:
+        return text
     plain = text.isprintable() and _SPECIAL.isdisjoint(text)
     return text if plain and text else json.dumps(text)
 
@@ -150,7 +194,7 @@ def _one_line(message: str) -> str:
 
 def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
     """Sends every logger of the process through one handler. Uvicorn's own access log is replaced by ours."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = LineHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

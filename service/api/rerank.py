@@ -5,10 +5,10 @@ under /v2, whose clients count on it, a score lies in [0, 1] and documents are c
 is, the tasks know. Runs in the API process, on the event loop.
 """
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from msgspec.structs import replace
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from starlette.responses import Response
 

@@ -23,6 +23,8 @@ from service.tracing import Tracer
 RECORD_KEY = "request_record"
 BODY_KEY = "json_body"
 """Where a request's scope has what its body says, once that has been read and found sound."""
+WHOLE_KEY = "is_whole"
+"""In the scope of a request that has come whole: nothing of it has to be waited for."""
 
 
 class Engine(Protocol):

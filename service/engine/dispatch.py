@@ -220,22 +220,21 @@ class Dispatcher:
         """Whether the last step left out others than those whose grammar is being compiled."""
         return lane.num_passed_over > len(lane.compiling)
 
-    def _step_tokens(self, flight: EncodeFlight) -> int:
-        return max(self._max_batch_tokens, flight.model.step_tokens)
-
     def _queue_of(self, lane: _Lane, flight: Flight) -> FairQueue:
         return lane.bulk if self._is_bulk(flight) else lane.waiting
 
     def _is_bulk(self, flight: Flight) -> bool:
-        return isinstance(flight, EncodeFlight) and flight.cost_tokens > self._step_tokens(flight)
+        is_small = flight.cost_tokens <= self._max_batch_tokens or flight.cost_tokens <= flight.model.step_tokens
+        return not is_small and isinstance(flight, EncodeFlight)
 
     def _has_room(self, lane: _Lane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
             if self._is_bulk(flight):
                 outranks = all(lane.inside[number].priority < flight.priority for number in lane.bulk_inside)
                 return len(lane.bulk_inside) < (2 if outranks else 1) * BULK_REQUESTS
-            window = max(self._window_tokens, 2 * self._step_tokens(flight))
-            return lane.single_pass_tokens == 0 or lane.single_pass_tokens + flight.cost_tokens <= window
+            num_tokens = lane.single_pass_tokens + flight.cost_tokens
+            in_window = num_tokens <= self._window_tokens or num_tokens <= 2 * flight.model.step_tokens
+            return lane.single_pass_tokens == 0 or in_window
         num_tokens = lane.unstarted_tokens + flight.num_prompt_tokens
         if len(lane.unstarted) >= SPARE_PROMPTS and num_tokens > self._window_tokens:
             return False

@@ -7,13 +7,15 @@ Pure data: no clock, no I/O. Runs in the API process.
 
 import heapq
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Ticket:
+class _Ticket(NamedTuple):
+    """In the order in which a client's requests are taken; numbers differ."""
+
     negative_priority: int
     number: int
-    cost_tokens: int = field(compare=False)
+    cost_tokens: int
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from model.batch import SamplingParams
 from service.engine.models import LoadedModel
 from service.engine.protocol import Encode, EncodeInput, EncodeOutput, EncodeResult, Generate, TokenOutput
@@ -32,8 +34,7 @@ class GenerateRequest:
     task: str = "generate"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeRequest:
+class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     output: EncodeOutput
     inputs: list[EncodeInput]

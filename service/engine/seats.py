@@ -5,6 +5,8 @@ Who is given it while there is a place has one, the next in line gets it when so
 be computed has one whatever was thought before. Pure data. Runs in the API process.
 """
 
+from operator import add, le, sub
+
 from service.engine.flight import Flight
 
 Size = tuple[int, ...]
@@ -48,18 +50,17 @@ class Seats:
 
     def leave(self, number: int) -> None:
         if (size := self._seated.pop(number, None)) is not None:
-            self._taken = tuple(taken - part for taken, part in zip(self._taken, size, strict=True))
+            self._taken = tuple(map(sub, self._taken, size))
         self._stand_no_more(number)
         while self._standing and self._has_place(self._standing[head := next(iter(self._standing))][1]):
             self.started(head)
 
     def _has_place(self, size: Size) -> bool:
-        parts = zip(self._taken, size, self._limits, strict=True)
-        return not self._seated or all(taken + part <= limit for taken, part, limit in parts)
+        return not self._seated or all(map(le, map(add, self._taken, size), self._limits))
 
     def _seat(self, number: int, size: Size) -> None:
         self._seated[number] = size
-        self._taken = tuple(taken + part for taken, part in zip(self._taken, size, strict=True))
+        self._taken = tuple(map(add, self._taken, size))
 
     def _stand_no_more(self, number: int) -> Size | None:
         """Returns its size if it stood."""

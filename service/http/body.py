@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.state import BODY_KEY, scope_record
+from service.api.state import BODY_KEY, WHOLE_KEY, scope_record
 from service.engine.aliases import sticky_key_context
 from service.errors import ClientGone, InvalidRequest, PayloadTooLarge, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, UnsupportedMediaType, UrlTooLong, send_error
@@ -67,12 +67,10 @@ class BodyReader:
         declared = _declared_length(headers)
         if declared is not None and declared > self._limits.max_bytes:
             raise self._too_large(f"{declared:,}")
-        try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                await self._receive_all(receive, body, inflater)
-        except TimeoutError as error:
-            message = f"the body did not arrive within {self._limits.timeout_seconds:g} seconds"
-            raise BodyTimeout(message) from error
+        if WHOLE_KEY in scope["state"]:
+            await self._receive_all(receive, body, inflater)
+        else:
+            await self._receive_in_time(receive, body, inflater)
         if body:
             _check_media_type(headers)
             said = scope["state"][BODY_KEY] = await self._check(bytes(body))
@@ -82,6 +80,14 @@ class BodyReader:
         if len(body) <= INLINE_BYTES:
             return check_json(body, self._limits.max_json_depth)
         return await asyncio.to_thread(check_json, body, self._limits.max_json_depth)
+
+    async def _receive_in_time(self, receive: Receive, body: bytearray, inflater: Inflater | None) -> None:
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                await self._receive_all(receive, body, inflater)
+        except TimeoutError as error:
+            message = f"the body did not arrive within {self._limits.timeout_seconds:g} seconds"
+            raise BodyTimeout(message) from error
 
     async def _receive_all(self, receive: Receive, body: bytearray, inflater: Inflater | None) -> None:
         more = True

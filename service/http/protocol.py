@@ -11,6 +11,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.state import WHOLE_KEY
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.http.envelope import BodyTimeout, HeadersTooLarge, encode_error, error_headers
 from service.http.gate import is_probe
@@ -64,8 +65,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._in_headers and self._header_timer is None:
-            self._expect_headers()
         self._received_bytes += len(data)
         self._unset_keepalive_if_required()
         try:
@@ -73,8 +72,15 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("this is not HTTP/1.1")
             return
-        if self._in_headers and self._received_bytes > self.limits.max_header_bytes:
+        if self._in_headers and self._received_bytes:
+            self._go_on_with_headers()
+
+    def _go_on_with_headers(self) -> None:
+        """They are not complete yet: most requests come whole, and need no timer."""
+        if self._received_bytes > self.limits.max_header_bytes:
             self._refuse(self._headers_too_large())
+        elif self._header_timer is None and not self.transport.is_closing():
+            self._expect_headers()
 
     def on_message_begin(self) -> None:
         if not self._in_body_of_upgrade:
@@ -107,6 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # only for the parser: see `_go_on_after_upgrade`
         self._in_body_of_upgrade = False
         super().on_message_complete()
+        self.scope["state"][WHOLE_KEY] = True
         self._in_headers = True
         self._received_bytes = 0
 

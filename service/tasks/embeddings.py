@@ -6,10 +6,11 @@ Knows neither HTTP nor tensors beyond numpy. Runs in the API process.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from model.embedding_config import ActivationName, Normalize, Similarity

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,8 +39,7 @@ class EncodeEngine(Protocol):
     async def encode(self, request: EncodeRequest) -> list[EncodeResult]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions:
+class EncodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What holds for all texts of a request. `deadline` is in `time.monotonic()` seconds."""
 
     task: str
@@ -54,17 +54,12 @@ class EncodeOptions:
 
     def room(self, *, side: Side = "longest", max_tokens: int | None = None) -> "Room":
         """`max_tokens` is a further limit, of the task."""
-        limits = [limit for limit in (self.max_tokens, max_tokens) if limit is not None]
-        return Room(
-            truncate=self.truncate,
-            side=side,
-            max_tokens=min(limits, default=None),
-            max_part_tokens=self.max_part_tokens,
-        )
+        if max_tokens is None or (self.max_tokens is not None and self.max_tokens < max_tokens):
+            max_tokens = self.max_tokens
+        return Room(truncate=self.truncate, side=side, max_tokens=max_tokens, max_part_tokens=self.max_part_tokens)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Room(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a text is read, and what of it gives way: the limits are those of `EncodeOptions`."""
 
     truncate: Truncation = False

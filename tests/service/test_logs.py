@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import logging.handlers
 import sys
 
 import pytest
@@ -110,6 +111,17 @@ def test_access_line_has_all_that_is_known_in_milliseconds(record, configured):
         "total_ms": 500.0,
         "finish_reason": "stop",
     }
+
+
+def test_access_line_reaches_handlers_that_others_have_added_and_says_the_same(record, configured):
+    record.status, record.first_token_seconds = 200, 0.0
+    alone = access_fields(record, configured("json"))
+    buffer, other = configured("json"), logging.handlers.MemoryHandler(10)
+    logging.getLogger().addHandler(other)
+    beside = access_fields(record, buffer)
+    assert {**beside, "time": ""} == {**alone, "time": ""}
+    assert beside["ttft_ms"] == 0.0
+    assert [line.getMessage() for line in other.buffer] == ["request"]
 
 
 @pytest.mark.parametrize("log_prompts", [False, True])
