@@ -40,6 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--prompts", type=_file, help="draw prompts from this file: a line each, or JSONL")
     work.add_argument("--encoding-format", choices=("float", "base64"), help="of embeddings (default: the server's)")
     work.add_argument("--labels", help="for classify: labels that the texts are judged by, separated by commas")
+    work.add_argument(
+        "--ends-by-reason", action="store_true", help="the server ends streams with a finish_reason, without [DONE]"
+    )
     work.add_argument("--no-stream", action="store_true", help="ask for whole answers")
     work.add_argument("--seed", type=int, default=0)
     load = parser.add_argument_group("load")
@@ -120,9 +123,8 @@ async def measure(options: argparse.Namespace) -> list[Figures]:
     runs, jobs = [], workload.jobs()
     for concurrency in options.concurrency:
         count = options.requests or (sys.maxsize if options.seconds else max(4 * concurrency, 8))
-        records = await closed_loop(
-            options.url, headers, jobs, concurrency=concurrency, count=count, seconds=options.seconds or math.inf
-        )
+        ahead, seconds = workload.ahead(jobs, count), options.seconds or math.inf
+        records = await closed_loop(options.url, headers, ahead, concurrency=concurrency, count=count, seconds=seconds)
         runs.append(figures(f"{options.label}c={concurrency}", records, limits))
     return runs
 
@@ -152,6 +154,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         labels=tuple(options.labels.split(",")) if options.labels else (),
         path=options.path,
         fields=options.fields,
+        ends_by_reason=options.ends_by_reason,
         seed=options.seed,
     )
 

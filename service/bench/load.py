@@ -35,8 +35,9 @@ class Record:
 class _StreamReader:
     """Notes when text came in an SSE answer; a plain JSON answer is read for its usage when it is complete."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, *, ends_by_reason: bool) -> None:
         self._record = record
+        self._ends_by_reason = ends_by_reason
         self._rest = b""
         self._plain: list[bytes] = []
         self._has_begun = self._is_done = False
@@ -63,8 +64,11 @@ class _StreamReader:
         if usage := event.get("usage"):
             record.num_output_tokens = usage.get("completion_tokens", record.num_output_tokens)
             record.num_prompt_tokens = usage.get("prompt_tokens", 0)
-        if any(_shows_text(choice) for choice in event.get("choices", ())):
+        choices = event.get("choices", ())
+        if any(map(_shows_text, choices)):
             record.chunk_times.append(now)
+        if self._ends_by_reason and any(choice.get("finish_reason") for choice in choices):
+            self._is_done = True
 
     def close(self) -> None:
         record = self._record
@@ -75,7 +79,8 @@ class _StreamReader:
         elif self._has_begun:
             record.num_output_tokens = record.num_output_tokens or len(record.chunk_times)
             if not self._is_done and record.error is None:
-                record.error = "the stream ended without [DONE]"
+                end = "a finish_reason" if self._ends_by_reason else "[DONE]"
+                record.error = f"the stream ended without {end}"
 
 
 def _shows_text(choice: dict[str, Any]) -> bool:
@@ -97,7 +102,7 @@ def _usage(answer: bytes) -> dict[str, int]:
 
 async def send(connection: Connection, job: Job) -> Record:
     record = Record(sent=time.perf_counter(), num_items=job.num_items)
-    reader = _StreamReader(record)
+    reader = _StreamReader(record, ends_by_reason=job.ends_by_reason)
     try:
         await connection.post(job.path, job.body, reader.feed)
         reader.close()

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ money story fact month lot right study book eye job word business issue side kin
 """.split()
 
 
+TOKENS_AHEAD = 1 << 19
+"""Prompts of so many tokens are made before the clock starts: what makes them would take its time from the server."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One request: its JSON body, the path it goes to, how many texts it holds, and when it is sent (seconds)."""
@@ -29,6 +34,8 @@ class Job:
     body: bytes
     num_items: int = 1
     at_seconds: float = 0.0
+    ends_by_reason: bool = False
+    """Its stream has ended with a finish_reason: the server sends no `[DONE]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,7 @@ class Workload:
     labels: tuple[str, ...] = ()
     path: str | None = None
     fields: dict[str, Any] | None = None
+    ends_by_reason: bool = False
     seed: int = 0
 
     def jobs(self) -> Iterator[Job]:
@@ -56,6 +64,11 @@ class Workload:
         draw = random.Random(self.seed)
         while True:
             yield self.job(draw, self.prompt_tokens, self.output_tokens)
+
+    def ahead(self, jobs: Iterator[Job], count: int) -> Iterator[Job]:
+        """The same `jobs`, of which the next are made now: `count`, or what takes a moment."""
+        moment = TOKENS_AHEAD // max(1, self.prompt_tokens * self.items)
+        return chain(list(islice(jobs, min(count, max(1, moment)))), jobs)
 
     def job(self, draw: random.Random, prompt_tokens: int, output_tokens: int, at_seconds: float = 0.0) -> Job:
         body: dict[str, Any] = {"model": self.model} if self.model else {}
@@ -77,7 +90,8 @@ class Workload:
             case _:
                 raise ValueError(f"no workload for endpoint '{self.endpoint}'")
         body = {name: value for name, value in (body | (self.fields or {})).items() if value is not None}
-        return Job(self.path or f"/v1/{self.endpoint}", json.dumps(body).encode(), self.items, at_seconds)
+        path, encoded = self.path or f"/v1/{self.endpoint}", json.dumps(body).encode()
+        return Job(path, encoded, self.items, at_seconds, self.ends_by_reason)
 
     def _generation(self, output_tokens: int) -> dict[str, Any]:
         body = {"max_tokens": output_tokens, "stream": self.stream, "temperature": 0.0, "ignore_eos": True}

@@ -80,6 +80,7 @@ def measured(running: Running, cell: Cell, *, seed: int, cache: Path) -> dict[st
         return _piped(running, cell, seed)
     arguments = ["--url", running.url, "--seed", str(seed), "--concurrency", str(cell.streams)]
     arguments += ["--seconds", str(cell.seconds), "--fields", json.dumps(running.peer.fields)]
+    arguments += running.peer.options
     if cell.is_embedding:
         arguments += ["--endpoint", "embeddings", "--items", str(cell.items), "--encoding-format", "base64"]
         arguments += ["--prompt-tokens", str(cell.prompt_tokens - SPECIAL_TOKENS)]

@@ -49,7 +49,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """`fields` go over each request's body; `text` peers take no token ids; `max_streams` bounds what is slow."""
+    """`fields` go over each request's body, `options` to our bench; `text` peers take no token ids; `max_streams`
+    bounds what is slow."""
 
     name: str
     precisions: tuple[str, ...]
@@ -57,6 +58,7 @@ class Peer:
     health: str = "/health"
     environment: Callable[[Place], dict[str, str]] = lambda place: {}
     fields: dict[str, object] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
     text: bool = False
     max_streams: int = 64
     piped: bool = False
@@ -180,6 +182,7 @@ GENERATORS = (
             "ignore_eos": None,
             "generation_config": '{"do_sample": false, "eos_token_id": null, "pad_token_id": 0}',
         },
+        options=("--ends-by-reason",),
         text=True,
         max_streams=16,
     ),

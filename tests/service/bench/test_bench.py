@@ -165,6 +165,26 @@ async def test_a_stream_without_its_end_is_a_failure(answer: bytes) -> None:
     assert record.error
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_whole"), [(CHAT, True), (CHAT[: CHAT.index(b'{"choices": [{"delta": {}')], False)]
+)
+async def test_a_server_may_end_its_streams_by_their_reason_where_that_is_said(answer: bytes, is_whole: bool) -> None:
+    server, url = await _serve(answer)
+    jobs = Workload(ends_by_reason=True).jobs()
+    (record,) = await closed_loop(url, {}, jobs, concurrency=1, count=1)
+    server.close()
+    assert (record.error is None) is is_whole
+
+
+def test_jobs_that_are_made_ahead_are_the_same_and_none_comes_twice() -> None:
+    workload = Workload(prompt_tokens=4)
+    expected = [job.body for job in itertools.islice(workload.jobs(), 20)]
+    jobs = workload.jobs()
+    found = [job.body for job in itertools.islice(workload.ahead(jobs, 8), 10)]
+    found += [job.body for job in itertools.islice(workload.ahead(jobs, 2), 10)]
+    assert found == expected
+
+
 async def test_what_does_not_speak_http_is_a_failure() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
