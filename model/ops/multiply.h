@@ -109,8 +109,10 @@ AVX512 void few_rows_avx512(const Rows& x, const Weights& w, const Output& out, 
 template <typename Kind>
 AVX512 void multiply_avx512(const Rows& x, const Weights& w, const Output& out, int64_t begin, int64_t end) {
   int64_t pair = begin;
-  if (x.m == 1)  // as many panels side by side as leave the reading of memory little to wait for
+  if (x.m == 1) {  // as many panels side by side as leave the reading of memory little to wait for
     for (; pair + 4 <= end; pair += 4) block_avx512<Kind, 1, 4>(x, w, out, {}, 0, pair);
+    for (; pair + 2 <= end; pair += 2) block_avx512<Kind, 1, 2>(x, w, out, {}, 0, pair);
+  }
   if (x.m <= MOST_SUMS)
     for (; pair < end; ++pair) few_rows_avx512<Kind>(x, w, out, pair);
   for (; pair + 2 <= end; pair += 2) rows_avx512<Kind, 2>(x, w, out, pair);
