@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.adapters.low_rank import StepAdapters
 from model.attention.attend import CachedAttend
 from model.attention.interface import Attend
 from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, Int8Linear
@@ -42,14 +43,19 @@ class JoinedLayers(nn.Module):
             self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0)
 
     def forward(
-        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+        self,
+        hidden: Tensor,
+        delta: Tensor | None,
+        rotations: list[Rotation],
+        attend: Attend,
+        adapters: StepAdapters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As a layer has it, but for `delta`: before the first layer there is none."""
         assert isinstance(attend, CachedAttend)
         assert delta is None
-        if not library.attends(attend.cache.block_size, self._head_size):
+        if adapters is not None or not library.attends(attend.cache.block_size, self._head_size):
             for layer in self.layers:
-                hidden, delta = layer(hidden, delta, rotations, attend)
+                hidden, delta = layer(hidden, delta, rotations, attend, adapters)
             assert delta is not None
             return hidden, delta
         layout = attend.layout
