@@ -20,6 +20,7 @@ from model.text_messages import check_template
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
+from service.engine.adapters import load_adapter
 from service.engine.client import EngineClient
 from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
@@ -51,6 +52,9 @@ def load_directory(settings: Settings) -> ModelDirectory:
     directory = ModelDirectory(other_names=settings.aliases)
     for source in settings.model:
         model = load_model(source, settings)
+        directory[model.key if model.name in directory else model.name] = model
+    for source in settings.adapter:
+        model = load_adapter(source, settings, directory)
         directory[model.key if model.name in directory else model.name] = model
     return directory
 
@@ -87,6 +91,7 @@ def _read_model(source: ModelSource, folder: Path, settings: Settings) -> Loaded
         tokenizer=tokenizer,
         chat_template=chat_template,
         languages=languages,
+        asked_for=source.location,
     )
 
 

@@ -26,7 +26,9 @@ class Neighbours:
 
     @classmethod
     def of(cls, specs: Sequence[ModelSpec], place: int) -> "Neighbours":
-        return cls(tuple(specs[:place]), tuple(specs[place + 1 :]))
+        """Adapters that share a base need little and come last: nothing is kept for them."""
+        earlier, later = specs[:place], specs[place + 1 :]
+        return cls(*(tuple(spec for spec in part if spec.shares is None) for part in (earlier, later)))
 
     def cpu_share(self) -> int:
         return CPU_CACHE_BYTES // (1 + _num_sharing((*self.earlier, *self.later)))

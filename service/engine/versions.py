@@ -35,7 +35,7 @@ POLLS_PER_COLLECTION = 20
 
 @dataclass(frozen=True, slots=True)
 class _Former:
-    """What a rollback goes back to; the copies hold no weights and keep nothing loaded."""
+    """What a rollback goes back to; the copies hold no weights and keep nothing loaded, but an adapter's its base."""
 
     alias: Alias
     models: dict[str, LoadedModel] = field(default_factory=dict)
@@ -88,11 +88,18 @@ class Versions:
         others = [entry for entry in models.values() if entry is not model]
         if not others:
             raise SwapFailed(f"{model.key} is the last checkpoint of the service")
+        if adapters := models.adapters_of(model.key):
+            names = ", ".join(adapter.key for adapter in adapters)
+            raise SwapFailed(f"{model.key} is the base of {names}: take them out of service first")
         alias = self.alias_of(model.name)
         same_name = [entry for entry in others if entry.name == model.name]
         if same_name and (alias.weights.get(model.version, 0) > 0 or alias.shadow == model.version):
             raise SwapFailed(f"{model.key} has a share of '{model.name}': give it to another version first")
-        self._former.pop(model.name, None)
+        self._former = {
+            key: former
+            for key, former in self._former.items()
+            if key != model.name and all(copy.base is not model for copy in former.models.values())
+        }
         self._retire(model)
 
     def alias_of(self, name: str) -> Alias:
