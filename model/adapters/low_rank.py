@@ -10,6 +10,7 @@ Legend: T tokens of the step, M of them with one adapter, r rank, K inputs, N ou
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,6 @@ class PackedLowRank:
     """The same on the compiled operators, by which a row's result does not depend, to a bit, on those beside it."""
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.rank, self.num_inputs = a.shape
-        self.num_outputs = len(b)
         self.a: Tensor = torch.ops.slimpajama.pack_bf16(a)
         self.b: Tensor = torch.ops.slimpajama.pack_bf16(b)
 
@@ -46,9 +45,7 @@ class PackedLowRank:
         return self.a.nbytes + self.b.nbytes
 
     def add(self, x: Tensor, out: Tensor) -> None:
-        small = torch.ops.slimpajama.linear_bf16(x, self.a, None, self.rank, False)  # [M, r]
-        added = torch.ops.slimpajama.linear_bf16(small, self.b, None, self.num_outputs, True)  # [M, N] float32
-        out.copy_(added.add_(out))
+        torch.ops.slimpajama.add_low_rank(x, self.a, self.b, out)
 
 
 Product = LowRank | PackedLowRank
@@ -64,6 +61,8 @@ class AdapterWeights:
             a, b = a.to(device, dtype).contiguous(), b.to(device, dtype).contiguous()
             product = PackedLowRank(a, b) if library.serves(a) else LowRank(a, b)
             self.layers.setdefault(layer, {})[projection] = product
+        self.joined: Any = None
+        """All of them as one, for the operator that computes all layers (`model.compiled_decoder`)."""
 
     @property
     def num_bytes(self) -> int:

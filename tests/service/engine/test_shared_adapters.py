@@ -147,6 +147,16 @@ def test_an_adapter_that_is_dropped_fails_what_is_left_of_its_requests(folders: 
         lane.submit("one", PROMPTS[0])
 
 
+def test_rows_of_one_adapter_are_side_by_side_in_a_step(folders: dict[str, Path]) -> None:
+    """So that each adapter's weights are read once a step, for all of its rows."""
+    lane = Lane(load_directory(settings_of(folders)))
+    for place, name in enumerate(("two", "one", "base", "two", "base", "one")):
+        lane.submit(name, [10 + place, 20, 30])
+    batch = lane.lane._scheduler.schedule(time.monotonic())
+    assert [row.adapter for row in batch.rows] == [None, None, 1, 1, 2, 2]
+    assert [row.prompt_ids[0] for row in batch.rows] == [12, 14, 11, 15, 10, 13]
+
+
 def test_adapters_take_nothing_of_what_the_base_may_have_as_cache(folders: dict[str, Path]) -> None:
     directory = load_directory(settings_of(folders))
     specs = [model.spec for model in directory.values()]
@@ -173,8 +183,8 @@ async def test_a_worker_that_is_killed_costs_nobody_a_token(engine: EngineClient
     requests = [
         GenerateRequest(
             model=engine.models[name].key,
-            prompt_ids=PROMPTS[place % 3],
-            sampling=SamplingParams(max_tokens=60, temperature=0.8, seed=place),
+            prompt_ids=PROMPTS[place // 3 % 3],
+            sampling=SamplingParams(max_tokens=60, temperature=0.8, seed=place // 3),
         )
         for place, name in enumerate(names)
     ]
