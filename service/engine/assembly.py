@@ -95,8 +95,8 @@ def _read_model(source: ModelSource, folder: Path, settings: Settings) -> Loaded
     )
 
 
-def prepare_model(settings: Settings, name: str, deployment: Deployment) -> LoadedModel:
-    """A checkpoint that is to be served later; what the deployment leaves open is as configured.
+def prepare_model(settings: Settings, name: str, deployment: Deployment, served: ModelDirectory) -> LoadedModel:
+    """A checkpoint that is to be served later, beside those that are; what the deployment leaves open is as configured.
 
     Raises:
         CheckpointError, ValueError: it cannot be found, or is not what it should be.
@@ -111,6 +111,10 @@ def prepare_model(settings: Settings, name: str, deployment: Deployment) -> Load
         "max_model_len": deployment.max_model_len,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
+    if deployment.adapter:
+        if given:
+            raise ValueError(f"{', '.join(given)}: an adapter has its base's")
+        return load_adapter(source, settings, served)
     return load_model(source, settings.model_copy(update=given))
 
 

@@ -20,7 +20,7 @@ from model.tokenizer import TokenizerError
 from service.engine.aliases import Alias
 from service.engine.deployment import Deployment, Owner, Prepare
 from service.engine.memory import free_memory
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.probation import Probation
 from service.errors import ModelNotFound, ServiceError, SwapFailed, Unavailable
 
@@ -148,7 +148,8 @@ class Versions:
         if self._prepare is None or self._owner.state not in ("ready", "restarting"):
             raise Unavailable(f"the service is {self._owner.state}: no version can be loaded now", retry_after=2.0)
         try:
-            model = await asyncio.to_thread(self._prepare, name, deployment)
+            served = ModelDirectory(self._owner.models, self._owner.models.other_names)
+            model = await asyncio.to_thread(self._prepare, name, deployment, served)
         except (CheckpointError, TokenizerError, ValueError, OSError) as error:
             raise SwapFailed(f"'{deployment.source}' cannot be used: {error}", param="source") from error
         if self._owner.models.by_key(model.key) is not None:
