@@ -15,8 +15,8 @@ from model.adapters.folder import TOKENIZER_FILES, is_adapter, joined
 from model.adapters.places import shared_pairs
 from model.chat_template import ChatTemplate
 from model.description import describe, read_architecture
-from model.errors import CheckpointError, UnsupportedArchitectureError
-from model.hub import resolve
+from model.errors import CheckpointError, HubError, UnsupportedArchitectureError
+from model.hub import fetch, resolve
 from model.tokenizer import Tokenizer
 from service.engine.models import LoadedModel, ModelDirectory
 from service.model_source import ModelSource
@@ -30,7 +30,7 @@ def load_adapter(source: ModelSource, settings: Settings, models: ModelDirectory
     )
     if not is_adapter(folder):
         raise CheckpointError(f"{folder} is no LoRA adapter: it has no adapter_config.json, or whole weights beside it")
-    base = _base_of(folder, read_adapter_config(folder), models)
+    base = _base_of(folder, read_adapter_config(folder), settings, models)
     base_folder = Path(base.spec.folder)
     try:
         shared_pairs(folder, base_folder)
@@ -56,19 +56,20 @@ def load_adapter(source: ModelSource, settings: Settings, models: ModelDirectory
     )
 
 
-def _base_of(folder: Path, config: AdapterConfig, models: ModelDirectory) -> LoadedModel:
+def _base_of(folder: Path, config: AdapterConfig, settings: Settings, models: ModelDirectory) -> LoadedModel:
     """The checkpoint that the adapter's settings name: by its folder, or by a name that it is served under.
 
-    A name's last part will do (`Llama-3.2-1B` of `meta-llama/Llama-3.2-1B`), unless there is such a folder and it is
-    another one. Of a name with several versions it is the one that has the name itself.
+    Of a hub name the last part will do (`Llama-3.2-1B` of `meta-llama/Llama-3.2-1B`), also of a folder that is not
+    there. Of a name with several versions it is the one that has the name itself.
     """
-    beside = folder / os.path.expanduser(config.base)
-    is_there = bool(config.base) and os.path.isdir(beside)  # which is False for names that no system takes
     names = models.names()
-    wanted = [config.base] if is_there else [config.base, Path(config.base).name]
-    found = next((model for model in models.values() if is_there and _is_at(model, beside)), None)
-    found = found or next((model for model in models.values() if model.asked_for == config.base), None)
-    found = found or next((names[name] for name in wanted if name in names), None)
+    beside = folder / os.path.expanduser(config.base)
+    if config.base and os.path.isdir(beside):  # which is False for names that no system takes
+        found = _at(beside, models) or names.get(config.base)
+    else:
+        found = next((model for model in models.values() if model.asked_for == config.base), None)
+        found = found or names.get(config.base) or _at(_cached(config, settings), models)
+        found = found or names.get(Path(config.base).name)
     if found is None:
         raise CheckpointError(
             f"{folder}: its base, {config.base!r} by adapter_config.json, is not served; give it as --model, or let "
@@ -79,6 +80,20 @@ def _base_of(folder: Path, config: AdapterConfig, models: ModelDirectory) -> Loa
     if found.description.network != "decoder" or found.description.head != "language_model":
         raise UnsupportedArchitectureError(f"{folder}: its base, '{found.name}', is no decoder that generates")
     return found
+
+
+def _at(folder: Path | None, models: ModelDirectory) -> LoadedModel | None:
+    if folder is None:
+        return None
+    return next((model for model in models.values() if Path(model.location).resolve() == folder.resolve()), None)
+
+
+def _cached(config: AdapterConfig, settings: Settings) -> Path | None:
+    """Where the hub's cache has the base, which may be served as a folder."""
+    try:
+        return fetch(config.base, config.base_revision, cache_dir=settings.cache_dir, offline=True)
+    except HubError:
+        return None
 
 
 def _check_same_network(folder: Path, whole: Path, base: LoadedModel) -> None:
@@ -110,10 +125,6 @@ def _tokenizer(folder: Path, whole: Path, base: LoadedModel) -> Tokenizer:
             file="tokenizer.json",
         )
     return tokenizer
-
-
-def _is_at(model: LoadedModel, folder: Path) -> bool:
-    return Path(model.location).resolve() == folder.resolve()
 
 
 def _same(one: Path, other: Path) -> bool:
