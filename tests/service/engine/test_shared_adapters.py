@@ -157,11 +157,13 @@ def test_rows_of_one_adapter_are_side_by_side_in_a_step(folders: dict[str, Path]
     assert [row.prompt_ids[0] for row in batch.rows] == [12, 14, 11, 15, 10, 13]
 
 
-def test_adapters_take_nothing_of_what_the_base_may_have_as_cache(folders: dict[str, Path]) -> None:
-    directory = load_directory(settings_of(folders))
-    specs = [model.spec for model in directory.values()]
-    assert len(specs) == 3
-    assert Neighbours.of(specs, 0) == Neighbours()
+def test_adapters_have_no_cache_of_their_own_and_need_room_for_their_weights(folders: dict[str, Path]) -> None:
+    specs = [model.spec for model in load_directory(settings_of(folders)).values()]
+    files = [folders[name] / "adapter_model.safetensors" for name in ("one", "two")]
+    beside = Neighbours.of(specs, 0)
+    assert len(beside.later) == 2
+    assert beside.cpu_share() == Neighbours().cpu_share()
+    assert beside.gpu_share(1 << 30) == (1 << 30) - 2 * sum(file.stat().st_size for file in files)
 
 
 @pytest.fixture
