@@ -112,10 +112,14 @@ def _linears(layer: Any) -> list[Any]:
 
 def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
     """Packed A and B beside each of `_linears`, empty where there are none."""
-    nothing = torch.empty(0)
-    products = [weights.layers.get(layer, {}).get(name) for name in PROJECTIONS]
-    pairs = [(found.a, found.b) if isinstance(found, PackedLowRank) else (nothing, nothing) for found in products]
-    return [tensor for pair in pairs for tensor in pair]
+    products = weights.layers.get(layer, {})
+    assert products.keys() <= set(PROJECTIONS)
+    tensors: list[Tensor] = []
+    for name in PROJECTIONS:
+        found = products.get(name)
+        assert found is None or isinstance(found, PackedLowRank), "the network's dtype is the adapter's"
+        tensors += [torch.empty(0), torch.empty(0)] if found is None else [found.a, found.b]
+    return tensors
 
 
 def _tensors(linear: CompiledLinear | Int8Linear) -> list[Tensor]:

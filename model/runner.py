@@ -187,8 +187,8 @@ class Runner:
         return self.network.decode(*self._ids_and_positions(rows, inputs), attend, cross), None
 
     def _adapters_of(self, rows: Sequence[Row], inputs: StepInputs) -> StepAdapters | None:
-        """None, too, where there are none at all: that costs nothing."""
-        if not self.adapters or all(row.adapter is None for row in rows):
+        """None where no row has one."""
+        if all(row.adapter is None for row in rows):
             return None
         weights = [None if row.adapter is None else self.adapters[row.adapter] for row in rows]
         return StepAdapters(runs_of(weights, inputs.query_starts.tolist()))

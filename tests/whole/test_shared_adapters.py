@@ -124,6 +124,16 @@ async def test_grammars_and_chats_hold_for_adapters(make_service: MakeService, f
     response = await service.client.post("/v1/completions", json=body)
     assert response.status_code == 200, response.text
     assert response.json()["choices"][0]["text"].isdigit()
+    for parameters, status in (({"adapter_id": "one"}, 200), ({"adapter_id": "base"}, 400)):
+        answer = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 12} | parameters}
+        response = await service.client.post("/generate", json=answer)
+        assert response.status_code == status, response.text
+        if status == 200:
+            greedy = {"model": "one", "prompt": answer["inputs"], "max_tokens": 12, "temperature": 0}
+            expected = (await service.client.post("/v1/completions", json=greedy)).json()["choices"][0]["text"]
+            assert response.json()["generated_text"] == expected
+        else:
+            assert response.json()["error"]["message"].endswith("adapters: one")
     chat = {"model": "one", "messages": [{"role": "user", "content": "Tell a story."}], "max_tokens": 5}
     response = await service.client.post("/v1/chat/completions", json=chat)
     assert response.status_code == 200, response.text

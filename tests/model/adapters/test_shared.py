@@ -1,5 +1,7 @@
 """Adapters beside the base that they share compute what they compute merged into it, and PEFT before anything is."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor
 
+from model.adapters.folder import joined
 from model.adapters.low_rank import AdapterWeights, StepAdapters, runs_of
 from model.adapters.pairs import load_adapter_weights
 from model.adapters.places import MAX_RANK
@@ -19,13 +23,15 @@ from model.checkpoint import load_network
 from model.compiled_layers import compile_layers
 from model.decoder import Decoder
 from model.errors import CheckpointError, UnsupportedArchitectureError
+from model.gguf.folder import unpack
 from model.ops import library
 from model.packed_linear import pack
-from tests.model.adapters.conftest import IDS, RECORDED, Store, logits, pair, read_recording
+from tests.model.adapters.conftest import IDS, RECORDED, SETTINGS, Store, logits, pair, read_recording
 from tests.model.adapters.test_families import FAMILIES
 from tests.model.adapters.test_merging import merge_by_hand
 from tests.model.decoder.conftest import CASES as DECODERS
 
+REFERENCE = Path(__file__).parents[2] / "reference"
 CPU = torch.device("cpu")
 QUERY = "model.layers.0.self_attn.q_proj"
 NAMED = f"base_model.model.{QUERY}"
@@ -194,3 +200,25 @@ def test_a_base_that_does_not_generate_from_a_decoder_is_refused(store: Store) -
     )
     with pytest.raises(UnsupportedArchitectureError, match="no decoder that generates"):
         weights_of(folder)
+
+
+def test_a_gguf_file_can_be_the_base(tmp_path: Path) -> None:
+    """Its queries and keys are stored in another order than the modules of the adapter have them."""
+    file = tmp_path / "story.gguf"
+    file.write_bytes(gzip.decompress((REFERENCE / "gguf/bpe-smollm.gguf.gz").read_bytes()))
+    unpacked = unpack(file)
+    assert unpacked is not None
+    base = unpacked.folder
+    raw = json.loads((base / "config.json").read_text())
+    hidden, head_size = raw["hidden_size"], raw.get("head_dim", raw["hidden_size"] // raw["num_attention_heads"])
+    tensors = pair(QUERY, raw["num_attention_heads"] * head_size, hidden)
+    tensors |= pair(QUERY.replace("q_proj", "k_proj"), raw["num_key_value_heads"] * head_size, hidden)
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(SETTINGS))
+    with joined(tmp_path / "adapter", base) as whole:
+        merged = network_of(whole)
+    weights = load_adapter_weights(tmp_path / "adapter", base, torch.float32, CPU)
+    found = hidden_of(network_of(base), [IDS], [weights])
+    torch.testing.assert_close(found, hidden_of(merged, [IDS], [None]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, hidden_of(network_of(base), [IDS], [None]), atol=1e-2)
