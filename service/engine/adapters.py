@@ -38,7 +38,7 @@ def load_adapter(source: ModelSource, settings: Settings, models: ModelDirectory
         error.args = (f"{folder}: {error}",)
         raise
     with joined(folder, base_folder) as whole:
-        description = describe(whole, settings.max_model_len)
+        description = describe(whole, base.spec.max_model_len)
         _check_same_network(folder, whole, base)
         tokenizer, chat_template = _tokenizer(folder, whole, base), ChatTemplate.load(whole)
     version = source.version or description.version
