@@ -120,6 +120,8 @@ class Row:
     encode: bool = False
     fed: bool = False
     """Its one token is what the step before this one samples for the sequence; `token_ids` holds a place for it."""
+    adapter: int | None = None
+    """Which of the runner's adapters it is computed with, a number above 0."""
     num_drafted: int = 0
     """How many of `token_ids`, the last ones, are guesses at what follows the known one; each has a token sampled."""
 

@@ -174,11 +174,13 @@ def _fill_parameter(
 def _read(tensor: StoredTensor, source: Part, stored: StoredWeights) -> Tensor:
     value = stored.read(tensor)
     value = value.T if _is_turned(tensor, source) else value
-    if source.grouped_heads is None:
-        return value
-    # [head, q/k/v, D, ...] to [q/k/v, head, D, ...]
-    grouped = value.reshape(source.grouped_heads, 3, -1, *value.shape[1:])
-    return grouped.transpose(0, 1).reshape(value.shape)
+    return value if source.grouped_heads is None else regrouped(value, source.grouped_heads)
+
+
+def regrouped(rows: Tensor, num_heads: int) -> Tensor:
+    """Rows of a fused projection that lie head by head, by queries, keys and values (`Part.grouped_heads`)."""
+    grouped = rows.reshape(num_heads, 3, -1, *rows.shape[1:])  # [head, q/k/v, D, ...]
+    return grouped.transpose(0, 1).reshape(rows.shape)
 
 
 def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.adapters.low_rank import AdapterWeights, PackedLowRank, StepAdapters
 from model.attention.attend import CachedAttend
 from model.attention.interface import Attend
 from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, Int8Linear
@@ -20,6 +21,7 @@ from model.decoder import Decoder, DecoderLayer
 from model.layers import Rotation
 from model.ops import library
 
+PROJECTIONS = ("query_key_value", "output", "gate_up", "down")
 USUAL_BLOCK = 16
 """Tokens of a KV block that the operator takes, as it does all multiples."""
 
@@ -30,6 +32,8 @@ class JoinedLayers(nn.Module):
     def __init__(self, config: DecoderConfig, layers: nn.ModuleList) -> None:
         super().__init__()
         self.layers = layers
+        self._sizes: list[tuple[list[int], list[int]]] = []
+        """Inputs and outputs of each layer's four projections."""
         self._head_size = config.head_size
         self._operator: Any = torch.classes.slimpajama.DecoderLayers(
             config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon
@@ -40,24 +44,40 @@ class JoinedLayers(nn.Module):
             norms = [torch.empty(0) if norm is None else norm.weight for norm in _norms(layer)]
             inputs, outputs = ([getattr(linear, name) for linear in linears] for name in ("num_inputs", "num_outputs"))
             self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0)
+            self._sizes.append((inputs, outputs))
 
     def forward(
-        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+        self,
+        hidden: Tensor,
+        delta: Tensor | None,
+        rotations: list[Rotation],
+        attend: Attend,
+        adapters: StepAdapters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As a layer has it, but for `delta`: before the first layer there is none."""
         assert isinstance(attend, CachedAttend)
         assert delta is None
         if not library.attends(attend.cache.block_size, self._head_size):
             for layer in self.layers:
-                hidden, delta = layer(hidden, delta, rotations, attend)
+                hidden, delta = layer(hidden, delta, rotations, attend, adapters)
             assert delta is not None
             return hidden, delta
         layout = attend.layout
+        runs = [] if adapters is None else adapters.runs
         found: tuple[Tensor, Tensor] = self._operator.run(
             hidden, *rotations[0], attend.cache.pool, layout.slots, layout.block_tables, layout.query_starts,
-            layout.context_lens,
+            layout.context_lens, [self._joined(run.weights) for run in runs],
+            [bound for run in runs for bound in (run.begin, run.end)],
         )  # fmt: skip
         return found
+
+    def _joined(self, weights: AdapterWeights) -> Any:
+        """An adapter as the operator takes it."""
+        if weights.joined is None:
+            weights.joined = torch.classes.slimpajama.LowRankLayers()
+            for index, (inputs, outputs) in enumerate(self._sizes):
+                weights.joined.add(_low_rank_tensors(weights, index), inputs, outputs)
+        return weights.joined
 
 
 def join_layers(network: Decoder) -> None:
@@ -88,6 +108,18 @@ def _norms(layer: Any) -> list[Any]:
 
 def _linears(layer: Any) -> list[Any]:
     return [layer.attention.query_key_value, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
+
+
+def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
+    """Packed A and B beside each of `_linears`, empty where there are none."""
+    products = weights.layers.get(layer, {})
+    assert products.keys() <= set(PROJECTIONS)
+    tensors: list[Tensor] = []
+    for name in PROJECTIONS:
+        found = products.get(name)
+        assert found is None or isinstance(found, PackedLowRank), "the network's dtype is the adapter's"
+        tensors += [torch.empty(0), torch.empty(0)] if found is None else [found.a, found.b]
+    return tensors
 
 
 def _tensors(linear: CompiledLinear | Int8Linear) -> list[Tensor]:

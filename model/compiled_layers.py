@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.errors import CheckpointError
 from model.fp8_linear import quantize_network
 from model.huge_pages import Shelf
-from model.layers import AddingNorm, GatedMLP, Linear, RMSNorm
+from model.layers import AddingNorm, Additions, GatedMLP, Linear, RMSNorm, project
 from model.ops import library
 
 Quantization = Literal["none", "int8", "fp8"]
@@ -95,9 +95,9 @@ class CompiledGatedMLP(nn.Module):
         self.gate_up = mlp.gate_up
         self.down = mlp.down
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(torch.ops.slimpajama.silu_mul(self.gate_up(x)))
-        return out
+    def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
+        both = project(self.gate_up, "gate_up", x, additions)
+        return project(self.down, "down", torch.ops.slimpajama.silu_mul(both), additions)
 
 
 def compile_layers(network: nn.Module, quantization: Quantization = "none", *, wide: nn.Module | None = None) -> None:

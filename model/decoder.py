@@ -12,11 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model.adapters.low_rank import StepAdapters
 from model.attention.interface import Attend, AttentionRules
 from model.config import DecoderConfig
 from model.layers import (
     MLP,
     AddingNorm,
+    Additions,
     Device,
     Embedding,
     GatedMLP,
@@ -26,6 +28,7 @@ from model.layers import (
     RotaryTable,
     Rotation,
     alibi_slopes,
+    project,
     rotate,
 )
 
@@ -50,7 +53,7 @@ class Decoder(nn.Module):
         rotaries = [config.rotary, config.local_rotary]
         self.rotary_tables = [RotaryTable(rotary, config.context_length, device) for rotary in rotaries if rotary]
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, adapters: StepAdapters | None = None) -> Tensor:
         """ids [T], positions [T]; returns hidden states [T, E], normed, of which `logits` takes the rows wanted."""
         hidden = self.embedding(ids)  # [T, E]
         if self.config.embedding_scale != 1.0:
@@ -60,7 +63,7 @@ class Decoder(nn.Module):
         rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
         delta: Tensor | None = None
         for layer in self.layers:
-            hidden, delta = layer(hidden, delta, rotations, attend)
+            hidden, delta = layer(hidden, delta, rotations, attend, adapters)
         return _added(self.norm, hidden, delta)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -93,19 +96,25 @@ class DecoderLayer(nn.Module):
         self.parallel_residual = config.parallel_residual
 
     def forward(
-        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+        self,
+        hidden: Tensor,
+        delta: Tensor | None,
+        rotations: list[Rotation],
+        attend: Attend,
+        adapters: StepAdapters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The stream [T, E], and what the next layer is to add to it before all else, in and out.
 
         A sum is left to who norms it, who may do both in one pass.
         """
+        additions = None if adapters is None else adapters.of_layer(self.attention.index)
         hidden, normed = _added(self.attention_norm, hidden, delta)
-        attended = _normed(self.attention_output_norm, self.attention(normed, rotations, attend))
+        attended = _normed(self.attention_output_norm, self.attention(normed, rotations, attend, additions))
         if self.parallel_residual:
-            moved: Tensor = self.mlp(_normed(self.mlp_norm, hidden))
+            moved: Tensor = self.mlp(_normed(self.mlp_norm, hidden), additions)
             return hidden + attended, moved
         hidden, normed = _added(self.mlp_norm, hidden, attended)
-        return hidden, _normed(self.mlp_output_norm, self.mlp(normed))
+        return hidden, _normed(self.mlp_output_norm, self.mlp(normed, additions))
 
 
 class DecoderAttention(nn.Module):
@@ -139,11 +148,13 @@ class DecoderAttention(nn.Module):
         self.attend_heads: AttendHeads | None = None
         """Norms, turns, stores and attends in fewer passes, where the device has kernels for it."""
 
-    def forward(self, hidden: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
+    def forward(
+        self, hidden: Tensor, rotations: list[Rotation], attend: Attend, additions: Additions | None = None
+    ) -> Tensor:
         """hidden [T, E] in and out."""
-        attended = self.attended(self.query_key_value(hidden), rotations, attend)
-        out: Tensor = self.output(attended.flatten(1))
-        return out
+        fused = project(self.query_key_value, "query_key_value", hidden, additions)
+        attended = self.attended(fused, rotations, attend)
+        return project(self.output, "output", attended.flatten(1), additions)
 
     def attended(self, fused: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
         """fused [T, (H + 2K) * D], as projected; returns [T, H, D]."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.attention.attend import CachedAttend
 from model.attention.interface import Attend
 from model.decoder import DecoderAttention
-from model.layers import AddingNorm, GatedMLP, LayerNorm, RMSNorm, Rotation, gelu_tanh
+from model.layers import AddingNorm, Additions, GatedMLP, LayerNorm, RMSNorm, Rotation, gelu_tanh, project
 
 triton_layers: ModuleType | None
 one_row_attention: ModuleType | None
@@ -65,10 +65,10 @@ class FusedGatedMLP(nn.Module):
         self.down = mlp.down
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
         assert triton_layers is not None
-        out: Tensor = self.down(triton_layers.gated(self.gate_up(x), self.activation))
-        return out
+        both = project(self.gate_up, "gate_up", x, additions)
+        return project(self.down, "down", triton_layers.gated(both, self.activation), additions)
 
 
 class FusedHeads:

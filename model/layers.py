@@ -9,6 +9,7 @@ Legend: T tokens, E hidden size, H heads, D head size, R rotated dimensions of a
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,19 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines of a step's positions, each [T, 1, R], in the dtype of queries and keys."""
 
 Device = torch.device | str
+
+
+class Additions(Protocol):
+    """What is added to the projections of a layer beside their own results: adapters', for some rows of the step."""
+
+    def add(self, projection: str, x: Tensor, out: Tensor) -> Tensor:
+        """Gives back `out`, what the projection of that name made of x, which may have been written to."""
+        ...
+
+
+def project(projection: Callable[[Tensor], Tensor], name: str, x: Tensor, additions: Additions | None) -> Tensor:
+    out = projection(x)
+    return out if additions is None else additions.add(name, x, out)
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -114,10 +128,15 @@ class MLP(nn.Module):
         self.up = Linear(hidden_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
         self.activation = ACTIVATIONS[activation]
+        self.up_alone: Callable[[Tensor], Tensor] | None = None
+        """What `up` does before the activation, where it applies that, too (`model.packed_linear`)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.activation(self.up(x)))
-        return out
+    def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
+        if self.up_alone is not None and additions is None:
+            middle: Tensor = self.up(x)
+        else:
+            middle = self.activation(project(self.up_alone or self.up, "up", x, additions))
+        return project(self.down, "down", middle, additions)
 
 
 class GatedMLP(nn.Module):
@@ -129,10 +148,9 @@ class GatedMLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(self.activation(gate) * up)
-        return out
+    def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
+        gate, up = project(self.gate_up, "gate_up", x, additions).chunk(2, dim=-1)
+        return project(self.down, "down", self.activation(gate) * up, additions)
 
 
 class RotaryTable:

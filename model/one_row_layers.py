@@ -9,6 +9,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
+from model.adapters.low_rank import StepAdapters
 from model.attention.interface import Attend
 from model.decoder import Decoder, DecoderLayer
 from model.gpu_layers import FusedGatedMLP, FusedRMSNorm
@@ -43,11 +44,16 @@ class OneRowLayer(nn.Module):
         self._parts = parts
 
     def forward(
-        self, hidden: Tensor, delta: Tensor | None, rotations: list[Rotation], attend: Attend
+        self,
+        hidden: Tensor,
+        delta: Tensor | None,
+        rotations: list[Rotation],
+        attend: Attend,
+        adapters: StepAdapters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `DecoderLayer`."""
-        if hidden.shape[0] != 1:
-            found: tuple[Tensor, Tensor] = self.layer(hidden, delta, rotations, attend)
+        if hidden.shape[0] != 1 or adapters is not None:
+            found: tuple[Tensor, Tensor] = self.layer(hidden, delta, rotations, attend, adapters)
             return found
         kernels, parts = triton_one_row, self._parts
         assert kernels is not None

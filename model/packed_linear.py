@@ -29,7 +29,13 @@ class PackedLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        name, algorithm = self.activation
+        return self._multiply(x, *self.activation)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Without the activation."""
+        return self._multiply(x, "none", "")
+
+    def _multiply(self, x: Tensor, name: str, algorithm: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
         return out
 
@@ -39,8 +45,9 @@ def pack(network: nn.Module, *, kept: nn.Module | None = None) -> None:
     dtype."""
     for module in list(network.modules()):
         if isinstance(module, MLP) and module.activation in _FUSED and _packable(module.up):
-            module.add_module("up", PackedLinear(module.up, _FUSED[module.activation]))
-            module.activation = _identity
+            packed = PackedLinear(module.up, _FUSED[module.activation])
+            module.add_module("up", packed)
+            module.up_alone = packed.alone
         for name, child in list(module.named_children()):
             if child is not kept and _packable(child):
                 module.add_module(name, PackedLinear(child))
@@ -52,7 +59,3 @@ def _packable(module: nn.Module) -> TypeGuard[Linear]:
     if module.weight.dtype == torch.bfloat16:
         return library.torch_has_bfloat16()
     return module.weight.dtype == torch.float32
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

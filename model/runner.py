@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.adapters.low_rank import AdapterWeights, StepAdapters, runs_of
 from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
 from model.batch import Batch, Row, RowOutput, StepOutput, TokenLogprobs
@@ -70,6 +71,8 @@ class Runner:
         self.backend = backend
         self.device = kv_cache.device
         self.grammars = grammars
+        self.adapters: dict[int, AdapterWeights] = {}
+        """Those that rows may name; steps of which none does are what they are without any."""
         self.forward_seconds = 0.0
         """What the last batch took, from its launch to its results."""
         self._sampler = Sampler(config.vocab_size)
@@ -173,14 +176,22 @@ class Runner:
         """Hidden states [T, E] of the step's tokens, whose keys and values are in the cache afterwards; and logits
         [T, V] where a captured step has made them."""
         if isinstance(self.network, Decoder):
-            if self._graphs is not None and inputs.decodes_only and self._graphs.fits(inputs):
+            adapters = self._adapters_of(rows, inputs)
+            if self._graphs is not None and adapters is None and inputs.decodes_only and self._graphs.fits(inputs):
                 return self._graphs.run(inputs, self._fed(rows))
             attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
-            return self.network(*self._ids_and_positions(rows, inputs), attend), None
+            return self.network(*self._ids_and_positions(rows, inputs), attend, adapters), None
         self._encode_sources(rows, errors)
         attend = CachedAttend(self.kv_cache, inputs.layout(self.device), self.backend)
         cross = CrossAttendPaged(self.kv_cache, cross_layout(rows, inputs.query_starts, self.device), self.backend)
         return self.network.decode(*self._ids_and_positions(rows, inputs), attend, cross), None
+
+    def _adapters_of(self, rows: Sequence[Row], inputs: StepInputs) -> StepAdapters | None:
+        """None where no row has one."""
+        if all(row.adapter is None for row in rows):
+            return None
+        weights = [None if row.adapter is None else self.adapters[row.adapter] for row in rows]
+        return StepAdapters(runs_of(weights, inputs.query_starts.tolist()))
 
     def _fed(self, rows: Sequence[Row]) -> Fed | None:
         """The rows that take their token on the device."""

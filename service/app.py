@@ -30,6 +30,7 @@ from service.api import (
     embeddings,
     health,
     hugging_face,
+    lora,
     messages,
     metrics,
     models,
@@ -92,6 +93,7 @@ ROUTERS = (
     translate.router,
     answer.router,
     admin.router,
+    lora.router,
 )
 
 

@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     drain_timeout: float = _setting("Server", 30.0, "seconds that accepted requests get after SIGTERM", ge=0, le=86400)
 
     model: Models = _setting("Models", (), "FOLDER_OR_GGUF_OR_HUB_NAME[=SERVED_NAME][@VERSION]; may be repeated")
+    adapter: Models = _setting(
+        "Models",
+        (),
+        "FOLDER_OR_HUB_NAME[=SERVED_NAME][@VERSION]: a LoRA adapter over the weights of a --model; may be repeated",
+    )
     alias: Aliases = _setting("Models", (), "ALIAS=SERVED_NAME: another name for a checkpoint; may be repeated")
     revision: str | None = _setting("Models", None, "hub revision (branch, tag or commit) of every hub model")
     offline: bool = _setting("Models", False, "take hub models from the cache alone")
@@ -229,17 +234,22 @@ class Settings(BaseSettings):
             raise ValueError("overlap is not to be had with tensor_parallel_size above 1: leave it at auto")
         if self.overlap == "on" and self.speculative_tokens:
             raise ValueError("overlap is not to be had with speculative_tokens: leave it at auto")
+        if self.adapter and self.tensor_parallel_size > 1:
+            raise ValueError("adapter is not to be had with tensor_parallel_size above 1: give it as a model, merged")
         seen: set[tuple[str, str | None]] = set()
-        for source in self.model:
+        for source in (*self.model, *self.adapter):
             if (source.name, source.version) in seen:
                 raise ValueError(f"model name '{source.name}' is given twice; tell them apart with =NAME or @VERSION")
             seen.add((source.name, source.version))
+        for name in {source.name for source in self.model} & {source.name for source in self.adapter}:
+            raise ValueError(f"'{name}' is the name of a checkpoint and of an adapter; tell them apart with =NAME")
         self._check_targets()
         return self
 
     def _check_targets(self) -> None:
-        names = {source.name for source in self.model}
-        versions = {f"{source.name}@{source.version}" for source in self.model if source.version is not None}
+        sources = (*self.model, *self.adapter)
+        names = {source.name for source in sources}
+        versions = {f"{source.name}@{source.version}" for source in sources if source.version is not None}
         for alias, name in self.aliases.items():
             if alias in names:
                 raise ValueError(f"alias '{alias}' is the name of a checkpoint")

@@ -77,10 +77,15 @@ app.kubernetes.io/part-of: slimpajama
 {{- $hub := list }}
 {{- range .Values.models }}
 {{- if .hub }}
-{{- $hub = append $hub (dict "name" .name "repository" .hub.repository "revision" (default "" .hub.revision) "folder" (printf "/cache/served/%s" (include "slimpajama.modelFolder" .))) }}
+{{- $hub = append $hub (dict "name" .name "repository" .hub.repository "revision" (default "" .hub.revision) "adapter" (default false .adapter) "folder" (printf "/cache/served/%s" (include "slimpajama.modelFolder" .))) }}
 {{- end }}
 {{- end }}
 {{- toJson $hub }}
+{{- end }}
+
+{{- /* How many devices (or processes) decoders are divided over. */ -}}
+{{- define "slimpajama.ranks" -}}
+{{- int (dig "tensor_parallel_size" (ternary .Values.accelerator.count 1 (eq .Values.accelerator.type "nvidia")) .Values.settings) }}
 {{- end }}
 
 {{- /* A served name may hold slashes and dots; a folder or volume made of it may not, and must differ as the names do. */ -}}
@@ -104,10 +109,19 @@ app.kubernetes.io/part-of: slimpajama
 {{- define "slimpajama.config" -}}
 {{- $values := .Values }}
 {{- $models := list }}
+{{- $adapters := list }}
 {{- range $values.models }}
-{{- $models = append $models (printf "%s=%s%s" (include "slimpajama.modelLocation" .) .name (ternary "" (printf "@%s" .version) (empty .version))) }}
+{{- $source := printf "%s=%s%s" (include "slimpajama.modelLocation" .) .name (ternary "" (printf "@%s" .version) (empty .version)) }}
+{{- if .adapter }}
+{{- $adapters = append $adapters $source }}
+{{- else }}
+{{- $models = append $models $source }}
+{{- end }}
 {{- end }}
 {{- $config := dict "host" $values.server.host "port" (int $values.server.port) "model" $models }}
+{{- if $adapters }}
+{{- $_ := set $config "adapter" $adapters }}
+{{- end }}
 {{- $_ := set $config "device" (ternary "cuda" "cpu" (eq $values.accelerator.type "nvidia")) }}
 {{- $_ := set $config "drain_timeout" (int $values.lifecycle.drainTimeoutSeconds) }}
 {{- $_ := set $config "offline" true }}
@@ -127,7 +141,7 @@ app.kubernetes.io/part-of: slimpajama
 {{- $_ := set $config "tls_certificate" "/etc/slimpajama/tls/tls.crt" }}
 {{- $_ := set $config "tls_key" "/etc/slimpajama/tls/tls.key" }}
 {{- end }}
-{{- $ranks := int (dig "tensor_parallel_size" (ternary $values.accelerator.count 1 (eq $values.accelerator.type "nvidia")) $values.settings) }}
+{{- $ranks := include "slimpajama.ranks" . | int }}
 {{- if gt $ranks 1 }}
 {{- $_ := set $config "tensor_parallel_size" $ranks }}
 {{- end }}

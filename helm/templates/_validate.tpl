@@ -24,6 +24,9 @@ tests/helm/test_refusals.py. */ -}}
 {{- fail (printf "models: the name %s is given twice; tell them apart by name or version" .name) }}
 {{- end }}
 {{- $names = append $names $served }}
+{{- if and .adapter (gt (include "slimpajama.ranks" $ | int) 1) }}
+{{- fail (printf "models: %s is an adapter, which cannot share a base that is divided over %s devices: leave adapter out, and it is merged" .name (include "slimpajama.ranks" $)) }}
+{{- end }}
 {{- if and .image (semverCompare "<1.35.0-0" $.Capabilities.KubeVersion.Version) }}
 {{- fail (printf "models: %s is an image volume, which needs Kubernetes 1.35 or later (this is %s); use pvc or hub" .name $.Capabilities.KubeVersion.Version) }}
 {{- end }}
@@ -63,7 +66,7 @@ tests/helm/test_refusals.py. */ -}}
 {{- fail (printf "podLabels and commonLabels cannot hold %s: pods are found by it; nameOverride and the release's name say what it is" $label) }}
 {{- end }}
 {{- end }}
-{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "api_key" "admin_keys_file" "no_auth" }}
+{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "adapter" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "api_key" "admin_keys_file" "no_auth" }}
 {{- range $values.extraEnv }}
 {{- if and (hasPrefix "slimpajama_" (lower .name)) (has (lower .name | trimPrefix "slimpajama_") $derived) }}
 {{- fail (printf "extraEnv: %s would contradict what the chart derives from other values (probes, ports, grace, mounts); set those" .name) }}

@@ -8,8 +8,9 @@ processes.
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -43,6 +44,14 @@ NOT_THE_BASES = frozenset({CONFIG, CALIBRATION_FILE, "golden.json", ADAPTER_CONF
 
 Files = dict[str, Path]
 """By their names in the joined folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A tensor's type, as safetensors names it, and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
 
 
 def is_adapter(folder: Path) -> bool:
@@ -175,7 +184,14 @@ def _files(folder: Path, depth: int = 2) -> Files:
 
 
 def _whole_shapes(folder: Path) -> Shapes:
-    """Shapes of what the adapter has whole, by parameter, from the file's header."""
+    """Shapes of what the adapter has whole, by parameter."""
+    headers = read_headers(folder)
+    tensors = adapter_tensors(headers)
+    return {tensor.parameter: headers[name].shape for name, tensor in tensors.items() if tensor.part is None}
+
+
+def read_headers(folder: Path) -> dict[str, Header]:
+    """What the adapter's file says of its tensors, by their stored names. Raises: CheckpointError, also for none."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickle = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (folder / name).is_file()), None)
@@ -183,13 +199,10 @@ def _whole_shapes(folder: Path) -> Shapes:
         raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}{reason}", file=ADAPTER_WEIGHTS)
     try:
         with safe_open(path, framework="np") as file:
-            shapes: Mapping[str, tuple[int, ...]] = {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118 (not a mapping)
-            }
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            headers = {name: Header(entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
     except SafetensorError as error:
         raise CheckpointError(f"cannot read {path}: {error}", file=path.name) from error
-    tensors = adapter_tensors(shapes)
-    if not tensors:
+    if not adapter_tensors(headers):
         raise CheckpointError(f"{path} holds no tensors: it changes nothing of its base", file=path.name)
-    return {tensor.parameter: shapes[name] for name, tensor in tensors.items() if tensor.part is None}
+    return headers

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "crew.h"
+#include "low_rank.h"
 #include "paged_attention.h"
 #include "projection.h"
 
@@ -58,14 +59,21 @@ struct Tokens {
   const int64_t* slots;         // [T]
 };
 
+// Which of them have adapters, and the width of what is between the products of these.
+struct Adapted {
+  std::vector<AdaptedRows> runs;
+  int64_t width = 0;
+};
+
 // What is between the steps; kept from call to call.
 struct Space {
   Kept<bf16> normed, fused, attended, gate_up, gated;  // [T, E], [T, (H + 2 G) D], [T, H D], [T, 2 F], [T, F]
   Kept<uint8_t> quantized;                             // [T, the widest of them]
   Kept<float> scales;                                  // [T]
   Kept<int32_t> zeros;                                 // [T]
+  Kept<bf16> small;                                    // [T, an adapter's highest rank]
 
-  void grow(int64_t rows, const Sizes& sizes) {
+  void grow(int64_t rows, const Sizes& sizes, const Adapted& adapted) {
     const int64_t attended_size = sizes.heads * sizes.head_size;
     grown(normed, rows * sizes.hidden);
     grown(fused, rows * sizes.fused());
@@ -75,28 +83,34 @@ struct Space {
     grown(quantized, rows * padded(std::max({sizes.hidden, attended_size, sizes.inner}), LINE));
     grown(scales, rows);
     grown(zeros, rows);
+    grown(small, rows * adapted.width);
   }
 };
 
 // The step's way through the layers, in the hands of one of the threads that work on it.
 class Pass {
  public:
-  static constexpr int64_t MOST_STEPS = 10;  // of a layer
+  static constexpr int64_t MOST_STEPS = 10, MOST_ADAPTED_STEPS = 8;  // of a layer
 
-  Pass(const Sizes& sizes, Member member, Space& space, const Tokens& tokens, const std::vector<AttentionWork>& works)
-      : sizes_(sizes), member_(member), space_(space), tokens_(tokens), works_(works) {}
+  Pass(const Sizes& sizes, Member member, Space& space, const Tokens& tokens, const std::vector<AttentionWork>& works,
+       const Adapted& adapted)
+      : sizes_(sizes), member_(member), space_(space), tokens_(tokens), works_(works), adapted_(adapted) {}
 
   void run(const Layer& layer, Cache cache, bool first) {
     normalize(first ? nullptr : tokens_.delta, layer.attention_norm, layer.query_key_value.narrow());
     project(layer.query_key_value, space_.normed.data(), space_.fused.data());
+    adapt(layer.query_key_value, space_.normed.data(), space_.fused.data());
     place(layer, cache);
     attend(works_, cache, sizes_.shape(layer.window), member_);
     if (layer.output.narrow()) rows([&](int64_t row) { quantize(space_.attended.data(), layer.output.k, row); });
     project(layer.output, space_.attended.data(), tokens_.delta);
+    adapt(layer.output, space_.attended.data(), tokens_.delta);
     normalize(tokens_.delta, layer.mlp_norm, layer.gate_up.narrow());
     project(layer.gate_up, space_.normed.data(), space_.gate_up.data());
+    adapt(layer.gate_up, space_.normed.data(), space_.gate_up.data());
     gate(layer.down.narrow());
     project(layer.down, space_.gated.data(), tokens_.delta);
+    adapt(layer.down, space_.gated.data(), tokens_.delta);
   }
 
  private:
@@ -135,6 +149,12 @@ class Pass {
     });
   }
 
+  // What the rows' adapters add to that: projections are asked for in their order, layer by layer.
+  void adapt(const Projection& projection, const bf16* x, bf16* out) {
+    if (adapted_.runs.empty()) return;
+    add_low_rank(member_, adapted_.runs, place_++, x, projection.k, space_.small.data(), adapted_.width, out);
+  }
+
   // Turns queries and keys to their positions; keys and values go to the cache.
   void place(const Layer& layer, const Cache& cache) {
     const int64_t d = sizes_.head_size, half = tokens_.rotated / 2;
@@ -167,6 +187,8 @@ class Pass {
   Space& space_;
   const Tokens& tokens_;
   const std::vector<AttentionWork>& works_;
+  const Adapted& adapted_;
+  size_t place_ = 0;  // of the next projection among all layers'
 };
 
 class DecoderLayers : public torch::CustomClassHolder {
@@ -210,10 +232,13 @@ class DecoderLayers : public torch::CustomClassHolder {
   }
 
   // hidden [T, E], which is written to; cos and sin [T, 1, R]; pool [layers, 2, blocks, block_size, G, D], keys first.
-  // Returns the stream and what is still to be added to it.
+  // Of `adapters` each is that of the tokens from one bound to the next but one: [begin, end, begin, end, ...]. Returns
+  // the stream and what is still to be added to it.
   std::tuple<Tensor, Tensor> run(const Tensor& hidden, const Tensor& cos, const Tensor& sin, const Tensor& pool,
                                  const Tensor& slots, const Tensor& block_tables, const Tensor& query_starts,
-                                 const Tensor& context_lens) {
+                                 const Tensor& context_lens,
+                                 const std::vector<c10::intrusive_ptr<LowRankLayers>>& adapters,
+                                 const std::vector<int64_t>& bounds) {
     check_rows(hidden, at::kBFloat16);
     TORCH_CHECK(hidden.size(1) == sizes_.hidden && pool.is_contiguous() && pool.scalar_type() == at::kBFloat16 &&
                     pool.size(0) == static_cast<int64_t>(layers_.size()) && pool.size(4) == sizes_.groups &&
@@ -226,12 +251,14 @@ class DecoderLayers : public torch::CustomClassHolder {
     const auto delta = at::empty_like(hidden);
     const Tokens tokens{hidden.size(0), mutable_data(hidden), mutable_data(delta), data(cos), data(sin), cos.size(-1),
                         slots.const_data_ptr<int64_t>()};
-    space_.grow(tokens.count, sizes_);
+    const Adapted adapted = adapted_by(adapters, bounds, tokens.count);
+    space_.grow(tokens.count, sizes_, adapted);
     const auto works = attention_works(space_.fused.data(), space_.attended.data(), cache_of(pool, 0),
                                        sizes_.shape(0), sequences_of(block_tables, query_starts, context_lens),
                                        at::get_num_threads());
-    go_through(static_cast<int64_t>(layers_.size()) * Pass::MOST_STEPS, [&](Member member) {
-      Pass pass(sizes_, member, space_, tokens, works);
+    const int64_t most_steps = Pass::MOST_STEPS + (adapted.runs.empty() ? 0 : Pass::MOST_ADAPTED_STEPS);
+    go_through(static_cast<int64_t>(layers_.size()) * most_steps, [&](Member member) {
+      Pass pass(sizes_, member, space_, tokens, works, adapted);
       for (size_t index = 0; index < layers_.size(); ++index)
         pass.run(layers_[index], cache_of(pool, static_cast<int64_t>(index)), index == 0);
     });
@@ -239,6 +266,20 @@ class DecoderLayers : public torch::CustomClassHolder {
   }
 
  private:
+  Adapted adapted_by(const std::vector<c10::intrusive_ptr<LowRankLayers>>& adapters, const std::vector<int64_t>& bounds,
+                     int64_t count) const {
+    Adapted found;
+    TORCH_CHECK(bounds.size() == 2 * adapters.size(), "an adapter has two bounds");
+    for (size_t i = 0; i < adapters.size(); ++i) {
+      const int64_t begin = bounds[2 * i], end = bounds[2 * i + 1];
+      TORCH_CHECK(0 <= begin && begin <= end && end <= count && adapters[i]->products.size() == 4 * layers_.size(),
+                  "adapters are of another network, or of tokens that are not there");
+      found.runs.push_back({begin, end, &adapters[i]->products});
+      found.width = std::max(found.width, adapters[i]->rank);
+    }
+    return found;
+  }
+
   static Cache cache_of(const Tensor& pool, int64_t layer) {
     bf16 *keys = mutable_data(pool) + layer * pool.stride(0), *values = keys + pool.stride(1);
     return {keys, values, pool.size(3), pool.size(4), pool.size(5)};
@@ -257,6 +298,14 @@ class DecoderLayers : public torch::CustomClassHolder {
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   using slimpajama::DecoderLayers;
+  using slimpajama::LowRankLayers;
+  // First, for the other one takes it.
+  library.class_<LowRankLayers>("LowRankLayers")
+      .def(torch::init<>())
+      .def("add", [](const c10::intrusive_ptr<LowRankLayers>& self, std::vector<at::Tensor> tensors,
+                     std::vector<int64_t> inputs, std::vector<int64_t> outputs) {
+        self->add(std::move(tensors), std::move(inputs), std::move(outputs));
+      });
   library.class_<DecoderLayers>("DecoderLayers")
       .def(torch::init<int64_t, int64_t, double, double>())
       .def("add", [](const c10::intrusive_ptr<DecoderLayers>& self, std::vector<at::Tensor> tensors,
@@ -265,7 +314,9 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
       })
       .def("run", [](const c10::intrusive_ptr<DecoderLayers>& self, const at::Tensor& hidden, const at::Tensor& cos,
                      const at::Tensor& sin, const at::Tensor& pool, const at::Tensor& slots,
-                     const at::Tensor& block_tables, const at::Tensor& query_starts, const at::Tensor& context_lens) {
-        return self->run(hidden, cos, sin, pool, slots, block_tables, query_starts, context_lens);
+                     const at::Tensor& block_tables, const at::Tensor& query_starts, const at::Tensor& context_lens,
+                     const std::vector<c10::intrusive_ptr<LowRankLayers>>& adapters,
+                     const std::vector<int64_t>& bounds) {
+        return self->run(hidden, cos, sin, pool, slots, block_tables, query_starts, context_lens, adapters, bounds);
       });
 }

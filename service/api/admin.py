@@ -33,6 +33,7 @@ class DeployBody(Strict):
 
     source: str = Field(min_length=1, max_length=1024, description="folder or GGUF file on the server, or hub name")
     version: VersionLabel | None = Field(None, description="label; by default the checkpoint's fingerprint")
+    adapter: bool = Field(False, description="a LoRA adapter, over the weights of its base, which is served")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["none", "int8", "fp8"] | None = None
     kv_cache_memory: CacheMemory | None = None
@@ -57,6 +58,7 @@ class VersionCard(Strict):
     weight: float = Field(description="share of the name's requests, 0 to 1")
     shadow: bool = False
     source: str
+    base: str | None = Field(None, description="name@version whose weights an adapter shares")
     tasks: list[str]
     dtype: str | None = None
     weight_bytes: int | None = None
@@ -93,14 +95,14 @@ async def list_versions(request: Request) -> NameList:
 @router.post("/models/{name:path}/rollback", summary="Back to what the name stood for before its last change")
 async def roll_back(request: Request, name: str) -> NameCard:
     engine = _engine(request)
-    await engine.versions.rollback(_checked(name))
+    await engine.versions.rollback(checked_name(name))
     return _card(engine, name)
 
 
 @router.put("/models/{name:path}/alias", summary="Share a name out between versions; set a shadow")
 async def set_alias(request: Request, name: str, body: AliasBody) -> NameCard:
     engine = _engine(request)
-    engine.versions.divide(_checked(name), body.weights, body.shadow)
+    engine.versions.divide(checked_name(name), body.weights, body.shadow)
     return _card(engine, name)
 
 
@@ -109,7 +111,7 @@ async def deploy(request: Request, name: str, body: DeployBody) -> NameCard:
     engine = _engine(request)
     fields = body.model_dump()
     fields["kv_cache_memory"] = int(body.kv_cache_memory) if body.kv_cache_memory is not None else None
-    await engine.versions.deploy(_checked(name), Deployment(**fields))
+    await engine.versions.deploy(checked_name(name), Deployment(**fields))
     return _card(engine, name)
 
 
@@ -125,9 +127,9 @@ def _engine(request: Request) -> AdminEngine:
     return cast(AdminEngine, request_state(request).engine)
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str, param: str = "name") -> str:
     if not _SERVED_NAME.fullmatch(name):
-        raise InvalidRequest("a served name is 1 to 128 letters, digits, '.', '_', '/' or '-'", param="name")
+        raise InvalidRequest("a served name is 1 to 128 letters, digits, '.', '_', '/' or '-'", param=param)
     return name
 
 
@@ -157,6 +159,7 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         weight=weight,
         shadow=shadow,
         source=model.location,
+        base=None if model.base is None else model.base.key,
         tasks=list(model.tasks),
         dtype=loaded.dtype if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,

@@ -66,5 +66,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/translate": {"input": "the dog", "source": "en", "target": "fr"},
     "/v1/answer": _QUESTION,
     "/admin/models/{name}": {"source": "organization/checkpoint", "switch": False},
+    "/v1/load_lora_adapter": {"lora_name": "sql", "lora_path": "organization/sql-adapter"},
+    "/v1/unload_lora_adapter": {"lora_name": "sql"},
     "/admin/models/{name}/alias": {"weights": {"1": 0.9, "2": 0.1}},
 }

@@ -26,7 +26,7 @@ class ModelCard(BaseModel):
     root: str
     """The name it is served under: another one than `id` where that is an alias."""
     parent: str | None
-    """The base of an adapter."""
+    """The base of an adapter: the name that it is served under where its weights are shared."""
     version: str
     architecture: str
     tasks: list[str]
@@ -74,7 +74,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         id=served,
         created=created,
         root=model.name,
-        parent=model.description.base,
+        parent=model.description.base if model.base is None else model.base.name,
         version=model.version,
         architecture=model.description.architecture,
         tasks=list(model.description.tasks),

@@ -2,7 +2,8 @@
 
 Thin: each request becomes one of /v1/completions, and is told token by token as that server's clients read it: the id
 that ends a text is a token too, a stop string is part of the text, and what is not sampled is greedy. The bodies name
-no checkpoint: the first that generates answers, or the one in the address (`/generate?model=NAME`). HTTP only. Runs in
+no checkpoint, or an adapter (`adapter_id`): the first that generates answers, or the one in the address
+(`/generate?model=NAME`). HTTP only. Runs in
 the API process, on the event loop.
 """
 
@@ -19,7 +20,9 @@ from service.api.completions import start_completion
 from service.api.generating import respond
 from service.api.native import FilledText, checked, model_of_address
 from service.api.schemas_openai import INT32, INT64, MAX_LOGPROBS, MAX_STOPS, CompletionBody, StopText, Strict
+from service.api.state import request_state
 from service.api.token_logprobs import finite, token_text
+from service.errors import InvalidRequest
 from service.tasks.generation import Delta, Generation
 
 router = APIRouter(tags=["text-generation-inference"])
@@ -62,6 +65,7 @@ class GenerateParameters(Strict):
     top_n_tokens: int | None = Field(
         default=None, ge=0, le=MAX_LOGPROBS, description="with details: the likeliest of each place"
     )
+    adapter_id: str | None = Field(default=None, description="an adapter that shares its base, by its name")
     best_of: Literal[1] | None = None
     watermark: Literal[False] = False
 
@@ -154,11 +158,26 @@ async def text_generation(request: Request, body: GenerateBody) -> Response:
 
 async def _answer(request: Request, body: GenerateBody, *, stream: bool) -> Response:
     options = body.parameters.fields(stream=stream)
-    fields = {**options, "prompt": body.inputs, "model": model_of_address(request)}
+    fields = {**options, "prompt": body.inputs, "model": _model(request, body.parameters.adapter_id)}
     with named_as(PLACES):
         asked = checked(CompletionBody, fields)
         generation = await start_completion(request, asked)
         return await respond(request, generation, GenerateWriter(body, generation), asked)
+
+
+def _model(request: Request, adapter_id: str | None) -> str | None:
+    """The adapter, or what the address names. Raises: InvalidRequest for an adapter that is not there."""
+    named = model_of_address(request)
+    if adapter_id is None:
+        return named
+    models = request_state(request).engine.models.names()
+    if adapter_id not in models or models[adapter_id].base is None or named not in (None, adapter_id):
+        adapters = ", ".join(name for name, model in models.items() if model.base is not None) or "none"
+        raise InvalidRequest(
+            f"there is no adapter '{adapter_id[:160]}', or the address names another model; adapters: {adapters}",
+            param="parameters.adapter_id",
+        )
+    return adapter_id
 
 
 class GenerateWriter:

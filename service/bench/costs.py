@@ -1,8 +1,8 @@
 """`python -m service.bench.costs`: what the service itself costs, apart from the network's arithmetic.
 
 Seconds from process start to ready and memory, on the shipped checkpoints; throughput with `--deterministic`; a step's
-own time as contexts grow; what guessed tokens give and cost; 1, 2 and 4 loaded checkpoints. A tool for Linux; nothing
-of the service imports it.
+own time as contexts grow; what guessed tokens give and cost; 1, 2 and 4 loaded checkpoints; adapters over one. A tool
+for Linux; nothing of the service imports it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import uvloop
 from service.bench.command import make_parser, measure
 from service.bench.own import free_port, total, wait_ready, write_between
 from service.bench.report import Figures
-from service.bench.shapes import SHAPES, make_checkpoint
+from service.bench.shapes import SHAPES, make_adapter, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = tuple(str(folder) for folder in sorted((ROOT / "checkpoints").glob("slimpajama-*")))
@@ -158,7 +158,7 @@ def loaded(options: argparse.Namespace) -> list[str]:
         with serving(*models, "--kv-cache-memory", "256MiB") as (url, process):
             work = ("--concurrency", "8", "--requests", "24")
             (one,) = bench(url, options.shape, *work, "--model", "m0")
-            together = asyncio.run(_all(url, options.shape, count))
+            together = asyncio.run(_all(url, options.shape, [f"m{number}" for number in range(count)]))
             memory = sum(resident_bytes(child) for child in children(process.pid)) / 1e6
         lines.append(
             f"| {count} loaded, 8 streams to one; 8 shared by all | {one.output_tokens_per_second:.0f} tok/s; "
@@ -167,11 +167,40 @@ def loaded(options: argparse.Namespace) -> list[str]:
     return lines
 
 
-async def _all(url: str, shape: str, count: int) -> list[float]:
+def adapters(options: argparse.Namespace) -> list[str]:
+    """Adapters of rank 16 over one base: 8 streams to it alone, then shared out among so many. What the worker computes
+    for each token, by its processor time, which other work on the machine does not count into."""
+    base = make_checkpoint(options.shape, options.folder)
+    given = [part for n in range(4) for part in ("--adapter", f"{make_adapter(options.shape, options.folder, n)}=a{n}")]
+    cases = [["base"], ["a0"], ["base", "a0"], ["a0", "a1"], ["a0", "a1", "a2", "a3"]]
+    costs: list[list[float]] = [[] for _ in cases]
+    with serving("--model", f"{base}=base", *given, "--kv-cache-memory", "256MiB") as (url, process):
+        (worker,) = children(process.pid)
+        for _ in range(options.rounds):
+            for names, cost in zip(cases, costs, strict=True):
+                before = cpu_seconds(worker), total(url, "slimpajama_generated_tokens_total")
+                asyncio.run(_all(url, options.shape, names))
+                seconds, tokens = cpu_seconds(worker) - before[0], total(url, "slimpajama_generated_tokens_total")
+                cost.append(1000 * seconds / (tokens - before[1]))
+    plain = statistics.median(costs[0])
+    return [
+        f"| 8 streams to {', '.join(names)} | {statistics.median(cost):.2f} ms a token, "
+        f"{statistics.median(cost) / plain:.2f} times the base's |"
+        for names, cost in zip(cases, costs, strict=True)
+    ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of all threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _all(url: str, shape: str, names: list[str]) -> list[float]:
     vocabulary = SHAPES[shape]["vocab_size"]
-    work = ["--url", url, "--token-ids", f"1:{vocabulary}", "--requests", str(24 // count)]
-    work += ["--concurrency", str(8 // count)]
-    runs = [measure(make_parser().parse_args([*work, "--model", f"m{number}"])) for number in range(count)]
+    work = ["--url", url, "--token-ids", f"1:{vocabulary}", "--requests", str(24 // len(names))]
+    work += ["--concurrency", str(8 // len(names))]
+    runs = [measure(make_parser().parse_args([*work, "--model", name])) for name in names]
     return [figures.output_tokens_per_second for (figures,) in await asyncio.gather(*runs)]
 
 
@@ -181,6 +210,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "speculative": speculation,
     "contexts": contexts,
     "loaded": loaded,
+    "adapters": adapters,
 }
 
 

@@ -64,6 +64,26 @@ def make_checkpoint(shape: str, folder: Path) -> Path:
     return target
 
 
+def make_adapter(shape: str, folder: Path, number: int, rank: int = 16) -> Path:
+    """Writes a LoRA of all projections of the shape's checkpoint, unless it is there already; each number's is its
+    own."""
+    target = folder / f"{shape}-adapter{number}"
+    if (target / "adapter_model.safetensors").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": "LORA", "base_model_name_or_path": f"../{shape}", "r": rank, "lora_alpha": 2 * rank}
+    (target / "adapter_config.json").write_text(json.dumps(settings))
+    generator = torch.Generator().manual_seed(number)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, size in _tensor_shapes(SHAPES[shape]).items():
+        if "proj.weight" in name:
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, size[1], generator=generator) * 0.02
+            tensors[f"{module}.lora_B.weight"] = torch.randn(size[0], rank, generator=generator) * 0.02
+    save_file(tensors, target / "adapter_model.safetensors")
+    return target
+
+
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     kv_size = hidden // config["num_attention_heads"] * config["num_key_value_heads"]

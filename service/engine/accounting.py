@@ -95,7 +95,7 @@ class Accounting:
         lane.memory(
             weight_bytes=model.loaded.weight_bytes,
             kv_cache_bytes=model.loaded.kv_cache_bytes,
-            num_blocks=model.loaded.num_blocks,
+            num_blocks=model.loaded.num_blocks if model.base is None else 0,
             block_tokens=model.loaded.block_size,
         )
 

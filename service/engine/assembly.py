@@ -20,6 +20,7 @@ from model.text_messages import check_template
 from model.tokenizer import Tokenizer
 from service.admission import QueueLimits
 from service.engine.accounting import Accounting
+from service.engine.adapters import load_adapter
 from service.engine.client import EngineClient
 from service.engine.deployment import Deployment
 from service.engine.models import LoadedModel, ModelDirectory
@@ -51,6 +52,9 @@ def load_directory(settings: Settings) -> ModelDirectory:
     directory = ModelDirectory(other_names=settings.aliases)
     for source in settings.model:
         model = load_model(source, settings)
+        directory[model.key if model.name in directory else model.name] = model
+    for source in settings.adapter:
+        model = load_adapter(source, settings, directory)
         directory[model.key if model.name in directory else model.name] = model
     return directory
 
@@ -87,11 +91,12 @@ def _read_model(source: ModelSource, folder: Path, settings: Settings) -> Loaded
         tokenizer=tokenizer,
         chat_template=chat_template,
         languages=languages,
+        asked_for=source.location,
     )
 
 
-def prepare_model(settings: Settings, name: str, deployment: Deployment) -> LoadedModel:
-    """A checkpoint that is to be served later; what the deployment leaves open is as configured.
+def prepare_model(settings: Settings, name: str, deployment: Deployment, served: ModelDirectory) -> LoadedModel:
+    """A checkpoint that is to be served later, beside those that are; what the deployment leaves open is as configured.
 
     Raises:
         CheckpointError, ValueError: it cannot be found, or is not what it should be.
@@ -106,6 +111,10 @@ def prepare_model(settings: Settings, name: str, deployment: Deployment) -> Load
         "max_model_len": deployment.max_model_len,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
+    if deployment.adapter:
+        if given:
+            raise ValueError(f"{', '.join(given)}: an adapter has its base's")
+        return load_adapter(source, settings, served)
     return load_model(source, settings.model_copy(update=given))
 
 

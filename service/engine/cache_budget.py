@@ -6,7 +6,9 @@ folders, not networks. Runs in the worker process, on its loader thread.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from model.adapters.config import ADAPTER_WEIGHTS
 from model.description import describe
 from model.errors import CheckpointError
 from model.stored_weights import StoredWeights
@@ -49,7 +51,10 @@ def _num_sharing(specs: Sequence[ModelSpec]) -> int:
 
 
 def _generates(spec: ModelSpec) -> bool:
-    """A folder that is not what it should be will not be loaded, and needs nothing."""
+    """A folder that is not what it should be will not be loaded, and needs nothing. An adapter that shares its base has
+    no cache of its own."""
+    if spec.shares is not None:
+        return False
     try:
         with folder_of(spec) as folder:
             return describe(folder).head == "language_model"
@@ -58,7 +63,11 @@ def _generates(spec: ModelSpec) -> bool:
 
 
 def _reserved_bytes(spec: ModelSpec) -> int:
-    """Weights as a GPU holds them (8 bits are reckoned as 16), and the cache that was asked for."""
+    """Weights as a GPU holds them (8 bits are reckoned as 16), and the cache that was asked for; twice what
+    the file of an adapter has that shares its base, for what is padded."""
+    if spec.shares is not None:
+        path = Path(spec.folder) / ADAPTER_WEIGHTS
+        return 2 * path.stat().st_size if path.is_file() else 0
     itemsize = 4 if spec.dtype == "float32" else 2
     try:
         with folder_of(spec) as folder, StoredWeights(folder) as stored:

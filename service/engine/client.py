@@ -103,7 +103,10 @@ class EngineClient:
         self.supervisor.start()
 
     def _worker_config(self) -> WorkerConfig:
-        return msgspec.structs.replace(self._config, models=[model.spec for model in self.models.everything()])
+        specs = [model.spec for model in self.models.everything()]
+        # Adapters last: the checkpoints whose weights they share have to be there.
+        specs.sort(key=lambda spec: spec.shares is not None)
+        return msgspec.structs.replace(self._config, models=specs)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Accepts nothing more, lets accepted requests finish, and fails those that have not after the timeout."""
@@ -200,9 +203,11 @@ class EngineClient:
         self._ledger.enter(twin)
 
     def _is_loaded(self, key: str) -> bool:
-        """Whether the worker holds the checkpoint and may be given its requests."""
+        """Whether the worker holds the checkpoint, and the adapters that share it, and may be given their requests."""
         model = self.models.by_key(key)
-        return self.state in ("ready", "restarting", "draining") and model is not None and model.loaded is not None
+        if self.state not in ("ready", "restarting", "draining") or model is None or model.loaded is None:
+            return False
+        return all(adapter.loaded or adapter.state == "failed" for adapter in self.models.adapters_of(key))
 
     # -- the worker's messages ----------------------------------------------------------------------------------------
 

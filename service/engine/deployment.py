@@ -19,6 +19,8 @@ class Deployment:
 
     source: str
     version: str | None = None
+    adapter: bool = False
+    """It shares the weights of its base, which is served; dtype and the like are that one's."""
     dtype: str | None = None
     quantization: str | None = None
     kv_cache_memory: int | None = None
@@ -31,8 +33,9 @@ class Deployment:
     """Leave the replaced version loaded, under its `name@version`."""
 
 
-Prepare = Callable[[str, Deployment], LoadedModel]
-"""Finds, describes and tokenizes a checkpoint for a name; on a thread. Raises CheckpointError or ValueError."""
+Prepare = Callable[[str, Deployment, ModelDirectory], LoadedModel]
+"""Finds, describes and tokenizes a checkpoint for a name, beside those that are served; on a thread. Raises
+CheckpointError or ValueError."""
 
 
 class Sender(Protocol):

@@ -34,6 +34,8 @@ BULK_REQUESTS = 2
 
 @dataclass(slots=True)
 class _Lane:
+    """Of a checkpoint and the adapters that share it."""
+
     rows: Seats
     """Of the batch that generates."""
     texts: Seats
@@ -107,7 +109,7 @@ class Dispatcher:
         """Whether it would come into the worker's batch without having to wait for any other to leave."""
         if self._suspect is not None or self._next_suspect is not None:
             return False
-        lane = self._lanes.get(flight.model.key)
+        lane = self._lanes.get(flight.model.lane_key)
         if lane is None:
             return True
         if len(self._queue_of(lane, flight)) or not self._has_room(lane, flight):
@@ -121,22 +123,21 @@ class Dispatcher:
         return lane.num_queued if lane else 0
 
     def enqueue(self, flight: Flight) -> None:
-        lane = self._lanes.get(flight.model.key)
+        lane = self._lanes.get(flight.model.lane_key)
         if lane is None:
             texts = Seats(self._max_batch_tokens, flight.model.max_batch_items)
-            lane = self._lanes[flight.model.key] = _Lane(Seats(self._max_sequences), texts)
+            lane = self._lanes[flight.model.lane_key] = _Lane(Seats(self._max_sequences), texts)
         lane.flights[flight.number] = flight
         queue = self._queue_of(lane, flight)
         queue.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
 
     def num_of(self, key: str) -> int:
         """The checkpoint's requests, waiting or inside."""
-        lane = self._lanes.get(key)
-        return len(lane.flights) if lane else 0
+        return len(self.of(key))
 
     def of(self, key: str) -> list[Flight]:
-        lane = self._lanes.get(key)
-        return list(lane.flights.values()) if lane else []
+        flights = (flight for lane in self._lanes.values() for flight in lane.flights.values())
+        return [flight for flight in flights if flight.model.key == key]
 
     def drop(self, key: str) -> None:
         """The checkpoint is served no more, and nothing of it is left."""
@@ -145,10 +146,10 @@ class Dispatcher:
 
     def take(self, is_loaded: Callable[[str], bool] = lambda _key: True) -> list[Flight]:
         """What the worker has room for now, in order; it counts as inside from here on."""
-        if (suspect := self._next_suspect) is not None and is_loaded(suspect.model.key):
+        if (suspect := self._next_suspect) is not None and is_loaded(suspect.model.lane_key):
             if self._unproven:
                 return []
-            self._lanes[suspect.model.key].leave_queue(suspect.number)
+            self._lanes[suspect.model.lane_key].leave_queue(suspect.number)
             return [self._let_in(suspect)]
         self._next_suspect = None
         return [flight for key in self._lanes if is_loaded(key) for flight in self._take_of(key)]
@@ -169,12 +170,12 @@ class Dispatcher:
     def _let_in(self, flight: Flight) -> Flight:
         if _is_suspect(flight):
             self._suspect, self._next_suspect = flight, None
-        self._enter(self._lanes[flight.model.key], flight)
+        self._enter(self._lanes[flight.model.lane_key], flight)
         return flight
 
     def started(self, flight: Flight) -> None:
         """The worker has begun to compute it."""
-        lane = self._lanes[flight.model.key]
+        lane = self._lanes[flight.model.lane_key]
         assert flight.number in lane.inside, "the worker computes what it was given"
         lane.compiling.discard(flight.number)
         lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
@@ -187,7 +188,7 @@ class Dispatcher:
             lane.num_passed_over = min(num_requests, lane.num_generating)
 
     def made_progress(self, flight: Flight) -> None:
-        assert flight.number in self._lanes[flight.model.key].inside, "the worker computes what it was given"
+        assert flight.number in self._lanes[flight.model.lane_key].inside, "the worker computes what it was given"
         flight.deaths_without_progress = 0
         self._unproven.discard(flight.number)
         if self._suspect is flight:
@@ -195,7 +196,7 @@ class Dispatcher:
 
     def forget(self, flight: Flight) -> None:
         """The flight has ended, wherever it was."""
-        lane = self._lanes[flight.model.key]
+        lane = self._lanes[flight.model.lane_key]
         lane.leave_queue(flight.number)
         lane.flights.pop(flight.number, None)
         self._leave(lane, flight)
@@ -209,7 +210,7 @@ class Dispatcher:
         of its step (of `batch`; all, where that is not known) and those whose grammar was being compiled beside it."""
         lost = [flight for lane in self._lanes.values() for flight in lane.inside.values()]
         for flight in lost:
-            lane = self._lanes[flight.model.key]
+            lane = self._lanes[flight.model.lane_key]
             if batch is None or flight.number in batch or flight.number in lane.compiling:
                 flight.deaths_without_progress += 1
             self._leave(lane, flight)

@@ -168,7 +168,8 @@ class GenerateFlight(Flight):
         request = self.request
         return Generate(
             request_id=self.number,
-            model=self.model.key,
+            model=self.model.lane_key,
+            adapter="" if self.model.base is None else self.model.key,
             prompt_ids=request.prompt_ids,
             sampling=request.sampling,
             output_ids=self.delivered_ids,

@@ -10,7 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import count
 
+from model.adapters.low_rank import AdapterWeights
 from model.batch import Batch
 from model.grammar import GrammarCompiler
 from model.runner import LaunchedStep, Runner, is_out_of_memory
@@ -46,6 +48,10 @@ class GenerationLane:
         self.on_batch: Callable[[Collection[int]], None] = lambda _ids: None
         self._scheduler = scheduler
         self._runner = runner
+        self._adapters: dict[str, int] = {}
+        """What the runner calls each adapter, by key: another number each time that one is loaded, since blocks that an
+        earlier one of that key filled may still be in the cache."""
+        self._adapter_numbers = count(1)
         self._grammars = grammars
         self._look_ahead = look_ahead
         self._flight: StepInFlight | None = None
@@ -71,7 +77,10 @@ class GenerationLane:
     def submit(self, message: Generate | Encode, now: float) -> None:
         if isinstance(message, Encode):
             raise ValueError(f"checkpoint '{message.model}' generates; it has no single-pass output")
-        refused = self._scheduler.add(sequence_from(message), now)
+        adapter = self._adapters.get(message.adapter)
+        if message.adapter and adapter is None:
+            raise ValueError(f"adapter '{message.adapter}' is not loaded")
+        refused = self._scheduler.add(sequence_from(message, adapter), now)
         if refused is not None:
             self._outbox.append(refused)
             return
@@ -118,11 +127,25 @@ class GenerationLane:
         return Step(model=self.loaded.model, stats=self._stats(0.0))
 
     def close(self) -> Step:
+        return self._failed(self._scheduler.request_ids)
+
+    def add_adapter(self, key: str, weights: AdapterWeights) -> None:
+        """From now on requests may name it."""
+        number = self._adapters[key] = next(self._adapter_numbers)
+        self._runner.adapters[number] = weights
+
+    def drop_adapter(self, key: str) -> Step:
+        """Fails what is left of its requests."""
+        number = self._adapters.pop(key)
+        left = self._scheduler.request_ids_of(number)
+        for request_id in left:
+            self.cancel(request_id)
+        del self._runner.adapters[number]
+        return self._failed(left)
+
+    def _failed(self, request_ids: Collection[int]) -> Step:
         message = "the checkpoint was unloaded"
-        outputs = [
-            TokenOutput(request_id=number, finish_reason="error", error=message)
-            for number in self._scheduler.request_ids
-        ]
+        outputs = [TokenOutput(request_id=number, finish_reason="error", error=message) for number in request_ids]
         return Step(model=self.loaded.model, tokens=outputs)
 
     def _launch(self, batch: Batch) -> LaunchedStep | None:

@@ -66,7 +66,7 @@ class Ledger:
         if flight.deadline is not None and flight.deadline <= now:
             self._books.metrics.rejected("deadline")
             raise DeadlineExceeded("the deadline had passed when the request arrived", param="timeout")
-        if not (self._is_loaded(flight.model.key) and self._dispatcher.has_seat(flight)):
+        if not (self._is_loaded(flight.model.lane_key) and self._dispatcher.has_seat(flight)):
             load = self._dispatcher.load(flight.client)
             self._books.admit(load, num_tokens=flight.cost_tokens, client=flight.client, now=now)
         self.enter(flight)

@@ -73,10 +73,10 @@ def load_lane(
     Raises CheckpointError, naming file and tensor, if the checkpoint is not what it should be.
     """
     began = time.monotonic()
-    device = _device(config.device) if ranks is None else ranks.device
+    device = device_of(config.device) if ranks is None else ranks.device
     with folder_of(spec) as folder:
         description = describe(folder, spec.max_model_len)
-        dtype = _dtype(spec, folder, device)
+        dtype = dtype_of(spec, folder, device)
         tokenizer = Tokenizer.load(folder) if description.head == "language_model" else None
     backend = backend_for(device, deterministic=config.deterministic)
     loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
@@ -275,7 +275,7 @@ def _cache_text(loaded: Loaded) -> str:
     return f"{loaded.num_blocks:,} blocks of {loaded.block_size} tokens = {tokens:,} tokens"
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -285,7 +285,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
+def dtype_of(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
     """What was asked for; else bfloat16 on GPUs and between weights in 8 bits, and on CPUs float32 unless the weights
     are stored in 16 bits and there are operators for them, the project's or the CPU's own."""
     if spec.dtype != "auto":

@@ -36,9 +36,14 @@ class LoadedModel:
     """Translating encoder-decoders: which there are, and how the network is told."""
     state: ModelState = "loading"
     loaded: Loaded | None = None
+    base: "LoadedModel | None" = None
+    """An adapter's that shares its base's weights: the version that it was bound to, which is kept for as long as it is
+    here."""
     step_tokens: int = 0
     """Of single-pass work, of a step that has the worker to itself: what the worker said last, whether or not it is
     there now."""
+    asked_for: str | None = None
+    """The folder, file or hub name that it was found by."""
     unpacked: Unpacked | None = None
     """Of a GGUF file: its folder, which the worker reads again whenever it is restarted, and rollbacks whenever they go
     back to it."""
@@ -51,6 +56,11 @@ class LoadedModel:
     @property
     def key(self) -> str:
         return self.spec.key
+
+    @property
+    def lane_key(self) -> str:
+        """Of the checkpoint in whose steps its requests are computed: its own, or its base's."""
+        return self.key if self.base is None else self.base.key
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -90,6 +100,11 @@ class ModelDirectory(dict[str, LoadedModel]):
         yield from self.values()
         yield from self.retired.values()
         yield from self.pending.values()
+
+    def adapters_of(self, key: str) -> list[LoadedModel]:
+        """Those that share the weights of the checkpoint with that `name@version`, served or still in use."""
+        models = (*self.values(), *self.retired.values())
+        return [model for model in models if model.base is not None and model.base.key == key]
 
     def versions_of(self, name: str) -> dict[str, LoadedModel]:
         return {model.version: model for model in self.values() if model.name == name}

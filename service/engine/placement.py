@@ -226,5 +226,7 @@ class Placement:
 
     @staticmethod
     def root(sequence: Sequence) -> bytes:
-        """Where its digest chains start: keys and values depend on the salt's tenant and on the encoded source too."""
-        return chain_root("tokens", sequence.cache_salt, array("I", sequence.encoder_ids).tobytes())
+        """Where its digest chains start: keys and values depend on the salt's tenant, on the encoded source and on the
+        adapter, too."""
+        adapter = "" if sequence.adapter is None else str(sequence.adapter)
+        return chain_root("tokens", sequence.cache_salt, array("I", sequence.encoder_ids).tobytes(), adapter)

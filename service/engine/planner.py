@@ -124,6 +124,7 @@ class StepPlanner:
         self.step.filled = self.placement.begin_step()
         if not self._plan_long_source(now):
             self._plan_all(now)
+        self.step.group_by_adapter()
         return self.step
 
     def _composition(self) -> tuple[int, bool]:

@@ -29,6 +29,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     base: str | None = None
     """The folder of the checkpoint that an adapter in `folder` was trained on."""
+    shares: str | None = None
+    """An adapter that is computed beside its base: the key of that, whose weights, cache and queue it shares."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "int8", "fp8"] = "none"
     kv_cache_bytes: int | None = None
@@ -69,6 +71,8 @@ class Generate(msgspec.Struct, kw_only=True, tag="generate"):
     arrival: float = 0.0
     deadline: float | None = None
     cache_salt: str = ""
+    adapter: str = ""
+    """The key of an adapter that shares `model`'s weights; empty: those alone."""
 
 
 class EncodeInput(msgspec.Struct, kw_only=True):
@@ -108,7 +112,7 @@ class Load(msgspec.Struct, tag="load"):
 
 
 class Unload(msgspec.Struct, tag="unload"):
-    """Free a checkpoint; its remaining requests fail."""
+    """Free a checkpoint, or an adapter of one; its remaining requests fail."""
 
     model: str
 
@@ -127,7 +131,8 @@ class Loading(msgspec.Struct, tag="loading"):
 
 
 class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
-    """A checkpoint is ready. The block numbers are zero where it has no KV cache."""
+    """A checkpoint is ready. The block numbers are zero where it has no KV cache, its base's where it shares that one's
+    (`kv_cache_bytes`, which it adds, is zero then)."""
 
     model: str
     dtype: str

@@ -24,6 +24,15 @@ class Step:
     filled: list[int] = field(default_factory=list)
     """Blocks that it fills and that can be found by their content."""
 
+    def group_by_adapter(self) -> None:
+        """Puts rows with the same adapter side by side, each group's in the order that they had."""
+        rows = self.batch.rows
+        if len(rows) < 2 or all(sequence.adapter is None for sequence, _ in self.entries):
+            return
+        order = sorted(range(len(rows)), key=lambda place: rows[place].adapter or 0)
+        self.batch.rows = [rows[place] for place in order]
+        self.entries = [self.entries[place] for place in order]
+
 
 class RowMaker:
     def __init__(self, placement: Placement, prefill_chunk: int) -> None:
@@ -101,6 +110,7 @@ class RowMaker:
                 sequence.encoder_ids,
                 encode,
                 fed,
+                sequence.adapter,
             )
         )
         step.entries.append((sequence, branch))

@@ -82,6 +82,9 @@ class Scheduler:
         """Requests that are here, running or waiting."""
         return list(self._sequences)
 
+    def request_ids_of(self, adapter: int) -> list[int]:
+        return [number for number, sequence in self._sequences.items() if sequence.adapter == adapter]
+
     @property
     def step_request_ids(self) -> set[int]:
         """Requests that have a part in the step last made."""

@@ -59,7 +59,7 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request. The scheduler is the only writer of everything below `cache_salt`."""
+    """One request. The scheduler is the only writer of everything below `adapter`."""
 
     request_id: int
     prompt_ids: list[int]
@@ -71,6 +71,8 @@ class Sequence:
     arrival: float = 0.0
     deadline: float | None = None
     cache_salt: str = ""
+    adapter: int | None = None
+    """Which of the lane's adapters it is computed with."""
 
     phase: Phase = Phase.waiting
     branches: list[Branch] = field(default_factory=list)
@@ -113,8 +115,9 @@ class Sequence:
         return self.sampling.first_scored - 1 + len(self.prompt_logprobs)
 
 
-def sequence_from(message: Generate) -> Sequence:
-    """The state of a request that has just come in; `output_ids` are those delivered before a worker died."""
+def sequence_from(message: Generate, adapter: int | None = None) -> Sequence:
+    """The state of a request that has just come in; `output_ids` are those delivered before a worker died. `adapter` is
+    what the lane calls the one that the message names."""
     return Sequence(
         request_id=message.request_id,
         prompt_ids=message.prompt_ids,
@@ -125,4 +128,5 @@ def sequence_from(message: Generate) -> Sequence:
         arrival=message.arrival,
         deadline=message.deadline,
         cache_salt=message.cache_salt,
+        adapter=adapter,
     )

@@ -20,7 +20,7 @@ from model.tokenizer import TokenizerError
 from service.engine.aliases import Alias
 from service.engine.deployment import Deployment, Owner, Prepare
 from service.engine.memory import free_memory
-from service.engine.models import LoadedModel
+from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.probation import Probation
 from service.errors import ModelNotFound, ServiceError, SwapFailed, Unavailable
 
@@ -35,7 +35,7 @@ POLLS_PER_COLLECTION = 20
 
 @dataclass(frozen=True, slots=True)
 class _Former:
-    """What a rollback goes back to; the copies hold no weights and keep nothing loaded."""
+    """What a rollback goes back to; the copies hold no weights and keep nothing loaded, but an adapter's its base."""
 
     alias: Alias
     models: dict[str, LoadedModel] = field(default_factory=dict)
@@ -88,11 +88,18 @@ class Versions:
         others = [entry for entry in models.values() if entry is not model]
         if not others:
             raise SwapFailed(f"{model.key} is the last checkpoint of the service")
+        if adapters := models.adapters_of(model.key):
+            names = ", ".join(adapter.key for adapter in adapters)
+            raise SwapFailed(f"{model.key} is the base of {names}: take them out of service first")
         alias = self.alias_of(model.name)
         same_name = [entry for entry in others if entry.name == model.name]
         if same_name and (alias.weights.get(model.version, 0) > 0 or alias.shadow == model.version):
             raise SwapFailed(f"{model.key} has a share of '{model.name}': give it to another version first")
-        self._former.pop(model.name, None)
+        self._former = {
+            key: former
+            for key, former in self._former.items()
+            if key != model.name and all(copy.base is not model for copy in former.models.values())
+        }
         self._retire(model)
 
     def alias_of(self, name: str) -> Alias:
@@ -141,7 +148,8 @@ class Versions:
         if self._prepare is None or self._owner.state not in ("ready", "restarting"):
             raise Unavailable(f"the service is {self._owner.state}: no version can be loaded now", retry_after=2.0)
         try:
-            model = await asyncio.to_thread(self._prepare, name, deployment)
+            served = ModelDirectory(self._owner.models, self._owner.models.other_names)
+            model = await asyncio.to_thread(self._prepare, name, deployment, served)
         except (CheckpointError, TokenizerError, ValueError, OSError) as error:
             raise SwapFailed(f"'{deployment.source}' cannot be used: {error}", param="source") from error
         if self._owner.models.by_key(model.key) is not None:

@@ -22,8 +22,10 @@ import torch
 
 from model.errors import CheckpointError
 from service import logs
+from service.engine.adapter_loading import LoadedAdapter, load_adapter
 from service.engine.cache_budget import Neighbours
 from service.engine.connection import ConnectionLostError, WorkerConnection
+from service.engine.generation_lane import GenerationLane
 from service.engine.lanes import Lane
 from service.engine.loading import load_lane
 from service.engine.memory import bound_heaps, free_memory, keep_what_is_here
@@ -49,6 +51,9 @@ from service.engine.ranks import Ranks, num_threads
 
 log = logging.getLogger("slimpajama.worker")
 
+Arrival = Lane | LoadedAdapter | LoadFailed | Loading
+"""What the loader hands over."""
+
 IDLE_WAIT_SECONDS = 0.5
 PROGRESS_SECONDS = 0.1
 LOAD_SILENCE_SECONDS = 900.0
@@ -65,7 +70,9 @@ class Worker:
         self._config: WorkerConfig | None = None
         self._ranks: Ranks | None = None
         self._lanes: dict[str, Lane] = {}
-        self._arrivals: queue.SimpleQueue[Lane | LoadFailed | Loading] = queue.SimpleQueue()
+        self._adapters: dict[str, GenerationLane] = {}
+        """The lane that each adapter is computed in."""
+        self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._num_loading = 0
         self._load_heard = 0.0
         self._stopping = False
@@ -171,7 +178,12 @@ class Worker:
             for place, spec in enumerate(specs):
                 report, neighbours = self._report_progress(spec.key), Neighbours.of(specs, place)
                 try:
-                    self._arrivals.put(load_lane(spec, config, report, self._wake, self._ranks, neighbours=neighbours))
+                    arrival: Arrival
+                    if spec.shares is not None:
+                        arrival = load_adapter(spec, config)
+                    else:
+                        arrival = load_lane(spec, config, report, self._wake, self._ranks, neighbours=neighbours)
+                    self._arrivals.put(arrival)
                 except CheckpointError as fault:  # whose words say all there is to say: the API process logs them
                     self._arrivals.put(LoadFailed(spec.key, str(fault)))
                 except Exception as error:
@@ -202,7 +214,7 @@ class Worker:
         if self._num_loading > 0 and now - self._load_heard > LOAD_SILENCE_SECONDS:
             raise RuntimeError(f"loading a checkpoint has not gone on for {LOAD_SILENCE_SECONDS:g} seconds")
 
-    def _handle_arrival(self, arrival: Lane | LoadFailed | Loading) -> None:
+    def _handle_arrival(self, arrival: Arrival) -> None:
         self._load_heard = time.monotonic()
         if isinstance(arrival, Loading):
             self._connection.send(arrival)
@@ -211,14 +223,31 @@ class Worker:
         if isinstance(arrival, LoadFailed):
             self._connection.send(arrival)
             return
+        if isinstance(arrival, LoadedAdapter):
+            self._take_adapter(arrival)
+            return
         arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)
         arrival.on_batch = self._clock.note_batch
         self._lanes[arrival.loaded.model] = arrival
         self._connection.send(arrival.loaded)
 
+    def _take_adapter(self, arrival: LoadedAdapter) -> None:
+        key = arrival.loaded.model
+        lane = self._lanes.get(arrival.base)
+        if not isinstance(lane, GenerationLane):
+            self._connection.send(LoadFailed(key, f"its base, {arrival.base}, is not loaded"))
+            return
+        lane.add_adapter(key, arrival.weights)
+        self._adapters[key] = lane
+        self._connection.send(arrival.loaded_with(lane.loaded))
+
     def _unload(self, key: str) -> None:
+        if (owner := self._adapters.pop(key, None)) is not None:
+            self._connection.send(owner.drop_adapter(key))
+            log.info("adapter unloaded", extra={"model": key})
         lane = self._lanes.pop(key, None)
         if lane is not None:
+            self._adapters = {name: other for name, other in self._adapters.items() if other is not lane}
             self._connection.send(lane.close())
             del lane
             if self._ranks is not None:

@@ -21,6 +21,7 @@ METRICS = "/metrics"
 PAGE = "/docs"
 """The same everywhere; what it tells of this service it reads from the description, which needs a key."""
 ADMIN = "/admin"
+ADMIN_PATHS = frozenset({ADMIN, "/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 DRAINING_RETRY_AFTER_SECONDS = 5.0
 BYTES_PER_TOKEN = 4
 """Only for the first estimate of a request's tokens; the count replaces it when the request has ended."""
@@ -128,7 +129,7 @@ def is_probe(method: str, path: str) -> bool:
 
 def is_admin(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path == ADMIN or path.startswith(f"{ADMIN}/")
+    return path in ADMIN_PATHS or path.startswith(f"{ADMIN}/")
 
 
 def _key(scope: Scope) -> str | None:

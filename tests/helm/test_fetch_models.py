@@ -107,6 +107,25 @@ def test_the_base_of_an_adapter_is_fetched_with_it(
     assert (tmp_path / "served" / "a").resolve() == adapter
 
 
+def test_the_base_that_an_adapter_shares_is_another_entry(
+    script: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "maker/base"}')
+
+    def hub(location: str, offline: bool) -> Path:
+        assert location == "b/c"
+        return adapter
+
+    module = script(hub)
+    folder = tmp_path / "served" / "a"
+    entry = {"name": "a", "repository": "b/c", "revision": "", "adapter": True, "folder": str(folder)}
+    monkeypatch.setenv("FETCH_MODELS", json.dumps([entry]))
+    assert module.main() == 0
+    assert folder.resolve() == adapter
+
+
 def test_an_adapter_whose_base_cannot_be_had_stops_the_pod(
     script: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,12 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "a has 2 sources (path, pvc); give exactly one",
     ),
     "a name twice": (OPEN | {"models": [{"name": "a", "path": "/a"}] * 2}, "the name a is given twice"),
+    "an adapter over a divided base": (
+        OPEN
+        | {"models": [{"name": "a", "path": "/a"}, {"name": "b", "path": "/b", "adapter": True}]}
+        | {"accelerator": {"type": "nvidia", "count": 2}},
+        "b is an adapter, which cannot share a base that is divided over 2 devices",
+    ),
     "too little grace": (
         OPEN | {"lifecycle": {"terminationGracePeriodSeconds": 60}},
         "preStop 15 + drain 60 + 15 = 90",

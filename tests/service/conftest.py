@@ -28,6 +28,7 @@ class FakeDescription:
 class FakeModel:
     def __init__(self, name: str, version: str = "1") -> None:
         self.name, self.version, self.key = name, version, f"{name}@{version}"
+        self.base = None
         self.state = "ready"
         self.loaded = None
         self.description = FakeDescription()

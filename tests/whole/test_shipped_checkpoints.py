@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from shipped_adapter import write_shipped_adapter
 
 from model.training.rest import held_out_rows
 from tests.readme.tables import README, section
@@ -341,6 +344,26 @@ def admin(client: Client) -> None:
     assert {row["name"] for row in get(client, "/admin/models")["data"]} == {LM, ENCODER}
 
 
+def adapters(client: Client) -> None:
+    """An adapter of the language model comes, is asked beside it, and leaves."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = write_shipped_adapter(Path(root))[0]
+        settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": LM}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        loaded = client.post("/v1/load_lora_adapter", json={"lora_name": "tuned", "lora_path": str(folder)})
+        assert loaded.text == "Success: LoRA adapter 'tuned' added successfully."
+    assert get(client, "/v1/models/tuned")["parent"] == LM
+    texts = [
+        post(client, "/v1/completions", model=model, prompt=STORY, max_tokens=20, temperature=0)["choices"][0]["text"]
+        for model in (LM, "tuned")
+    ]
+    assert texts[0] != texts[1]
+    left = client.post("/v1/unload_lora_adapter", json={"lora_name": "tuned"})
+    assert left.text == "Success: LoRA adapter 'tuned' removed successfully."
+    while {row["name"] for row in get(client, "/admin/models")["data"]} != {LM, ENCODER}:
+        time.sleep(0.02)
+
+
 WALK: dict[str, Callable[[Client], None]] = {
     **{f"GET {path}": probes for path in PROBES},
     "GET /v1/models": models,
@@ -399,6 +422,8 @@ WALK: dict[str, Callable[[Client], None]] = {
     "PUT /admin/models/{name}/alias": admin,
     "POST /admin/models/{name}": admin,
     "DELETE /admin/models/{name}": admin,
+    "POST /v1/load_lora_adapter": adapters,
+    "POST /v1/unload_lora_adapter": adapters,
 }
 
 
@@ -426,7 +451,7 @@ OF_SPARSE_ENCODERS = ("/v1/sparse_embeddings", "/embed_sparse")
 def test_every_example_of_the_description_is_answered(client: Client) -> None:
     failed = []
     for path, operations in get(client, "/openapi.json")["paths"].items():
-        if "requestBody" in operations.get("post", {}) and not path.startswith("/admin"):
+        if "requestBody" in operations.get("post", {}) and not path.startswith("/admin") and "lora" not in path:
             example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
             address = f"{path}?head=sentiment" if path in OF_HEAD else path
             expected = 404 if path in OF_SPARSE_ENCODERS else 200

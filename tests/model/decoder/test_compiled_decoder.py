@@ -1,5 +1,6 @@
 """Layers joined into one operator give what they give one by one, to a bit; others stay apart."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from model.adapters.low_rank import AdapterWeights, Run, StepAdapters
 from model.attention.attend import CachedAttend
 from model.attention.cpu import CpuAttention
 from model.attention.interface import PagedLayout
@@ -52,7 +54,7 @@ def load(folder: Path, quantization: Quantization, *, joined: bool) -> Decoder:
     return network
 
 
-def states(network: Decoder, block_size: int) -> tuple[Tensor, Tensor]:
+def states(network: Decoder, block_size: int, adapters: StepAdapters | None = None) -> tuple[Tensor, Tensor]:
     """Of a step of prompts and single tokens whose caches hold random numbers; and what the cache holds then."""
     config = network.config
     cache = KVCache(
@@ -70,7 +72,7 @@ def states(network: Decoder, block_size: int) -> tuple[Tensor, Tensor]:
         max_query_len=max(QUERIES), max_context_len=max(CONTEXTS),
     )  # fmt: skip
     ids = torch.randint(config.vocab_size, (len(positions),), generator=generator)
-    hidden = network(ids, positions, CachedAttend(cache, layout, CpuAttention()))
+    hidden = network(ids, positions, CachedAttend(cache, layout, CpuAttention()), adapters)
     return hidden, cache.pool
 
 
@@ -84,6 +86,47 @@ def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quanti
     for found, expected in zip(states(joined, block_size), states(apart, block_size), strict=True):
         assert found.isfinite().all()
         assert torch.equal(found, expected)
+
+
+def adapter(seed: int, rank: int, projections: tuple[str, ...], layers: range) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"query_key_value": (256, 128), "output": (128, 128), "gate_up": (192, 128), "down": (128, 96)}
+
+    def pair(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+        a = torch.randn(rank, inputs, generator=generator)
+        return a, 0.1 * torch.randn(outputs, rank, generator=generator)
+
+    pairs = [(layer, name, *pair(*sizes[name])) for layer in layers for name in projections]
+    return AdapterWeights(pairs, torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.fixture
+def set_num_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, for the length of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_joined_layers_add_what_adapters_add_layer_by_layer(
+    folder: Path, quantization: Quantization, num_threads: int, set_num_threads: Callable[[int], None]
+) -> None:
+    """Of different ranks, beside some of the projections of some of the layers; the rows between have none."""
+    set_num_threads(num_threads)
+    one = adapter(1, 5, ("query_key_value", "output", "gate_up", "down"), range(3))
+    other = adapter(2, 40, ("query_key_value", "down"), range(1, 2))
+    adapters = StepAdapters([Run(0, 1, one), Run(8, 9, one), Run(9, 29, other)])
+    apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
+    plain = states(joined, 16)[0]
+    found = states(joined, 16, adapters)
+    for value, expected in zip(found, states(apart, 16, adapters), strict=True):
+        assert value.isfinite().all()
+        assert torch.equal(value, expected)
+    assert torch.equal(found[0][1:8], plain[1:8])
+    assert not any(torch.equal(row, before) for row, before in zip(found[0][8:], plain[8:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from service.cli import main
 from service.engine.assembly import load_directory, prepare_model
 from service.engine.cache_budget import Neighbours
 from service.engine.deployment import Deployment
+from service.engine.models import ModelDirectory
 from service.engine.protocol import ModelSpec
 from service.settings import Settings
 from tests.service.engine import lanes
@@ -60,12 +61,14 @@ def test_it_is_loaded_with_its_base_and_known_by_its_own_folder(folders: tuple[P
 
 def test_a_version_that_is_an_adapter_can_be_deployed(folders: tuple[Path, Path], tmp_path: Path) -> None:
     adapter, _ = folders
-    found = prepare_model(Settings(), "lm", Deployment(source=str(adapter), version="tuned", dtype="float32"))
+    found = prepare_model(
+        Settings(), "lm", Deployment(source=str(adapter), version="tuned", dtype="float32"), ModelDirectory()
+    )
     assert (found.key, found.spec.base) == ("lm@tuned", str(adapter.parent / "base"))
     lost = tmp_path / "lost"
     shutil.copytree(adapter, lost)
     with pytest.raises(CheckpointError, match=r"'\.\./base' by adapter_config\.json"):
-        prepare_model(Settings(offline=True), "lm", Deployment(source=str(lost)))
+        prepare_model(Settings(offline=True), "lm", Deployment(source=str(lost)), ModelDirectory())
 
 
 def test_its_weights_are_reckoned_with_before_it_comes(folders: tuple[Path, Path]) -> None:

@@ -18,8 +18,9 @@ class NamedModel:
     max_batch_items = 8
     step_tokens = 0
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, lane_key: str | None = None) -> None:
         self.key = key
+        self.lane_key = lane_key or key
 
 
 def make_flight(
@@ -68,6 +69,20 @@ def test_the_worker_is_given_a_full_batch_and_a_few_spares(dispatcher: Dispatche
     assert dispatcher.take() == []
     dispatcher.forget(taken[0])
     assert numbers(dispatcher.take()) == [MAX_SEQUENCES + SPARE_REQUESTS]
+
+
+def test_adapters_wait_in_the_line_of_the_checkpoint_that_they_share(dispatcher: Dispatcher) -> None:
+    for number in range(100):
+        flight = make_flight(number)
+        if number % 2:
+            flight.model = cast(LoadedModel, NamedModel("adapter@1", "m@1"))
+        dispatcher.enqueue(flight)
+    inside = dispatcher.take(lambda key: key == "m@1")
+    assert numbers(inside) == list(range(MAX_SEQUENCES + SPARE_REQUESTS))
+    assert numbers(dispatcher.of("adapter@1")) == list(range(1, 100, 2))
+    assert (dispatcher.num_of("m@1"), dispatcher.waiting_in("m@1")) == (50, 100 - len(inside))
+    dispatcher.drop("adapter@1")
+    assert dispatcher.num_of("adapter@1") == 50
 
 
 def test_long_prompts_are_given_to_the_worker_as_it_starts_them_so_that_another_client_need_not_wait_for_all(

@@ -27,7 +27,8 @@ class Model:
     max_batch_items = 64
 
     def __init__(self, key: str, step_tokens: int) -> None:
-        self.key, self.step_tokens = key, step_tokens
+        self.key = self.lane_key = key
+        self.step_tokens = step_tokens
 
 
 class Histories(RuleBasedStateMachine):

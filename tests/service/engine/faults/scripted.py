@@ -63,7 +63,7 @@ def journal(folder: Path) -> list[str]:
 async def scripted_engine(first: Path, *, head: str = "language_model", **limits: Any) -> AsyncIterator[EngineClient]:
     """Ready, with `first` as `m@1`; what is deployed later says its own version."""
 
-    def prepare(name: str, deployment: Deployment) -> LoadedModel:
+    def prepare(name: str, deployment: Deployment, _served: ModelDirectory) -> LoadedModel:
         return stub_model(name, Path(deployment.source), deployment.version or "x", head=head)
 
     engine = EngineClient(

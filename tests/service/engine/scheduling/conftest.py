@@ -40,6 +40,7 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     cache_salt: str = ""
+    adapter: int | None = None
     fails_at: int | None = None
     """Number of known output ids at which its row comes back with an error."""
     poisons: bool = False
@@ -56,6 +57,7 @@ class Request:
             arrival=self.arrival,
             deadline=self.deadline,
             cache_salt=self.cache_salt,
+            adapter=self.adapter,
         )
 
     def next_token(self, output_ids: list[int]) -> int:
@@ -195,6 +197,7 @@ class FakeRunner:
         known = row.prompt_ids + row.output_ids + drafted(row)
         end = row.start + len(row.token_ids)
         assert row.token_ids, "a row without tokens"
+        assert row.adapter == request.adapter
         assert row.token_ids == known[row.start : end]
         assert len(row.token_ids) > row.num_drafted, "guesses behind nothing"
         assert row.samples == (end == len(known))
@@ -217,7 +220,7 @@ class FakeRunner:
 
     def _content(self, row: Row, request: Request, position: int) -> object:
         prefix = (row.prompt_ids + row.output_ids + drafted(row))[: position + 1]
-        return ("tokens", request.cache_salt, tuple(row.encoder_ids), tuple(prefix))
+        return ("tokens", request.cache_salt, request.adapter, tuple(row.encoder_ids), tuple(prefix))
 
     def _source(self, row: Row, request: Request, position: int) -> object:
         return ("source", request.cache_salt, tuple(row.encoder_ids), position)
@@ -386,6 +389,8 @@ class Service:
             assert alone or ends or sequence.request_id in served
         chunk = self.limits.prefill_chunk or self.limits.max_batch_tokens
         assert all(len(row.token_ids) - row.num_drafted <= chunk for row in batch.rows)
+        adapters = [row.adapter or 0 for row in batch.rows]
+        assert adapters == sorted(adapters)
 
     def check(self) -> None:
         """No block leaks, none is shared wrongly, and the books of the scheduler are in order."""
@@ -443,7 +448,17 @@ def make_service() -> Callable[..., Service]:
 def make_request() -> Callable[..., Request]:
     """`make_request(prompt_ids, max_tokens=..., ...)`: sampling fields and request fields by name."""
     numbers = iter(range(1_000_000))
-    own = {"output_ids", "encoder_ids", "priority", "arrival", "deadline", "cache_salt", "fails_at", "poisons"}
+    own = {
+        "output_ids",
+        "encoder_ids",
+        "priority",
+        "arrival",
+        "deadline",
+        "cache_salt",
+        "adapter",
+        "fails_at",
+        "poisons",
+    }
 
     def make(prompt_ids: list[int], **fields: Any) -> Request:
         number = next(numbers)

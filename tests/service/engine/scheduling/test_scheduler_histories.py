@@ -38,6 +38,7 @@ orders = st.fixed_dictionaries(
     {
         "priority": st.sampled_from([0, 0, 0, 1, -1]),
         "cache_salt": st.sampled_from(["", "", "tenant"]),
+        "adapter": st.sampled_from([None, None, 1, 2]),
         "lifetime": st.sampled_from([None, None, None, None, None, 0, 1, 5]),
     }
 )
@@ -91,6 +92,7 @@ class History(RuleBasedStateMachine):
             prompt_ids,
             priority=order["priority"],
             cache_salt=order["cache_salt"],
+            adapter=order["adapter"],
             arrival=self.service.now,
             deadline=None if lifetime is None else self.service.now + lifetime,
             **fields,
