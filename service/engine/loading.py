@@ -1,4 +1,4 @@
-"""Makes a lane of a checkpoint: reads the weights, sizes the KV cache, picks dtype and attention for the device.
+"""Makes a lane of a checkpoint: reads the weights, sizes the KV cache, picks attention for the device.
 
 Runs in the worker process, on its loader thread; what it returns belongs to the main thread from then on.
 """
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,10 +32,10 @@ from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
 from model.packed_linear import pack
 from model.runner import Runner
-from model.stored_weights import StoredWeights
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
+from service.engine.chosen_numbers import device_of, dtype_of, quantization_of
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
@@ -73,10 +72,10 @@ def load_lane(
     Raises CheckpointError, naming file and tensor, if the checkpoint is not what it should be.
     """
     began = time.monotonic()
-    device = _device(config.device) if ranks is None else ranks.device
+    device = device_of(config.device) if ranks is None else ranks.device
     with folder_of(spec) as folder:
         description = describe(folder, spec.max_model_len)
-        dtype = _dtype(spec, folder, device)
+        dtype = dtype_of(spec, folder, device)
         tokenizer = Tokenizer.load(folder) if description.head == "language_model" else None
     backend = backend_for(device, deterministic=config.deterministic)
     loaded = Loaded(
@@ -84,7 +83,7 @@ def load_lane(
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         weight_bytes=0,
-        quantization=_quantization(spec, generates=tokenizer is not None),
+        quantization=quantization_of(spec, generates=tokenizer is not None),
     )
     network: nn.Module
     if tokenizer is not None:
@@ -282,33 +281,3 @@ def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: 
 def _cache_text(loaded: Loaded) -> str:
     tokens = loaded.num_blocks * loaded.block_size
     return f"{loaded.num_blocks:,} blocks of {loaded.block_size} tokens = {tokens:,} tokens"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise CheckpointError(f"the device is to be {name}; torch {torch.__version__} finds {found} CUDA devices")
-    return device
-
-
-def _quantization(spec: ModelSpec, *, generates: bool) -> Quantization:
-    """4 bits are sooner read, which is what generating waits for. A single pass over texts waits for the products, which
-    gain nothing by them: there int4 means int8."""
-    return "int8" if spec.quantization == "int4" and not generates else spec.quantization
-
-
-def _dtype(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
-    """What was asked for; else bfloat16 on GPUs and between weights in 8 or 4 bits, and on CPUs float32 unless the
-    weights are stored in 16 bits and there are operators for them, the project's or the CPU's own."""
-    if spec.dtype != "auto":
-        found: torch.dtype = getattr(torch, spec.dtype)
-        return found
-    if device.type == "cuda" or (spec.quantization in ("int8", "int4") and library.LOADED):
-        return torch.bfloat16
-    with StoredWeights(folder) as stored:
-        narrow = stored.common_dtype().itemsize == 2
-    fast = library.LOADED or library.torch_has_bfloat16()
-    return torch.bfloat16 if narrow and fast else torch.float32
