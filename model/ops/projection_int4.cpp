@@ -28,10 +28,9 @@ struct Fit {
   Floats scales, errors;
 };
 
-// Which values that of largest magnitude may become: that they are all whole numbers, too, keeps weights that lie in
-// such steps already, whichever of them occur.
-constexpr float TOPS[] = {-8.0f, -8.5f, -7.5f, -7.0f, -6.5f, 7.0f, 7.5f, 6.5f, -6.0f, 6.0f, -5.0f, 5.0f, -4.0f, 4.0f,
-                          -3.0f, 3.0f,  -2.0f, 2.0f,  -1.0f, 1.0f};
+// What the value of largest magnitude may become. All whole numbers from 4 to 8 are among it, of which each below is a
+// part: so weights that lie in steps of a float16 already stay there, whichever of the steps occur.
+constexpr float TOPS[] = {-8.0f, -8.5f, -7.5f, -7.0f, -6.5f, 7.5f, 8.0f, 8.5f, -9.0f, -6.0f, -5.0f, -4.0f};
 
 LANES INLINE Floats where_less(const Floats& a, const Floats& b, const Floats& less, Floats other) {  // a < b
   EACH_PART other.part[p] = a.part[p] < b.part[p] ? less.part[p] : other.part[p];

@@ -106,12 +106,12 @@ def test_all_instructions_give_the_same_to_a_bit() -> None:
     assert torch.equal(found[1], found[2])
 
 
-@pytest.mark.parametrize("lowest", [-8, -5, -1, 0])
+@pytest.mark.parametrize(("lowest", "highest"), [(-8, 7), (-7, 7), (-3, 7), (-5, 5), (-3, 3), (-2, 1), (-1, 1), (0, 1)])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_weights_that_lie_in_steps_of_a_float16_are_kept_exactly(lowest: int, sign: int) -> None:
-    """As those of Q4_0 do, and others' whose values need not go to -8; scales below the normal numbers, too."""
+def test_weights_that_lie_in_steps_of_a_float16_are_kept_exactly(lowest: int, highest: int, sign: int) -> None:
+    """As those of Q4_0 do, and others' whose values need not go to -8; whole ones' scales below normal numbers, too."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.randint(lowest, 8, (48, 12, GROUP), generator=generator)
+    values = torch.randint(lowest, highest + 1, (48, 12, GROUP), generator=generator)
     scales = torch.rand(48, 12, 1, generator=generator).mul(9).sub(20 if lowest == -8 else 9).exp2().half()
     weight = (values * scales.float() * sign).view(48, -1)
     assert torch.equal(kept(weight), weight.double())
