@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     quantization: Literal["none", "int8", "int4", "fp8"] = _setting(
         "Models",
         "none",
-        "quantize the weights while loading; int8 on CPUs, int4 there where text is generated (int8 elsewhere), fp8 on "
-        "GPUs from Hopper on",
+        "quantize the weights while loading; int8 on CPUs, int4 too (generating checkpoints; the others get int8), fp8 "
+        "on GPUs from Hopper on",
     )
     max_model_len: ContextLength | None = _setting(
         "Models", None, "tokens of context; unset: what each checkpoint says"
