@@ -145,3 +145,11 @@ def test_weights_beyond_float16_are_cut_rather_than_infinite(instructions: str) 
     weight = torch.full((16, 32), 1e7)
     assert torch.equal(kept(weight), torch.full((16, 32), 65504.0 * 8).double())
     assert multiply(torch.ones(1, 32).bfloat16(), weight).isfinite().all()
+
+
+def test_what_bfloat16_left_of_q4_0_is_kept_as_near_to_it() -> None:
+    """Weights are in bfloat16 when they are packed: their steps are found again, and the steps' size to a step or so."""
+    weight = q4_0(random(128, 1024).float())
+    found, rounded = kept(weight.bfloat16()), weight.bfloat16()
+    assert relative_error(found, weight.double()) < relative_error(rounded, weight.double())
+    assert float((found / weight).sub(1).abs().nan_to_num(0).amax()) < 0.01
