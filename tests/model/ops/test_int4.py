@@ -148,7 +148,7 @@ def test_weights_beyond_float16_are_cut_rather_than_infinite(instructions: str) 
 
 
 def test_what_bfloat16_left_of_q4_0_is_kept_as_near_to_it() -> None:
-    """Weights are in bfloat16 when they are packed: their steps are found again, and the steps' size to a step or so."""
+    """Weights are in bfloat16 when they are packed: their steps are found again, and about what these were."""
     weight = q4_0(random(128, 1024).float())
     found, rounded = kept(weight.bfloat16()), weight.bfloat16()
     assert relative_error(found, weight.double()) < relative_error(rounded, weight.double())
