@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.adapters.low_rank import AdapterWeights, PackedLowRank, StepAdapters
 from model.attention.attend import CachedAttend
 from model.attention.interface import Attend
-from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, Int8Linear
+from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm
 from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer
 from model.layers import Rotation
@@ -96,7 +96,7 @@ def _is_usual(config: DecoderConfig) -> bool:
 def _is_compiled(layer: nn.Module) -> bool:
     if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP):
         return False
-    linears = all(isinstance(linear, CompiledLinear | Int8Linear) for linear in _linears(layer))
+    linears = all(isinstance(linear, CompiledLinear) for linear in _linears(layer))
     whole = linears and all(linear.num_inputs % 32 == 0 for linear in _linears(layer))
     return whole and all(norm is None or isinstance(norm, CompiledRMSNorm) for norm in _norms(layer))
 
@@ -122,8 +122,8 @@ def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
     return tensors
 
 
-def _tensors(linear: CompiledLinear | Int8Linear) -> list[Tensor]:
-    """Packed weights, scales, sums and bias, empty if there are none."""
+def _tensors(linear: CompiledLinear) -> list[Tensor]:
+    """Packed weights, the two tensors at most that they have beside them, and bias, empty if there are none."""
     nothing = torch.empty(0)
-    quantized = [linear.scales, linear.sums] if isinstance(linear, Int8Linear) else [nothing, nothing]
-    return [linear.packed, *quantized, nothing if linear.bias is None else linear.bias]
+    factors = [*linear.factors, nothing, nothing][:2]
+    return [linear.packed, *factors, nothing if linear.bias is None else linear.bias]

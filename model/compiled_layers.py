@@ -1,10 +1,10 @@
-"""Layers of a bfloat16 network on a CPU that run on the compiled operators: weights packed once, int8 if asked for.
+"""Layers of a bfloat16 network on a CPU that run on the compiled operators: weights packed once, in 8 or 4 bits too.
 
 `compile_layers` replaces them in a network that has been filled; the network computes the same, in the operators'
 order of additions. What has no operator stays as it is. Runs in the worker process.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +16,14 @@ from model.huge_pages import Shelf
 from model.layers import AddingNorm, Additions, GatedMLP, Linear, RMSNorm, project
 from model.ops import library
 
-Quantization = Literal["none", "int8", "fp8"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 
 
 class CompiledLinear(nn.Module):
     """x W^T + b over packed weights. `wide` gives float32, for logits."""
 
-    def __init__(self, linear: Linear, *, wide: bool = False) -> None:
-        super().__init__()
-        self.num_outputs: int
-        self.num_inputs: int
-        self.num_outputs, self.num_inputs = linear.weight.shape
-        self.packed: Tensor = torch.ops.slimpajama.pack_bf16(linear.weight)
-        self.bias = None if linear.bias is None else linear.bias.float()
-        self.wide = wide
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out: Tensor = torch.ops.slimpajama.linear_bf16(rows, self.packed, self.bias, self.num_outputs, self.wide)
-        return out.view(*x.shape[:-1], self.num_outputs)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.packed.numel() * 2
-
-
-class Int8Linear(nn.Module):
-    """The same with weights in 8 bits, symmetric per output, and inputs quantized per row on the way in."""
+    numbers: ClassVar[str] = "bf16"
+    """What the weights are kept in, as the operators' names have it."""
 
     def __init__(self, linear: Linear, *, wide: bool = False) -> None:
         super().__init__()
@@ -50,22 +31,39 @@ class Int8Linear(nn.Module):
         self.num_inputs: int
         self.num_outputs, self.num_inputs = linear.weight.shape
         self.packed: Tensor
-        self.scales: Tensor
-        self.sums: Tensor
-        self.packed, self.scales, self.sums = torch.ops.slimpajama.pack_int8(linear.weight)
+        self.packed, *self.factors = self._pack(linear.weight)
+        """`factors`: what else the operator takes of the weights."""
         self.bias = None if linear.bias is None else linear.bias.float()
         self.wide = wide
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out: Tensor = torch.ops.slimpajama.linear_int8(
-            rows, self.packed, self.scales, self.sums, self.bias, self.num_outputs, self.wide
-        )
+        multiply = getattr(torch.ops.slimpajama, f"linear_{self.numbers}")
+        out: Tensor = multiply(rows, self.packed, *self.factors, self.bias, self.num_outputs, self.wide)
         return out.view(*x.shape[:-1], self.num_outputs)
 
     @property
     def num_bytes(self) -> int:
-        return self.packed.numel() + 4 * self.scales.numel()
+        return sum(tensor.nbytes for tensor in (self.packed, *self.factors))
+
+    def _pack(self, weight: Tensor) -> tuple[Tensor, ...]:
+        found: Tensor | tuple[Tensor, ...] = getattr(torch.ops.slimpajama, f"pack_{self.numbers}")(weight)
+        return (found,) if isinstance(found, Tensor) else found
+
+
+class Int8Linear(CompiledLinear):
+    """The same with weights in 8 bits, symmetric per output, and inputs quantized per row on the way in."""
+
+    numbers = "int8"
+
+
+class Int4Linear(CompiledLinear):
+    """The same with weights in 4 bits, symmetric with a scale for every 32 inputs of an output; inputs as for int8."""
+
+    numbers = "int4"
+
+
+LINEARS: dict[Quantization, type[CompiledLinear]] = {"none": CompiledLinear, "int8": Int8Linear, "int4": Int4Linear}
 
 
 class CompiledRMSNorm(AddingNorm):
@@ -101,7 +99,8 @@ class CompiledGatedMLP(nn.Module):
 
 
 def compile_layers(network: nn.Module, quantization: Quantization = "none", *, wide: nn.Module | None = None) -> None:
-    """Replaces the layers that have a compiled form. `wide` is the projection whose results are wanted in float32.
+    """Replaces the layers that have a compiled form. `wide` is the projection whose results are wanted in float32: the
+    logits, which are least sure of 4 bits, and get 8.
 
     Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
     """
@@ -110,10 +109,10 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
         return
     linears = [module for module in network.modules() if isinstance(module, Linear)]
     usable = any(library.serves(linear.weight) for linear in linears)
-    if quantization == "int8" and not usable:
+    if quantization != "none" and not usable:
         raise CheckpointError(
-            f"quantization {quantization} is not to be had here: int8 needs a CPU, dtype bfloat16 and the compiled "
-            "operators (`make install` builds them where there is a C++ compiler)"
+            f"quantization {quantization} is not to be had here: {quantization} needs a CPU, dtype bfloat16 and the "
+            "compiled operators (`make install` builds them where there is a C++ compiler)"
         )
     if not usable:
         return
@@ -123,16 +122,18 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
         for name, child in module.named_children()
         if isinstance(child, GatedMLP) and child.activation is F.silu and library.serves(child.gate_up.weight)
     ]
-    projection = Int8Linear if quantization == "int8" else CompiledLinear
+    projection = LINEARS[quantization]
+    wide_projection = Int8Linear if quantization == "int4" else projection
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and library.serves(child.weight):
-                module.add_module(name, projection(child, wide=child is wide))
+                made = wide_projection(child, wide=True) if child is wide else projection(child)
+                module.add_module(name, made)
             elif isinstance(child, RMSNorm) and library.serves(child.weight) and child.offset == 0.0:
                 module.add_module(name, CompiledRMSNorm(child))
     for module, name, mlp in gated:
         module.add_module(name, CompiledGatedMLP(mlp))
-    compiled = [module for module in network.modules() if isinstance(module, CompiledLinear | Int8Linear)]
+    compiled = [module for module in network.modules() if isinstance(module, CompiledLinear)]
     shelf = Shelf([module.packed.nbytes for module in compiled])
     for module in compiled:
         module.packed = shelf.keep(module.packed)

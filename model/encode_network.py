@@ -31,7 +31,7 @@ from model.description import read_architecture
 from model.embedding_config import LogitScore, PoolingMode, read_embedding_config
 from model.encoder import Encoder
 from model.encoder_decoder import ClassifyingEncoderDecoder
-from model.errors import UnsupportedArchitectureError
+from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.heads import Head
 from model.layers import Device
 from model.packed_linear import pack
@@ -183,6 +183,8 @@ def load_encode_network(
     multiply 16 bits of float32 where that is much faster. Raises: CheckpointError, naming the file and the tensor at
     fault, or if a quantization is asked for that the device or dtype does not have.
     """
+    if quantization == "int4":
+        raise CheckpointError("quantization int4 is for networks that generate; int8 serves those of a single pass")
     network = _load(Path(folder), device, dtype, progress, max_model_len)
     if packed and isinstance(network.network, Encoder):
         network.network = compiled_encoder(network.network, quantization, exact=exact) or network.network

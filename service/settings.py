@@ -120,8 +120,11 @@ class Settings(BaseSettings):
         "auto",
         "type of the weights; float32 by name is multiplied in all its bits, auto in 16 of them on AMX",
     )
-    quantization: Literal["none", "int8", "fp8"] = _setting(
-        "Models", "none", "quantize the weights while loading; int8 on CPUs, fp8 on GPUs from Hopper on"
+    quantization: Literal["none", "int8", "int4", "fp8"] = _setting(
+        "Models",
+        "none",
+        "quantize the weights while loading; int8 on CPUs, int4 too (generating checkpoints; the others get int8), fp8 "
+        "on GPUs from Hopper on",
     )
     max_model_len: ContextLength | None = _setting(
         "Models", None, "tokens of context; unset: what each checkpoint says"

@@ -26,11 +26,35 @@ namespace {
 
 struct Projection {
   Weights weights;
+  decltype(&project_bf16) multiply;
+  bool narrow;        // whether inputs are quantized first
   const float* bias;  // [N] or none
   int64_t n, k;
-
-  bool narrow() const { return weights.scales != nullptr; }
 };
+
+// Of packed weights, what else they consist of (two tensors, empty where there is nothing) and a bias, empty likewise.
+Projection projection_of(const Tensor* tensors, int64_t n, int64_t k) {
+  const Tensor &packed = tensors[0], &bias = tensors[3];
+  Projection found{{}, project_bf16, false, bias.numel() ? bias.const_data_ptr<float>() : nullptr, n, k};
+  switch (packed.scalar_type()) {
+    case at::kChar:
+      found.weights = weights_in_8_bits(packed, tensors[1], tensors[2]);
+      found.multiply = project_int8;
+      found.narrow = true;
+      break;
+    case at::kByte:
+      found.weights = weights_in_4_bits(packed, tensors[1]);
+      found.multiply = project_int4;
+      found.narrow = true;
+      break;
+    default: found.weights = {static_cast<const uint8_t*>(packed.const_data_ptr()), packed.size(1)};
+  }
+  const int64_t width = found.narrow ? padded(k, LINE) / 4 : k / 2;
+  TORCH_CHECK(k % 32 == 0 && found.weights.groups == width &&
+                  packed.numel() * packed.element_size() == found.weights.panel_bytes() * padded(n, 2 * PANEL) / PANEL,
+              "packed weights of other sizes, or inputs that are no multiple of 32");
+  return found;
+}
 
 struct Layer {
   Projection query_key_value, output, gate_up, down;
@@ -97,18 +121,18 @@ class Pass {
       : sizes_(sizes), member_(member), space_(space), tokens_(tokens), works_(works), adapted_(adapted) {}
 
   void run(const Layer& layer, Cache cache, bool first) {
-    normalize(first ? nullptr : tokens_.delta, layer.attention_norm, layer.query_key_value.narrow());
+    normalize(first ? nullptr : tokens_.delta, layer.attention_norm, layer.query_key_value.narrow);
     project(layer.query_key_value, space_.normed.data(), space_.fused.data());
     adapt(layer.query_key_value, space_.normed.data(), space_.fused.data());
     place(layer, cache);
     attend(works_, cache, sizes_.shape(layer.window), member_);
-    if (layer.output.narrow()) rows([&](int64_t row) { quantize(space_.attended.data(), layer.output.k, row); });
+    if (layer.output.narrow) rows([&](int64_t row) { quantize(space_.attended.data(), layer.output.k, row); });
     project(layer.output, space_.attended.data(), tokens_.delta);
     adapt(layer.output, space_.attended.data(), tokens_.delta);
-    normalize(tokens_.delta, layer.mlp_norm, layer.gate_up.narrow());
+    normalize(tokens_.delta, layer.mlp_norm, layer.gate_up.narrow);
     project(layer.gate_up, space_.normed.data(), space_.gate_up.data());
     adapt(layer.gate_up, space_.normed.data(), space_.gate_up.data());
-    gate(layer.down.narrow());
+    gate(layer.down.narrow);
     project(layer.down, space_.gated.data(), tokens_.delta);
     adapt(layer.down, space_.gated.data(), tokens_.delta);
   }
@@ -137,15 +161,14 @@ class Pass {
     });
   }
 
-  // Of x [T, K], which has been quantized for weights in 8 bits, to out [T, N].
+  // Of x [T, K], which has been quantized where the weights want it so, to out [T, N].
   void project(const Projection& projection, const bf16* x, bf16* out) {
     const Weights& weights = projection.weights;
     const Output target{nullptr, out, projection.bias, projection.n};
     const Rows wide{reinterpret_cast<const uint8_t*>(x), tokens_.count, weights.groups};
     const Rows narrow{space_.quantized.data(), tokens_.count, weights.groups, space_.scales.data(), space_.zeros.data()};
     member_.share(padded(projection.n, 2 * PANEL) / (2 * PANEL), [&](int64_t begin, int64_t end) {
-      if (projection.narrow()) project_int8(narrow, weights, target, begin, end);
-      else project_bf16(wide, weights, target, begin, end);
+      projection.multiply(projection.narrow ? narrow : wide, weights, target, begin, end);
     });
   }
 
@@ -196,25 +219,13 @@ class DecoderLayers : public torch::CustomClassHolder {
   DecoderLayers(int64_t heads, int64_t groups, double scale, double epsilon)
       : sizes_{heads, groups, static_cast<float>(scale), static_cast<float>(epsilon)} {}
 
-  // Of query_key_value, output, gate_up and down each the packed weights, scales, sums and bias (empty if there are
-  // none), then the weights of both norms and of queries' and keys' heads (empty likewise); inputs and outputs of the
-  // four.
+  // Of query_key_value, output, gate_up and down each four tensors (`projection_of`), then the weights of both norms and
+  // of queries' and keys' heads (empty if there are none); inputs and outputs of the four.
   void add(std::vector<Tensor> tensors, std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window) {
     TORCH_CHECK(tensors.size() == 20 && inputs.size() == 4 && outputs.size() == 4,
                 "a layer has 20 tensors and four projections");
     const auto projection = [&](int64_t index) {
-      const Tensor *packed = &tensors[4 * index], &bias = packed[3];
-      const bool narrow = packed->scalar_type() == at::kChar;
-      Projection found{{static_cast<const uint8_t*>(packed->const_data_ptr()), packed->size(1)}, nullptr,
-                       outputs[index], inputs[index]};
-      if (narrow) found.weights.scales = packed[1].const_data_ptr<float>();
-      if (narrow) found.weights.sums = packed[2].const_data_ptr<int32_t>();
-      if (bias.numel()) found.bias = bias.const_data_ptr<float>();
-      const int64_t width = narrow ? padded(found.k, LINE) / 4 : found.k / 2;
-      TORCH_CHECK(found.k % 32 == 0 && found.weights.groups == width &&
-                      packed->size(0) * PANEL == padded(found.n, 2 * PANEL),
-                  "packed weights of other sizes, or inputs that are no multiple of 32");
-      return found;
+      return projection_of(&tensors[4 * index], outputs[index], inputs[index]);
     };
     const auto norm = [&](int64_t index) { return tensors[index].numel() ? data(tensors[index]) : nullptr; };
     layers_.push_back({projection(0), projection(1), projection(2), projection(3), norm(16), norm(17), norm(18), norm(19),

@@ -1,5 +1,5 @@
 // The kinds of number that the products of `multiply.h` are made of: how 32 bits of x and of a weight add to a sum, and
-// what a finished sum is worth.
+// what a finished sum is worth. Of 4 bits, which add up in groups: `multiply_int4.h`.
 //
 // On lanes there are no instructions for what 32 bits hold: of x and of weights they are opened, into OPENED numbers
 // (float32, or two int16) whose products add up one after the other.
@@ -12,6 +12,7 @@ namespace slimpajama {
 
 // Sums that are what they are worth.
 struct PlainSums {
+  static constexpr bool IN_GROUPS = false;  // whether the kind has its own way of adding up, in groups with a scale each
   using Lane = float;
   using Lanes = lanes::Floats;
 
@@ -85,6 +86,7 @@ constexpr Meeting MEETINGS[] = {{0, 1}, {0, 0}, {1, 0}};
 struct Int8 : Whole {
   using Lane = int32_t;
   using Lanes = lanes::Ints;
+  static constexpr bool IN_GROUPS = false;
   static constexpr int OPENED = 2;  // pairs: the first and third of four, the second and fourth
   static constexpr bool TILES = true;
 

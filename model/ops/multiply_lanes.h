@@ -24,16 +24,15 @@ OpenedRows open_rows(const Rows& x, int64_t first, int64_t count) {
   }
 }
 
-// ROWS rows by PANELS panels.
+// The sums of ROWS rows by PANELS panels.
 template <typename Kind, int ROWS, int PANELS>
-LANES void block_lanes(const Rows& x, OpenedRows rows, Fetching ahead, const Weights& w, const Output& out, int64_t row,
-                       int64_t panel) {
+LANES INLINE void add_up_lanes(int64_t groups, OpenedRows rows, Fetching ahead, const Weights& w, int64_t panel,
+                               typename Kind::Lanes (&sums)[ROWS][PANELS]) {
   using lanes::PARTS;
-  typename Kind::Lanes sums[ROWS][PANELS] = {};
   const uint8_t* lines = w.panel(panel);
   const int64_t panel_stride = w.groups * LINE;
   const uint8_t* next = w.panel(panel + PANELS) + ahead.begin;
-  for (int64_t g = 0; g < x.groups; ++g) {
+  for (int64_t g = 0; g < groups; ++g) {
     if constexpr (ROWS > 1)  // with one row there is nothing to do meanwhile
       for (int j = 0; j < PANELS; ++j) __builtin_prefetch(next + j * panel_stride + g * ahead.step);
 #pragma GCC unroll 2
@@ -57,6 +56,14 @@ LANES void block_lanes(const Rows& x, OpenedRows rows, Fetching ahead, const Wei
       }
     }
   }
+}
+
+template <typename Kind, int ROWS, int PANELS>
+LANES void block_lanes(const Rows& x, OpenedRows rows, Fetching ahead, const Weights& w, const Output& out, int64_t row,
+                       int64_t panel) {
+  typename Kind::Lanes sums[ROWS][PANELS] = {};
+  if constexpr (Kind::IN_GROUPS) Kind::template add_up_lanes<ROWS, PANELS>(x.groups, rows, ahead, w, panel, sums);
+  else add_up_lanes<Kind, ROWS, PANELS>(x.groups, rows, ahead, w, panel, sums);
   typename Kind::Lanes finished[ROWS][PANELS];
   std::memcpy(finished, sums, sizeof sums);
   asm volatile("" : : "r"(finished) : "memory");  // calls would take registers from the sums, in the loop too
@@ -81,7 +88,7 @@ LANES void multiply_opened(const Rows& x, OpenedRows rows, const Weights& w, con
                            int64_t count, int64_t begin, int64_t end) {
   // As many panels at a time as leave the sums enough registers, and enough sums that none is waited for.
   constexpr decltype(&panels_lanes<Kind, 1, 1>) OF_HEIGHT[] = {
-      panels_lanes<Kind, 1, 4>, panels_lanes<Kind, 2, 2>, panels_lanes<Kind, 3, 2>,
+      panels_lanes<Kind, 1, Kind::IN_GROUPS ? 2 : 4>, panels_lanes<Kind, 2, 2>, panels_lanes<Kind, 3, 2>,
       panels_lanes<Kind, 4, 1>, panels_lanes<Kind, 5, 1>, panels_lanes<Kind, 6, 1>};
   constexpr int64_t HIGH = std::size(OF_HEIGHT);
   const int64_t blocks = (count + HIGH - 1) / HIGH;
@@ -89,7 +96,7 @@ LANES void multiply_opened(const Rows& x, OpenedRows rows, const Weights& w, con
   for (int64_t panel = begin; panel < end; panel += together)
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = count * block / blocks, height = count * (block + 1) / blocks - row;
-      const auto ahead = Fetching::share_of(block, blocks, x.groups);
+      const auto ahead = Fetching::share_of(block, blocks, x.groups, w.group_bytes);
       OF_HEIGHT[height - 1](x, {rows.values + row * rows.stride, rows.stride}, ahead, w, out, first + row, panel,
                             panel + together);
     }

@@ -49,30 +49,15 @@ std::tuple<Tensor, Tensor, Tensor> pack_int8(const Tensor& weight) {
 Tensor linear_int8(const Tensor& x, const Tensor& packed, const Tensor& scales, const Tensor& sums,
                    const std::optional<Tensor>& bias, int64_t n, bool wide) {
   check_rows(x, at::kBFloat16);
-  const int64_t m = x.size(0), k = x.size(1), panels = packed.size(0), groups = packed.size(1);
+  const int64_t k = x.size(1), panels = packed.size(0), groups = packed.size(1);
   TORCH_CHECK(padded(k, 4 * TILE_GROUPS) == groups * 4 && padded(n, 2 * PANEL) == panels * PANEL,
               "x and the packed weights do not fit");
-  // What is beyond K meets weights of zero, whatever it is.
-  auto values = at::empty({m, groups * 4}, x.options().dtype(at::kByte));
-  auto row_scales = at::empty({m}, x.options().dtype(at::kFloat)), zeros = at::empty({m}, x.options().dtype(at::kInt));
-  const bf16* source = data(x);
-  auto* quantized = values.data_ptr<uint8_t>();
-  auto* found = row_scales.data_ptr<float>();
-  auto* found_zeros = zeros.data_ptr<int32_t>();
-  at::parallel_for(0, m, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const Steps8 steps = quantize_row(source + row * k, k, nullptr, quantized + row * groups * 4);
-      found[row] = steps.scale;
-      found_zeros[row] = steps.zero;
-    }
-  });
-  auto result = at::empty({m, n}, x.options().dtype(wide ? at::kFloat : at::kBFloat16));
+  const QuantizedRows quantized = quantize_rows(x, groups);
+  auto result = at::empty({x.size(0), n}, x.options().dtype(wide ? at::kFloat : at::kBFloat16));
   const Output out = output_for(result, bias);
-  const Rows rows{quantized, m, groups, found, found_zeros};
-  const Weights weights{static_cast<const uint8_t*>(packed.const_data_ptr()), groups, scales.const_data_ptr<float>(),
-                        sums.const_data_ptr<int32_t>()};
+  const Weights weights = weights_in_8_bits(packed, scales, sums);
   go_through(1, [&](Member member) {
-    member.share(panels / 2, [&](int64_t begin, int64_t end) { project_int8(rows, weights, out, begin, end); });
+    member.share(panels / 2, [&](int64_t begin, int64_t end) { project_int8(quantized.rows, weights, out, begin, end); });
   });
   return result;
 }

@@ -35,7 +35,7 @@ class DeployBody(Strict):
     version: VersionLabel | None = Field(None, description="label; by default the checkpoint's fingerprint")
     adapter: bool = Field(False, description="a LoRA adapter, over the weights of its base, which is served")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    quantization: Literal["none", "int8", "fp8"] | None = None
+    quantization: Literal["none", "int8", "int4", "fp8"] | None = None
     kv_cache_memory: CacheMemory | None = None
     max_model_len: ContextLength | None = None
     warm_up: bool = Field(True, description="run a tiny request before it serves")
@@ -61,6 +61,7 @@ class VersionCard(Strict):
     base: str | None = Field(None, description="name@version whose weights an adapter shares")
     tasks: list[str]
     dtype: str | None = None
+    quantization: str | None = None
     weight_bytes: int | None = None
     kv_cache_bytes: int | None = None
     load_seconds: float | None = None
@@ -162,6 +163,7 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         base=None if model.base is None else model.base.key,
         tasks=list(model.tasks),
         dtype=loaded.dtype if loaded is not None else None,
+        quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
         load_seconds=loaded.load_seconds if loaded is not None else None,

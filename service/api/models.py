@@ -34,7 +34,8 @@ class ModelCard(BaseModel):
     max_model_len: int
     """Tokens that a prompt and its completion may have together here, by vLLM's name."""
     dtype: str | None
-    """None until the weights are loaded."""
+    quantization: str | None
+    """Of the weights: none, int8, int4 or fp8. Both are None until the weights are loaded."""
     weight_bytes: int | None
     kv_cache_bytes: int | None
     """Of the worker's memory; None until the weights are loaded."""
@@ -81,6 +82,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         context_length=model.description.context_length,
         max_model_len=context_limit(model),
         dtype=loaded.dtype if loaded is not None else None,
+        quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
         state=model.state,

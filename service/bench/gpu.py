@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service.bench.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--quantization", choices=("none", "fp8", "int8"), default="none")
+    parser.add_argument("--quantization", choices=("none", "fp8", "int8", "int4"), default="none")
     parser.add_argument("--block-size", type=int, default=16, help="256 lets PyTorch's flash kernels read the cache")
     parser.add_argument("--toy", action="store_true", help="sizes for a look at whether it runs")
     parser.add_argument("--write", action="store_true", help="write the table into the README")

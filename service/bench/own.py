@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--concurrency", default="1,4,16,64")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="none")
     parser.add_argument("--folder", type=Path, default=Path("bench-results"), help="where the checkpoint is kept")
     parser.add_argument("--write", action="store_true", help="write the table into the README")
     options = parser.parse_args()
@@ -89,7 +89,7 @@ def run(url: str, options: argparse.Namespace) -> str:
     head = [
         f"`python -m service.bench.own --shape {options.shape} --quantization {options.quantization}`: "
         f"{options.prompt_tokens} tokens in, {options.output_tokens} out, {os.cpu_count()} cores, "
-        f"{'int8' if options.quantization == 'int8' else 'bfloat16'}, random weights, distinct prompts.",
+        f"{'bfloat16' if options.quantization == 'none' else options.quantization}, random weights, distinct prompts.",
         "",
         "| streams | output tok/s | first token ms | between tokens ms (p50 / p99) | outside the network | API CPU |",
         "|---|---|---|---|---|---|",

@@ -13,7 +13,7 @@ import msgspec
 from model.adapters.low_rank import AdapterWeights
 from model.adapters.pairs import load_adapter_weights
 from model.errors import CheckpointError
-from service.engine.loading import device_of, dtype_of
+from service.engine.chosen_numbers import device_of, dtype_of
 from service.engine.protocol import Loaded, ModelSpec, WorkerConfig
 
 log = logging.getLogger("slimpajama.worker")

@@ -1,4 +1,4 @@
-"""Makes a lane of a checkpoint: reads the weights, sizes the KV cache, picks dtype and attention for the device.
+"""Makes a lane of a checkpoint: reads the weights, sizes the KV cache, picks attention for the device.
 
 Runs in the worker process, on its loader thread; what it returns belongs to the main thread from then on.
 """
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,15 +32,15 @@ from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
 from model.packed_linear import pack
 from model.runner import Runner
-from model.stored_weights import StoredWeights
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
+from service.engine.chosen_numbers import device_of, dtype_of, quantization_of
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane
-from service.engine.protocol import Loaded, ModelSpec, WorkerConfig, max_batch_items
+from service.engine.protocol import Loaded, ModelSpec, Quantization, WorkerConfig, max_batch_items
 from service.engine.ranks import Ranks
 from service.engine.scheduler import Scheduler, SchedulerLimits
 from service.engine.single_pass_lane import SinglePassLane
@@ -79,7 +78,13 @@ def load_lane(
         dtype = dtype_of(spec, folder, device)
         tokenizer = Tokenizer.load(folder) if description.head == "language_model" else None
     backend = backend_for(device, deterministic=config.deterministic)
-    loaded = Loaded(model=spec.key, dtype=str(dtype).removeprefix("torch."), device=str(device), weight_bytes=0)
+    loaded = Loaded(
+        model=spec.key,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        weight_bytes=0,
+        quantization=quantization_of(spec, generates=tokenizer is not None),
+    )
     network: nn.Module
     if tokenizer is not None:
         divided = ranks if description.network == "decoder" else None
@@ -100,7 +105,7 @@ def load_lane(
         look_ahead = _looks_ahead(config, device, divided)
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
-        network = encoder = _load_encoding(spec, device, dtype, progress)
+        network = encoder = _load_encoding(spec, device, dtype, loaded.quantization, progress)
         sparse_size = None if encoder.splade is None else encoder.config.vocab_size
         loaded.max_step_tokens = step_tokens_alone(config.max_batch_tokens, encoder, device)
         batcher = Batcher(
@@ -112,6 +117,7 @@ def load_lane(
     log.info(
         "checkpoint loaded",
         extra={"model": spec.key, "dtype": loaded.dtype, "weight_bytes": loaded.weight_bytes}
+        | ({"quantization": loaded.quantization} if loaded.quantization != "none" else {})
         | ({"kv_cache": _cache_text(loaded)} if loaded.num_blocks else {}),
     )
     return lane
@@ -129,7 +135,9 @@ def step_tokens_alone(max_batch_tokens: int, encoder: EncodeNetwork, device: tor
     return max(max_batch_tokens, factor * min(max_batch_tokens, CPU_STEP_TOKENS))
 
 
-def _load_encoding(spec: ModelSpec, device: torch.device, dtype: torch.dtype, progress: Progress) -> EncodeNetwork:
+def _load_encoding(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, quantization: Quantization, progress: Progress
+) -> EncodeNetwork:
     with folder_of(spec) as folder:
         network = load_encode_network(
             folder,
@@ -137,7 +145,7 @@ def _load_encoding(spec: ModelSpec, device: torch.device, dtype: torch.dtype, pr
             dtype,
             progress,
             max_model_len=spec.max_model_len,
-            quantization=spec.quantization,
+            quantization=quantization,
             exact=spec.dtype == "float32",
         )
     fuse_layers(network)
@@ -273,27 +281,3 @@ def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: 
 def _cache_text(loaded: Loaded) -> str:
     tokens = loaded.num_blocks * loaded.block_size
     return f"{loaded.num_blocks:,} blocks of {loaded.block_size} tokens = {tokens:,} tokens"
-
-
-def device_of(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise CheckpointError(f"the device is to be {name}; torch {torch.__version__} finds {found} CUDA devices")
-    return device
-
-
-def dtype_of(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype:
-    """What was asked for; else bfloat16 on GPUs and between weights in 8 bits, and on CPUs float32 unless the weights
-    are stored in 16 bits and there are operators for them, the project's or the CPU's own."""
-    if spec.dtype != "auto":
-        found: torch.dtype = getattr(torch, spec.dtype)
-        return found
-    if device.type == "cuda" or (spec.quantization == "int8" and library.LOADED):
-        return torch.bfloat16
-    with StoredWeights(folder) as stored:
-        narrow = stored.common_dtype().itemsize == 2
-    fast = library.LOADED or library.torch_has_bfloat16()
-    return torch.bfloat16 if narrow and fast else torch.float32

@@ -18,6 +18,7 @@ MAX_BATCH_ITEMS = 1024
 """Inputs of one step of single-pass work."""
 ENTRY_BYTES = 8
 """Of a sparse vector: an id and a weight."""
+Quantization = Literal["none", "int8", "int4", "fp8"]
 Blame = Literal["context", "request", "grammar"]
 """What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
 
@@ -32,7 +33,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     shares: str | None = None
     """An adapter that is computed beside its base: the key of that, whose weights, cache and queue it shares."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "int8", "fp8"] = "none"
+    quantization: Quantization = "none"
     kv_cache_bytes: int | None = None
     max_model_len: int | None = None
 
@@ -138,6 +139,8 @@ class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
     dtype: str
     device: str
     weight_bytes: int
+    quantization: Quantization = "none"
+    """Of the weights as they are kept, which may be less than was asked for."""
     num_blocks: int = 0
     block_size: int = 0
     kv_cache_bytes: int = 0

@@ -78,7 +78,7 @@ def states(network: Decoder, block_size: int, adapters: StepAdapters | None = No
 
 @torch.inference_mode()
 @pytest.mark.parametrize("block_size", [16, 8])
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quantization, block_size: int) -> None:
     apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
     assert isinstance(joined.layers[0], JoinedLayers)

@@ -15,9 +15,12 @@ from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionRules, CrossAttend, PackedLayout, PagedLayout
 from model.attention.reference import ReferenceAttention, attend_one
 from model.checkpoint import load_network
+from model.compiled_layers import CompiledLinear, Int4Linear, Int8Linear, Quantization, compile_layers
 from model.encoder_decoder import EncoderDecoder
 from model.errors import CheckpointError
 from model.kv_cache import KVCache
+from model.layers import Linear
+from model.ops import library
 
 SOURCE_LENGTHS = [5, 17, 1, 40]
 TARGET_LENGTHS = [3, 1, 30, 7]
@@ -83,6 +86,28 @@ def test_packed_forward_equals_transformers_sequence_by_sequence(save_seq2seq: S
     )
     torch.testing.assert_close(logits, torch.cat([out.logits[0] for out in expected]), atol=1e-4, rtol=0)
     assert logits.dtype == torch.float32
+
+
+@pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+@pytest.mark.parametrize(("quantization", "linear", "most"), [("int8", Int8Linear, 0.05), ("int4", Int4Linear, 0.3)])
+def test_quantized_networks_are_near_the_plain_one(
+    save_seq2seq: SaveSeq2Seq, family: str, quantization: Quantization, linear: type[CompiledLinear], most: float
+) -> None:
+    """Whose inputs are not all multiples of 32, and whose weights are smaller than these seeds' here: T5's attention,
+    which is not scaled, would make much of little."""
+    folder, _ = save_seq2seq(family)
+    network, plain = load_network(folder, dtype=torch.bfloat16), load(folder)
+    assert isinstance(network, EncoderDecoder)
+    for module in (*network.modules(), *plain.modules()):
+        if isinstance(module, Linear):
+            module.weight.data.mul_(0.25)
+    compile_layers(network, quantization, wide=network.output)
+    kinds = {type(module) for module in network.modules() if isinstance(module, CompiledLinear | Linear)}
+    assert kinds == {linear, Int8Linear}
+    sources, targets = ids(SOURCE_LENGTHS, seed=1), ids(TARGET_LENGTHS, seed=2)
+    encoded, _ = forward(network, sources, targets)
+    expected, _ = forward(plain, sources, targets)
+    assert float((encoded - expected).norm() / expected.norm()) < most
 
 
 def test_steps_over_paged_caches_equal_the_cacheless_forward(save_seq2seq: SaveSeq2Seq, family: str) -> None:

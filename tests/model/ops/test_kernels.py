@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from model.checkpoint import load_network
-from model.compiled_layers import CompiledLinear, Int8Linear, compile_layers
+from model.compiled_layers import CompiledLinear, Int4Linear, Int8Linear, Quantization, compile_layers
 from model.errors import CheckpointError
 from model.layers import Linear
 from model.ops import library
@@ -97,10 +97,25 @@ def test_compiling_replaces_every_projection_and_leaves_the_tied_embedding(tiny_
     assert torch.equal(network.embedding.weight, embedding)
 
 
-def test_int8_is_refused_where_it_cannot_be_had(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights_are_refused_where_they_cannot_be_had(tiny_llama: Path, quantization: Quantization) -> None:
     network = load_network(tiny_llama, dtype=torch.float32)
-    with pytest.raises(CheckpointError, match="int8 needs"):
-        compile_layers(network, "int8")
-    compiled = load_network(tiny_llama)
-    compile_layers(compiled, "int8", wide=compiled.output)
-    assert isinstance(compiled.output, Int8Linear)
+    with pytest.raises(CheckpointError, match=f"{quantization} needs"):
+        compile_layers(network, quantization)
+
+
+@pytest.mark.parametrize(("quantization", "expected"), [("int8", Int8Linear), ("int4", Int4Linear)])
+def test_all_weights_are_quantized_and_those_of_the_logits_in_8_bits_at_least(
+    tiny_llama: Path, quantization: Quantization, expected: type[CompiledLinear]
+) -> None:
+    network = load_network(tiny_llama)
+    compile_layers(network, quantization, wide=network.output)
+    assert {type(module) for module in network.layers.modules() if isinstance(module, CompiledLinear)} == {expected}
+    assert isinstance(network.output, Int8Linear)
+    assert network.output.wide
+
+
+def test_weights_in_4_bits_take_that_and_a_float16_for_every_32(tiny_llama: Path) -> None:
+    linear = Int4Linear(load_network(tiny_llama).layers[0].mlp.gate_up)
+    assert (linear.num_outputs, linear.num_inputs) == (192, 64)
+    assert linear.num_bytes == 192 * (64 // 2 + 64 // 32 * 2 + 4)  # and a total for each output

@@ -45,6 +45,12 @@ def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, wide: 
     return out
 
 
+def int4_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, wide: bool = True) -> Tensor:
+    packed, totals = torch.ops.slimpajama.pack_int4(weight)
+    out: Tensor = torch.ops.slimpajama.linear_int4(x, packed, totals, bias, len(weight), wide)
+    return out
+
+
 def quantized_weight(values: Tensor) -> Tensor:
     scale = values.abs().amax(1, keepdim=True) / 127
     return (values * (1 / scale)).round().double() * scale.double()
@@ -88,7 +94,7 @@ def test_the_int8_projection_is_the_product_of_the_quantized(
     assert relative_error(found, x.double() @ weight.double().T) < 0.02
 
 
-@pytest.mark.parametrize("linear", [bf16_linear, int8_linear])
+@pytest.mark.parametrize("linear", [bf16_linear, int8_linear, int4_linear])
 @pytest.mark.parametrize(("outputs", "inputs"), [(960, 576), (100, 4100)])
 def test_a_row_of_a_projection_does_not_depend_on_the_rows_beside_it(
     linear: Callable[[Tensor, Tensor], Tensor], outputs: int, inputs: int, instructions: str
@@ -100,7 +106,7 @@ def test_a_row_of_a_projection_does_not_depend_on_the_rows_beside_it(
         assert torch.equal(linear(x[-count:].contiguous(), weight), whole[-count:])
 
 
-@pytest.mark.parametrize("linear", [bf16_linear, int8_linear], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("linear", [bf16_linear, int8_linear, int4_linear], ids=["bfloat16", "int8", "int4"])
 def test_no_rows_give_none(linear: Callable[[Tensor, Tensor], Tensor], instructions: str) -> None:
     assert linear(random_bf16(0, 64), random_bf16(40, 64)).shape == (0, 40)
 
@@ -115,7 +121,7 @@ def test_all_instructions_give_the_same_int8_sums() -> None:
     assert torch.equal(found[1], found[2])
 
 
-@pytest.mark.parametrize("linear", [bf16_linear, int8_linear])
+@pytest.mark.parametrize("linear", [bf16_linear, int8_linear, int4_linear])
 def test_a_row_that_is_not_finite_changes_no_other(
     linear: Callable[[Tensor, Tensor], Tensor], instructions: str
 ) -> None:

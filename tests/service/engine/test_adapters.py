@@ -34,7 +34,11 @@ def generate(folder: Path, base: Path | None = None, **wanted: Any) -> list[int]
     return lanes.generate(PROMPT, folder=str(folder), base=None if base is None else str(base), **wanted)
 
 
-@pytest.mark.parametrize("wanted", [{"dtype": "float32"}, {"quantization": "int8"}], ids=["float32", "int8"])
+@pytest.mark.parametrize(
+    "wanted",
+    [{"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4"}],
+    ids=["float32", "int8", "int4"],
+)
 def test_a_lane_generates_the_tokens_of_the_merged_checkpoint(
     folders: tuple[Path, Path], wanted: dict[str, Any]
 ) -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.ops import library
+from service.engine.loading import load_lane
+from service.engine.protocol import Loaded, ModelSpec, WorkerConfig
 from tests.service.engine import lanes
 
 SHIPPED = Path(__file__).parents[3] / "checkpoints" / "slimpajama-tiny-lm"
@@ -59,6 +61,21 @@ def test_a_quantized_checkpoint_generates_the_tokens_of_its_plain_weights(folder
 
 
 @pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
-def test_int8_may_be_asked_for_on_top_of_it(folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_another_may_be_asked_for_on_top_of_it(folders: tuple[Path, Path], quantization: str) -> None:
     packed, plain = folders
-    assert generate(packed, quantization="int8") == generate(plain, quantization="int8")
+    assert generate(packed, quantization=quantization) == generate(plain, quantization=quantization)
+
+
+@pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+@pytest.mark.parametrize(("name", "expected"), [("slimpajama-tiny-lm", "int4"), ("slimpajama-tiny-encoder", "int8")])
+def test_beside_generating_checkpoints_in_4_bits_those_of_a_single_pass_are_in_8(name: str, expected: str) -> None:
+    asked, told = (loaded(name, quantization) for quantization in ("int4", expected))
+    assert asked.quantization == told.quantization == expected
+    assert asked.weight_bytes == told.weight_bytes < loaded(name, "none").weight_bytes
+    assert asked.dtype == "bfloat16"
+
+
+def loaded(name: str, quantization: Any) -> Loaded:
+    spec = ModelSpec(key="m@1", folder=str(SHIPPED.parent / name), quantization=quantization, kv_cache_bytes=8 << 20)
+    return load_lane(spec, WorkerConfig(models=[spec]), lambda done, total: None, lambda: None).loaded
