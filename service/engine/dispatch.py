@@ -13,9 +13,9 @@ any checkpoint overtakes it. Pure data. Runs in the API process.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from service.admission import QueueLoad
+from service.engine.dispatch_lane import DispatchLane
 from service.engine.fair_queue import FairQueue
 from service.engine.flight import EncodeFlight, Flight, GenerateFlight
 from service.engine.protocol import WorkerConfig
@@ -32,55 +32,12 @@ BULK_REQUESTS = 2
 """Single-pass requests of more than a step inside: one may end without leaving the worker idle."""
 
 
-@dataclass(slots=True)
-class _Lane:
-    """Of a checkpoint and the adapters that share it."""
-
-    rows: Seats
-    """Of the batch that generates."""
-    texts: Seats
-    """Of the batch of single-pass work, in tokens and in texts."""
-    waiting: FairQueue = field(default_factory=FairQueue)
-    bulk: FairQueue = field(default_factory=FairQueue)
-    """Those waiting single-pass requests that are more than a step."""
-    bulk_inside: set[int] = field(default_factory=set)
-    flights: dict[int, Flight] = field(default_factory=dict)
-    inside: dict[int, Flight] = field(default_factory=dict)
-    single_pass_tokens: int = 0
-    num_generating: int = 0
-    num_passed_over: int = 0
-    """Generating requests inside that the last step left out: for want of a row, of room or of a grammar."""
-    unstarted: dict[int, int] = field(default_factory=dict)
-    """Prompt tokens of the generating requests inside that have not been started there (for want of room, it seems;
-    those that wait for their grammar are left out)."""
-    unstarted_tokens: int = 0
-    compiling: set[int] = field(default_factory=set)
-    """Generating requests inside with a grammar that have not been started there: it is being compiled, it seems."""
-
-    @property
-    def queues(self) -> tuple[FairQueue, FairQueue]:
-        return self.waiting, self.bulk
-
-    @property
-    def num_queued(self) -> int:
-        return len(self.waiting) + len(self.bulk)
-
-    def leave_queue(self, number: int) -> None:
-        for queue in self.queues:
-            queue.remove(number)
-
-    @property
-    def num_waiting(self) -> int:
-        """Accepted and in no batch, here or in the worker."""
-        return self.num_queued + max(self.rows.num_standing, self.num_passed_over) + self.texts.num_standing
-
-
 class Dispatcher:
     def __init__(self, config: WorkerConfig) -> None:
         self._max_sequences = config.max_sequences
         self._max_batch_tokens = config.max_batch_tokens
         self._window_tokens = config.max_batch_tokens * WINDOW_STEPS
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, DispatchLane] = {}
         self._suspect: Flight | None = None
         """The one that is inside and has not got anywhere."""
         self._next_suspect: Flight | None = None
@@ -92,17 +49,12 @@ class Dispatcher:
         """What waits, over all checkpoints, and how much of it is `client`'s: here, and in the worker beyond its
         batches."""
         lanes = self._lanes.values()
-        shares = [part.share_of(client) for lane in lanes for part in (*lane.queues, lane.rows, lane.texts)]
+        shares = [lane.share_of(client) for lane in lanes]
         return QueueLoad(
             num_requests=sum(lane.num_waiting for lane in lanes),
-            num_tokens=sum(
-                sum(queue.num_tokens for queue in lane.queues)
-                + lane.rows.num_standing_tokens
-                + lane.texts.num_standing_tokens
-                for lane in lanes
-            ),
-            client_requests=sum(share[0] for share in shares),
-            client_tokens=sum(share[1] for share in shares),
+            num_tokens=sum(lane.num_waiting_tokens for lane in lanes),
+            client_requests=sum(num_requests for num_requests, _ in shares),
+            client_tokens=sum(num_tokens for _, num_tokens in shares),
         )
 
     def has_seat(self, flight: Flight) -> bool:
@@ -115,7 +67,7 @@ class Dispatcher:
         if len(self._queue_of(lane, flight)) or not self._has_room(lane, flight):
             return False
         if isinstance(flight, EncodeFlight):
-            return lane.texts.fits(_size_of_texts(flight))
+            return self._texts_of(lane, flight).fits(_size_of_texts(flight))
         return lane.rows.fits((_num_rows(flight),)) and not self._lacks_room(lane)
 
     def waiting_in(self, key: str) -> int:
@@ -125,8 +77,9 @@ class Dispatcher:
     def enqueue(self, flight: Flight) -> None:
         lane = self._lanes.get(flight.model.lane_key)
         if lane is None:
-            texts = Seats(self._max_batch_tokens, flight.model.max_batch_items)
-            lane = self._lanes[flight.model.lane_key] = _Lane(Seats(self._max_sequences), texts)
+            limits = self._max_batch_tokens, flight.model.max_batch_items
+            lane = DispatchLane(Seats(self._max_sequences), Seats(*limits), Seats(*limits))
+            self._lanes[flight.model.lane_key] = lane
         lane.flights[flight.number] = flight
         queue = self._queue_of(lane, flight)
         queue.push(flight.number, client=flight.client, priority=flight.priority, cost_tokens=flight.cost_tokens)
@@ -179,8 +132,8 @@ class Dispatcher:
         assert flight.number in lane.inside, "the worker computes what it was given"
         lane.compiling.discard(flight.number)
         lane.unstarted_tokens -= lane.unstarted.pop(flight.number, 0)
-        lane.rows.started(flight.number)
-        lane.texts.started(flight.number)
+        for seats in lane.seats:
+            seats.started(flight.number)
 
     def passed_over(self, key: str, num_requests: int) -> None:
         """So many of a generating checkpoint's requests had no part in its last step."""
@@ -217,18 +170,21 @@ class Dispatcher:
         self._suspect = self._next_suspect = None
         return sorted(lost, key=lambda flight: flight.number)
 
-    def _lacks_room(self, lane: _Lane) -> bool:
+    def _lacks_room(self, lane: DispatchLane) -> bool:
         """Whether the last step left out others than those whose grammar is being compiled."""
         return lane.num_passed_over > len(lane.compiling)
 
-    def _queue_of(self, lane: _Lane, flight: Flight) -> FairQueue:
+    def _queue_of(self, lane: DispatchLane, flight: Flight) -> FairQueue:
         return lane.bulk if self._is_bulk(flight) else lane.waiting
+
+    def _texts_of(self, lane: DispatchLane, flight: Flight) -> Seats:
+        return lane.bulk_texts if self._is_bulk(flight) else lane.texts
 
     def _is_bulk(self, flight: Flight) -> bool:
         is_small = flight.cost_tokens <= self._max_batch_tokens or flight.cost_tokens <= flight.model.step_tokens
         return not is_small and isinstance(flight, EncodeFlight)
 
-    def _has_room(self, lane: _Lane, flight: Flight) -> bool:
+    def _has_room(self, lane: DispatchLane, flight: Flight) -> bool:
         if isinstance(flight, EncodeFlight):
             if self._is_bulk(flight):
                 outranks = all(lane.inside[number].priority < flight.priority for number in lane.bulk_inside)
@@ -245,7 +201,7 @@ class Dispatcher:
         outranks = any(other.priority < flight.priority for other in lane.inside.values())
         return outranks and lane.num_generating < 2 * limit
 
-    def _enter(self, lane: _Lane, flight: Flight) -> None:
+    def _enter(self, lane: DispatchLane, flight: Flight) -> None:
         lane.inside[flight.number] = flight
         self._unproven.add(flight.number)
         if isinstance(flight, EncodeFlight):
@@ -253,7 +209,7 @@ class Dispatcher:
                 lane.bulk_inside.add(flight.number)
             else:
                 lane.single_pass_tokens += flight.cost_tokens
-            lane.texts.enter(flight, _size_of_texts(flight))
+            self._texts_of(lane, flight).enter(flight, _size_of_texts(flight))
             return
         lane.rows.enter(flight, (_num_rows(flight),))
         lane.num_generating += 1
@@ -263,16 +219,17 @@ class Dispatcher:
         else:
             lane.compiling.add(flight.number)
 
-    def _leave(self, lane: _Lane, flight: Flight) -> None:
+    def _leave(self, lane: DispatchLane, flight: Flight) -> None:
         self._unproven.discard(flight.number)
         if lane.inside.pop(flight.number, None) is None:
             return
         if isinstance(flight, EncodeFlight):
             if flight.number in lane.bulk_inside:
                 lane.bulk_inside.remove(flight.number)
+                lane.bulk_texts.leave(flight.number)
             else:
                 lane.single_pass_tokens -= flight.cost_tokens
-            lane.texts.leave(flight.number)
+                lane.texts.leave(flight.number)
         else:
             lane.rows.leave(flight.number)
             lane.compiling.discard(flight.number)

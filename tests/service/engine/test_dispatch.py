@@ -166,6 +166,18 @@ def test_requests_of_more_than_a_step_go_two_at_a_time_and_keep_no_smaller_one_o
     assert dispatcher.load("")[:2] == (1, 5000)
 
 
+def test_a_query_has_its_place_beside_bulk_that_runs_and_further_bulk_has_none(dispatcher: Dispatcher) -> None:
+    """With `--max-queue-requests 0` queries were refused for as long as any bulk ran."""
+    dispatcher.enqueue(make_encode_flight(0, 5000))
+    dispatcher.take()
+    assert dispatcher.has_seat(make_encode_flight(9, 60))
+    assert not dispatcher.has_seat(make_encode_flight(9, 5000))
+    dispatcher.enqueue(make_encode_flight(1, 60))
+    dispatcher.take()
+    assert not dispatcher.has_seat(make_encode_flight(9, 60))
+    assert dispatcher.load("").num_requests == 0
+
+
 def test_full_windows_of_small_requests_keep_no_bulk_outside(dispatcher: Dispatcher) -> None:
     for number in range(6):
         dispatcher.enqueue(make_encode_flight(number, 90))
