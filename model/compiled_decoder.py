@@ -86,6 +86,18 @@ def join_layers(network: Decoder) -> None:
         network.layers = nn.ModuleList([JoinedLayers(network.config, network.layers)])
 
 
+def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
+    """Packed A and B beside each of `_linears`, empty where there are none."""
+    products = weights.layers.get(layer, {})
+    assert products.keys() <= set(PROJECTIONS)
+    tensors: list[Tensor] = []
+    for name in PROJECTIONS:
+        found = products.get(name)
+        assert found is None or isinstance(found, PackedLowRank), "the network's dtype is the adapter's"
+        tensors += [torch.empty(0), torch.empty(0)] if found is None else [found.a, found.b]
+    return tensors
+
+
 def _is_usual(config: DecoderConfig) -> bool:
     """Whether the network is Llama's but for sizes, biases, windows and norms of the heads."""
     unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm == "full")
@@ -108,18 +120,6 @@ def _norms(layer: Any) -> list[Any]:
 
 def _linears(layer: Any) -> list[Any]:
     return [layer.attention.query_key_value, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
-
-
-def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
-    """Packed A and B beside each of `_linears`, empty where there are none."""
-    products = weights.layers.get(layer, {})
-    assert products.keys() <= set(PROJECTIONS)
-    tensors: list[Tensor] = []
-    for name in PROJECTIONS:
-        found = products.get(name)
-        assert found is None or isinstance(found, PackedLowRank), "the network's dtype is the adapter's"
-        tensors += [torch.empty(0), torch.empty(0)] if found is None else [found.a, found.b]
-    return tensors
 
 
 def _tensors(linear: CompiledLinear) -> list[Tensor]:

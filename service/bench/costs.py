@@ -174,7 +174,8 @@ def adapters(options: argparse.Namespace) -> list[str]:
     given = [part for n in range(4) for part in ("--adapter", f"{make_adapter(options.shape, options.folder, n)}=a{n}")]
     cases = [["base"], ["a0"], ["base", "a0"], ["a0", "a1"], ["a0", "a1", "a2", "a3"]]
     costs: list[list[float]] = [[] for _ in cases]
-    with serving("--model", f"{base}=base", *given, "--kv-cache-memory", "256MiB") as (url, process):
+    settings = ("--kv-cache-memory", "256MiB", "--no-prefix-caching")  # the cases ask with the same prompts
+    with serving("--model", f"{base}=base", *given, *settings) as (url, process):
         (worker,) = children(process.pid)
         for _ in range(options.rounds):
             for names, cost in zip(cases, costs, strict=True):

@@ -136,6 +136,27 @@ def test_aliases_stand_for_served_names(monkeypatch):
     }
 
 
+def test_adapters_are_named_as_models_are(monkeypatch):
+    monkeypatch.setenv("SLIMPAJAMA_ADAPTER", "a/sql,c/poems=poet@2")
+    settings = load_settings({"model": ["a/b=base"], "alias": ["poems=poet"]})
+    assert settings.adapter == (ModelSource("a/sql", "a/sql"), ModelSource("c/poems", "poet", "2"))
+    assert settings.aliases == {"poems": "poet"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"adapter": ["c/d=base@2"]}, "'base' is the name of a checkpoint and of an adapter"),
+        ({"adapter": ["c/d=x", "e/f=x"]}, "model name 'x' is given twice"),
+        ({"adapter": ["c/d=x"], "alias": ["x=base"]}, "alias 'x' is the name of a checkpoint"),
+        ({"adapter": ["c/d=x"], "tensor_parallel_size": "2"}, "give it as a model, merged"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_an_error(more, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"model": ["a/b=base"], **more})
+
+
 @pytest.mark.parametrize(
     ("aliases", "message"),
     [
