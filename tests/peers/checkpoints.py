@@ -20,7 +20,7 @@ from tests.peers.environments import Unavailable, llama_source, python_of, run
 HERE = Path(__file__).parent
 ENCODERS = ("minilm", "bert-base")
 PARAMETERS = {"smollm2-135m": 134.5e6, "qwen2.5-0.5b": 494.0e6}
-GGUF_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
+GGUF_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 
 
 def checkpoint(shape: str, cache: Path) -> Path:

@@ -18,7 +18,7 @@ OURS = "slimpajama"
 KINDS = {"peers": True, "peers-embeddings": False}
 """Names of the README's parts and of the plots, and whether they are about generation."""
 IN_PROCESS = "in process"
-PRECISIONS = ("bf16", "int8", "fp32")
+PRECISIONS = ("bf16", "int8", "int4", "fp32")
 
 
 @dataclass(slots=True)

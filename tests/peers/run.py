@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
         return parse
 
-    shapes, precisions = (*REQUESTS, *ENCODERS), ("fp32", "bf16", "int8")
+    shapes, precisions = (*REQUESTS, *ENCODERS), ("fp32", "bf16", "int8", "int4")
     parser = argparse.ArgumentParser(prog="python -m tests.peers.run", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--peers", type=listed(str), help="names, or their beginnings (default: all; we are always there)"

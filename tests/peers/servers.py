@@ -66,7 +66,12 @@ class Peer:
 
 def _ours(place: Place) -> list[str]:
     """With a bound on steps that outlasts being stopped: a worker that has not moved for a minute counts as stuck."""
-    types = {"fp32": ["--dtype", "float32"], "bf16": ["--dtype", "bfloat16"], "int8": ["--quantization", "int8"]}
+    types = {
+        "fp32": ["--dtype", "float32"],
+        "bf16": ["--dtype", "bfloat16"],
+        "int8": ["--quantization", "int8"],
+        "int4": ["--quantization", "int4"],
+    }
     command = [sys.executable, "-m", "service", "serve", "--model", place.checkpoint, "--port", str(place.port)]
     return [
         *command,
@@ -165,15 +170,15 @@ def _in_process(backend: str) -> Callable[[Place], list[str]]:
 
 
 GENERATORS = (
-    Peer(name=OURS, precisions=("bf16", "int8"), command=_ours, health="/readyz"),
-    Peer(name="llama.cpp", precisions=("bf16", "int8"), command=_llama, fields={"cache_prompt": False}),
+    Peer(name=OURS, precisions=("bf16", "int8", "int4"), command=_ours, health="/readyz"),
+    Peer(name="llama.cpp", precisions=("bf16", "int8", "int4"), command=_llama, fields={"cache_prompt": False}),
     Peer(
         name="vLLM",
         precisions=("bf16", "int8"),
         command=lambda place: _vllm(place, "--max-model-len", str(max(place.context, 512))),
         environment=_vllm_environment,
     ),
-    Peer(name="OpenVINO GenAI", precisions=("bf16", "int8"), command=_openvino),
+    Peer(name="OpenVINO GenAI", precisions=("bf16", "int8", "int4"), command=_openvino),
     Peer(
         name="transformers serve",
         precisions=("bf16",),
