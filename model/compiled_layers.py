@@ -4,6 +4,7 @@
 order of additions. What has no operator stays as it is. Runs in the worker process.
 """
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -62,6 +63,12 @@ class Int4Linear(CompiledLinear):
 
     numbers = "int4"
 
+    def _pack(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Raises: CheckpointError for weights that are not finite: their groups would be zeros, and nobody told."""
+        if not math.isfinite(float(weight.abs().max())):
+            raise CheckpointError("a weight is not finite, which 4 bits with a scale cannot tell")
+        return super()._pack(weight)
+
 
 LINEARS: dict[Quantization, type[CompiledLinear]] = {"none": CompiledLinear, "int8": Int8Linear, "int4": Int4Linear}
 
@@ -107,8 +114,7 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
     if quantization == "fp8":
         quantize_network(network, kept=wide)
         return
-    linears = [module for module in network.modules() if isinstance(module, Linear)]
-    usable = any(library.serves(linear.weight) for linear in linears)
+    usable = any(isinstance(module, Linear) and library.serves(module.weight) for module in network.modules())
     if quantization != "none" and not usable:
         raise CheckpointError(
             f"quantization {quantization} is not to be had here: {quantization} needs a CPU, dtype bfloat16 and the "
@@ -124,7 +130,8 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
     ]
     projection = LINEARS[quantization]
     wide_projection = Int8Linear if quantization == "int4" else projection
-    for module in list(network.modules()):
+    # The list holds no projections: each one's plain weights go as soon as they are packed.
+    for module in [module for module in network.modules() if not isinstance(module, Linear)]:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and library.serves(child.weight):
                 made = wide_projection(child, wide=True) if child is wide else projection(child)

@@ -27,8 +27,10 @@ class LoadedAdapter:
     loaded: Loaded
 
     def loaded_with(self, base: Loaded) -> Loaded:
-        """It has the blocks of its base to write to, and adds none."""
-        return msgspec.structs.replace(self.loaded, num_blocks=base.num_blocks, block_size=base.block_size)
+        """It has the blocks of its base to write to, and adds none; its base's weights are quantized or not."""
+        return msgspec.structs.replace(
+            self.loaded, num_blocks=base.num_blocks, block_size=base.block_size, quantization=base.quantization
+        )
 
 
 def load_adapter(spec: ModelSpec, config: WorkerConfig) -> LoadedAdapter:

@@ -177,6 +177,9 @@ class EngineClient:
         if self.state in ("starting", "draining", "failed", "stopped"):
             self._books.metrics.rejected(self.state)
             raise Unavailable(f"the service is {self.state}", retry_after=2.0)
+        if _is_lost(flight.model):
+            self._books.metrics.rejected("failed")
+            raise Unavailable(f"{flight.model.key} could not be loaded again", retry_after=30.0)
         if flight.errand is not None and flight.errand.under_way:
             self._ledger.enter(flight)  # it takes the place of what has ended
         else:
@@ -203,11 +206,16 @@ class EngineClient:
         self._ledger.enter(twin)
 
     def _is_loaded(self, key: str) -> bool:
-        """Whether the worker holds the checkpoint, and the adapters that share it, and may be given their requests."""
+        """Whether the worker holds the checkpoint, and those adapters that share it and have requests, and may be given
+        them."""
         model = self.models.by_key(key)
         if self.state not in ("ready", "restarting", "draining") or model is None or model.loaded is None:
             return False
-        return all(adapter.loaded or adapter.state == "failed" for adapter in self.models.adapters_of(key))
+        return not any(
+            adapter.loaded is None and adapter.state != "failed" and self._dispatcher.num_of(adapter.key)
+            for adapter in self.models.everything()
+            if adapter.base is model
+        )
 
     # -- the worker's messages ----------------------------------------------------------------------------------------
 
@@ -228,6 +236,7 @@ class EngineClient:
         model = self.models.by_key(message.model)
         if model is None:
             self.supervisor.send(Unload(message.model))  # given up while it was being loaded
+            self._ledger.pump()  # whom its base's line waited for
             return
         model.loaded = message
         model.step_tokens = message.max_step_tokens
@@ -240,7 +249,7 @@ class EngineClient:
 
     def _note_ready(self) -> None:
         """Ready is when all that is served is; what is being loaded beside it changes nothing."""
-        if self.models and all(model.loaded is not None for model in self.models.values()):
+        if self.models and all(model.loaded is not None or _is_lost(model) for model in self.models.values()):
             if self.state in ("starting", "restarting"):
                 self.state = "ready"
             self._books.metrics.worker_up(True)
@@ -250,9 +259,15 @@ class EngineClient:
         log.critical("checkpoint does not load", extra={"model": message.model, "reason": message.message})
         model = self.models.by_key(message.model)
         if model is None:
+            self._ledger.pump()
             return
         model.state = "failed"
-        if model in self.models.values():
+        if model.base is not None and self.state != "starting":  # its base goes on, and its other adapters
+            self.versions.probation.load_failed(model, message.message)
+            self.fail_requests_of(model.key, WorkerLost(f"{model.key} could not be loaded again"))
+            self._note_ready()
+            self._ledger.pump()
+        elif model in self.models.values():
             self._give_up(f"{message.model}: {message.message}")
         else:
             self.versions.probation.load_failed(model, message.message)
@@ -279,7 +294,7 @@ class EngineClient:
             self.state = "restarting"
         for model in self.models.everything():
             model.loaded = None
-            if model.state == "ready":
+            if model.state == "ready" or _is_lost(model):
                 model.state = "loading"
         self.versions.probation.worker_died()
         self._ledger.take_back(batch)
@@ -292,3 +307,8 @@ class EngineClient:
         self.versions.probation.give_up(f"the worker is gone: {reason}")
         self._ledger.fail_all(WorkerLost(f"the worker is gone: {reason}", retry_after=5.0))
         self._settled.set()
+
+
+def _is_lost(model: LoadedModel) -> bool:
+    """An adapter that could not be read again after a worker's death; the next one tries anew."""
+    return model.base is not None and model.state == "failed"

@@ -72,6 +72,8 @@ class Worker:
         self._lanes: dict[str, Lane] = {}
         self._adapters: dict[str, GenerationLane] = {}
         """The lane that each adapter is computed in."""
+        self._early: list[LoadedAdapter] = []
+        """Here before their bases, which are being loaded."""
         self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._num_loading = 0
         self._load_heard = 0.0
@@ -222,18 +224,23 @@ class Worker:
         self._num_loading -= 1
         if isinstance(arrival, LoadFailed):
             self._connection.send(arrival)
-            return
-        if isinstance(arrival, LoadedAdapter):
-            self._take_adapter(arrival)
-            return
-        arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)
-        arrival.on_batch = self._clock.note_batch
-        self._lanes[arrival.loaded.model] = arrival
-        self._connection.send(arrival.loaded)
+        elif isinstance(arrival, LoadedAdapter):
+            self._early.append(arrival)
+        else:
+            arrival.busy_seconds = max((lane.busy_seconds for lane in self._lanes.values()), default=0.0)
+            arrival.on_batch = self._clock.note_batch
+            self._lanes[arrival.loaded.model] = arrival
+            self._connection.send(arrival.loaded)
+        early, self._early = self._early, []
+        for adapter in early:
+            self._take_adapter(adapter)
 
     def _take_adapter(self, arrival: LoadedAdapter) -> None:
         key = arrival.loaded.model
         lane = self._lanes.get(arrival.base)
+        if lane is None and self._num_loading > 0:
+            self._early.append(arrival)
+            return
         if not isinstance(lane, GenerationLane):
             self._connection.send(LoadFailed(key, f"its base, {arrival.base}, is not loaded"))
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,32 @@ async def test_an_adapter_comes_and_goes_while_its_base_serves(
     await post(service, "/v1/unload_lora_adapter", {"lora_name": "base"}, status=404)
     while len((await service.client.get("/admin/models", headers=HEADERS)).json()["data"]) > 1:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
+
+
+async def test_an_adapter_whose_folder_has_gone_fails_alone_when_the_worker_dies(
+    make_service: MakeService, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """It took the whole service with it: all that is served had to be loaded again."""
+    service = await make_service(*arguments(folders, "two"), models=(f"{folders['base']}=base",))
+    expected = [await stream(service, name, "Once") for name in ("base", "two")]
+    folder, elsewhere = tmp_path / "later", tmp_path / "elsewhere"
+    shutil.copytree(folders["one"], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "base"}))
+    await post(service, "/v1/load_lora_adapter", {"lora_name": "later", "lora_path": str(folder)})
+    body = {"model": "later", "prompt": "Once", "max_tokens": 3}
+    assert (await service.client.post("/v1/completions", json=body)).status_code == 200
+    folder.rename(elsewhere)
+    service.worker.kill()
+    assert [await stream(service, name, "Once") for name in ("base", "two")] == expected
+    response = await service.client.post("/v1/completions", json=body)
+    assert response.status_code == 503, response.text
+    assert "could not be loaded again" in response.text
+    assert (await service.client.get("/readyz")).status_code == 200
+    elsewhere.rename(folder)
+    service.worker.kill()
+    assert [await stream(service, name, "Once") for name in ("base", "two")] == expected
+    assert (await service.client.post("/v1/completions", json=body)).status_code == 200
 
 
 async def test_grammars_and_chats_hold_for_adapters(make_service: MakeService, folders: dict[str, Path]) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.errors import CheckpointError
 from model.ops import library
 from service.engine.loading import load_lane
 from service.engine.protocol import Loaded, ModelSpec, WorkerConfig
@@ -79,3 +80,14 @@ def test_beside_generating_checkpoints_in_4_bits_those_of_a_single_pass_are_in_8
 def loaded(name: str, quantization: Any) -> Loaded:
     spec = ModelSpec(key="m@1", folder=str(SHIPPED.parent / name), quantization=quantization, kv_cache_bytes=8 << 20)
     return load_lane(spec, WorkerConfig(models=[spec]), lambda done, total: None, lambda: None).loaded
+
+
+@pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_rather_than_made_zeros(tmp_path: Path, value: float) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "broken", ignore=shutil.ignore_patterns("*.png"))
+    tensors = load_file(SHIPPED / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][5, 7] = value
+    save_file(tensors, tmp_path / "broken" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        generate(tmp_path / "broken", quantization="int4")

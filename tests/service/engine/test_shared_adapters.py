@@ -86,7 +86,10 @@ class Lane:
         return self.ids[number], self.logprobs[number]
 
 
-@pytest.mark.parametrize("wanted", [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"quantization": "int8"}], ids=str)
+WANTED = ({"dtype": "float32"}, {"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "int4"})
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
 def test_a_mixed_batch_gives_each_request_what_it_gets_alone(folders: dict[str, Path], wanted: dict[str, Any]) -> None:
     """Log-probabilities, too: to a bit where the operators multiply."""
     if "quantization" in wanted and not library.LOADED:
