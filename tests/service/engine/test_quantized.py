@@ -83,11 +83,10 @@ def loaded(name: str, quantization: Any) -> Loaded:
 
 
 @pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_refused_rather_than_made_zeros(tmp_path: Path, value: float) -> None:
+def test_a_weight_that_is_not_finite_is_refused_rather_than_made_zeros(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED, tmp_path / "broken", ignore=shutil.ignore_patterns("*.png"))
     tensors = load_file(SHIPPED / "model.safetensors")
-    tensors["model.layers.0.mlp.down_proj.weight"][5, 7] = value
+    tensors["model.layers.0.mlp.down_proj.weight"][5, 7] = float("nan")
     save_file(tensors, tmp_path / "broken" / "model.safetensors")
     with pytest.raises(CheckpointError, match="not finite"):
         generate(tmp_path / "broken", quantization="int4")
