@@ -192,6 +192,7 @@ class Worker:
                     log.exception("loading failed", extra={"model": spec.key})
                     self._arrivals.put(LoadFailed(spec.key, f"{type(error).__name__}: {error}"))
                 self._wake()
+            free_memory()  # what the weights were made of
 
         threading.Thread(target=load, name="loader", daemon=True).start()
 
