@@ -32,9 +32,10 @@ class UnloadAdapterBody(Strict):
 @router.post("/load_lora_adapter", summary="Serve a LoRA adapter over a checkpoint that is served, as vLLM does")
 async def load_lora_adapter(request: Request, body: LoadAdapterBody) -> PlainTextResponse:
     engine, name = _engine(request), checked_name(body.lora_name, "lora_name")
-    if name in engine.models and not body.load_inplace:
+    served = engine.models.get(name)
+    if served is not None and served.base is not None and not body.load_inplace:
         raise InvalidRequest(f"'{name}' is loaded already: replace it with load_inplace", param="lora_name")
-    await engine.versions.deploy(name, Deployment(source=body.lora_path, adapter=True))
+    await engine.versions.deploy(name, Deployment(source=body.lora_path, adapter=True, in_place=body.load_inplace))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 

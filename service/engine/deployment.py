@@ -31,6 +31,8 @@ class Deployment:
     """False: it is served beside the others, under `name@version` alone."""
     keep_former: bool = False
     """Leave the replaced version loaded, under its `name@version`."""
+    in_place: bool = False
+    """Where this very version is served already, it is the answer; else that is refused."""
 
 
 Prepare = Callable[[str, Deployment, ModelDirectory], LoadedModel]

@@ -62,6 +62,10 @@ class LoadedModel:
         """Of the checkpoint in whose steps its requests are computed: its own, or its base's."""
         return self.key if self.base is None else self.base.key
 
+    def is_as(self, other: "LoadedModel") -> bool:
+        """Whether both are one checkpoint, loaded in one way: the same key can be given to other files."""
+        return self.spec == other.spec and self.description.version == other.description.version
+
     @property
     def tasks(self) -> tuple[str, ...]:
         return self.description.tasks
@@ -105,6 +109,11 @@ class ModelDirectory(dict[str, LoadedModel]):
         """Those that share the weights of the checkpoint with that `name@version`, served or still in use."""
         models = (*self.values(), *self.retired.values())
         return [model for model in models if model.base is not None and model.base.key == key]
+
+    def holders_of(self, key: str) -> list[LoadedModel]:
+        """Those adapters, and the ones that are being loaded over it."""
+        pending = [model for model in self.pending.values() if model.base is not None and model.base.key == key]
+        return self.adapters_of(key) + pending
 
     def versions_of(self, name: str) -> dict[str, LoadedModel]:
         return {model.version: model for model in self.values() if model.name == name}

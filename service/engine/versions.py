@@ -7,18 +7,17 @@ Knows the engine only by `Owner`. Runs in the API process, on its event loop.
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import weakref
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from model.errors import CheckpointError
 from model.tokenizer import TokenizerError
 from service.engine.aliases import Alias
 from service.engine.deployment import Deployment, Owner, Prepare
+from service.engine.former import Former, again
 from service.engine.memory import free_memory
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.probation import Probation
@@ -33,21 +32,15 @@ POLLS_PER_COLLECTION = 20
 """A reference that a raised error keeps in a cycle goes only with a collection."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Former:
-    """What a rollback goes back to; the copies hold no weights and keep nothing loaded, but an adapter's its base."""
-
-    alias: Alias
-    models: dict[str, LoadedModel] = field(default_factory=dict)
-
-
 class Versions:
     def __init__(self, owner: Owner, prepare: Prepare | None) -> None:
         self._owner = owner
         self._prepare = prepare
         self.probation = Probation(owner)
         self._busy: set[str] = set()
-        self._former: dict[str, _Former] = {}
+        self._former: dict[str, Former] = {}
+        self._leaving: dict[str, weakref.ref[LoadedModel]] = {}
+        """Out of service, by key: the worker has not been told yet to free them."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self.failures: dict[str, str] = {}
         """Why the last deployment of a name failed, until one succeeds."""
@@ -88,18 +81,14 @@ class Versions:
         others = [entry for entry in models.values() if entry is not model]
         if not others:
             raise SwapFailed(f"{model.key} is the last checkpoint of the service")
-        if adapters := models.adapters_of(model.key):
+        if adapters := models.holders_of(model.key):
             names = ", ".join(adapter.key for adapter in adapters)
             raise SwapFailed(f"{model.key} is the base of {names}: take them out of service first")
         alias = self.alias_of(model.name)
         same_name = [entry for entry in others if entry.name == model.name]
         if same_name and (alias.weights.get(model.version, 0) > 0 or alias.shadow == model.version):
             raise SwapFailed(f"{model.key} has a share of '{model.name}': give it to another version first")
-        self._former = {
-            key: former
-            for key, former in self._former.items()
-            if key != model.name and all(copy.base is not model for copy in former.models.values())
-        }
+        self._former.pop(model.name, None)
         self._retire(model)
 
     def alias_of(self, name: str) -> Alias:
@@ -107,7 +96,10 @@ class Versions:
         return models.aliases.get(name) or Alias({models[name].version: 1.0})
 
     def can_roll_back(self, name: str) -> bool:
-        return name in self._former
+        with contextlib.suppress(KeyError, SwapFailed):
+            self._former[name].check_bases(self._owner.models)
+            return True
+        return False
 
     async def stop(self, reason: str) -> None:
         self.probation.give_up(reason)
@@ -131,7 +123,8 @@ class Versions:
         model: LoadedModel | None = None
         try:
             model = await self._prepared(name, deployment)
-            await self.probation.bring_up(model, tests=deployment.self_test, warms_up=deployment.warm_up)
+            if self._owner.models.by_key(model.key) is None:
+                await self._bring_up(model, tests=deployment.self_test, warms_up=deployment.warm_up)
         except ServiceError as error:
             self.failures[name] = error.message
             label = model.key if model is not None else f"{name} from {deployment.source}"
@@ -143,29 +136,57 @@ class Versions:
         return model
 
     async def _prepared(self, name: str, deployment: Deployment) -> LoadedModel:
-        if name in self._owner.models.other_names:
-            raise SwapFailed(f"'{name}' is another name of '{self._owner.models.other_names[name]}': deploy that one")
+        """A version that is to be loaded, or what is there of the same files: it need not be. Raises SwapFailed."""
+        models = self._owner.models
+        if name in models.other_names:
+            raise SwapFailed(f"'{name}' is another name of '{models.other_names[name]}': deploy that one")
+        if any((served.base is not None) != deployment.adapter for served in models.versions_of(name).values()):
+            kinds = ("a checkpoint", "adapter") if deployment.adapter else ("an adapter", "checkpoint")
+            raise SwapFailed(f"'{name}' is the name of {kinds[0]}: give the {kinds[1]} one of its own", param="name")
         if self._prepare is None or self._owner.state not in ("ready", "restarting"):
             raise Unavailable(f"the service is {self._owner.state}: no version can be loaded now", retry_after=2.0)
         try:
-            served = ModelDirectory(self._owner.models, self._owner.models.other_names)
+            served = ModelDirectory(models, models.other_names)
             model = await asyncio.to_thread(self._prepare, name, deployment, served)
         except (CheckpointError, TokenizerError, ValueError, OSError) as error:
             raise SwapFailed(f"'{deployment.source}' cannot be used: {error}", param="source") from error
-        if self._owner.models.by_key(model.key) is not None:
+        if model.base is not None and model.base not in models.values():
+            raise SwapFailed(f"{model.base.key}, the base of {model.key}, has been taken out of service meanwhile")
+        known = models.by_key(model.key)
+        if known is None:
+            return model
+        if known.state == "failed" or not known.is_as(model) or (known in models.values() and not deployment.in_place):
             raise SwapFailed(f"{model.key} is loaded already: name another version", param="version")
-        return model
+        return known
+
+    async def _bring_up(self, model: LoadedModel, *, tests: bool = True, warms_up: bool = True) -> None:
+        """The worker frees what had the key before it loads what has it now."""
+        if model.key in self._leaving:
+            self._free(model.key)
+        await self.probation.bring_up(model, tests=tests, warms_up=warms_up)
 
     def _put_in_service(self, model: LoadedModel, deployment: Deployment) -> None:
         """Between two turns of the event loop: nobody sees half of it."""
         models = self._owner.models
-        models.pending.pop(model.key)
-        if model.name not in models or not deployment.switch:
-            models.serve(model)
+        alias, is_served = Alias({model.version: 1.0}), model in models.values()
+        if is_served and self.alias_of(model.name) == alias:
             return
-        self._remember(model.name)
+        switches = model.name in models and deployment.switch
+        if switches:
+            self._remember(model.name)
+        if not is_served:
+            self._serve(model)
+        if switches:
+            self._switch(model.name, alias, keeps=deployment.keep_former)
+
+    def _serve(self, model: LoadedModel) -> None:
+        """One that was loaded, or one that had been retired and is still in use."""
+        models = self._owner.models
+        models.pending.pop(model.key, None)
+        if models.retired.pop(model.key, None) is not None:
+            del self._leaving[model.key]
+            model.state = "ready" if model.loaded is not None else "loading"
         models.serve(model)
-        self._switch(model.name, Alias({model.version: 1.0}), keeps=deployment.keep_former)
 
     def _switch(self, name: str, alias: Alias, *, keeps: bool) -> None:
         versions, weights = self._versions_of(name), self.alias_of(name).weights
@@ -180,18 +201,15 @@ class Versions:
         if former is None:
             raise SwapFailed(f"'{name}' has stood for nothing else before")
         models = self._owner.models
+        former.check_bases(models)
         for version, copy in former.models.items():
             if version in versions:
                 continue
-            revived = models.retired.pop(copy.key, None)
-            if revived is not None:
-                revived.state = "ready" if revived.loaded is not None else "loading"
-                models.serve(revived)
-            else:
-                model = dataclasses.replace(copy)
-                await self.probation.bring_up(model)
-                models.pending.pop(model.key)
-                models.serve(model)
+            model = models.retired.get(copy.key)
+            if model is None:
+                model = again(copy, models)
+                await self._bring_up(model)
+            self._serve(model)
         self._remember(name)
         self._switch(name, former.alias, keeps=False)
         return dict(former.alias.weights)
@@ -199,30 +217,29 @@ class Versions:
     # -- the way out --------------------------------------------------------------------------------------------------
 
     def _remember(self, name: str) -> None:
-        alias, versions = self.alias_of(name), self._versions_of(name)
-        wanted = [version for version, weight in alias.weights.items() if weight > 0 or version == alias.heaviest]
-        wanted += [alias.shadow] if alias.shadow is not None else []
-        copies = {
-            version: dataclasses.replace(versions[version], state="loading", loaded=None)
-            for version in wanted
-            if version in versions
-        }
-        weights = {version: weight for version, weight in alias.weights.items() if version in copies}
-        self._former[name] = _Former(Alias(weights, alias.shadow), copies)
+        self._former[name] = Former.of(self.alias_of(name), self._versions_of(name))
 
     def _retire(self, model: LoadedModel) -> None:
         self._owner.models.retire(model)
-        self._spawn(self._free_when_unused(weakref.ref(model), model.name, model.version, model.key))
+        self._leaving[model.key] = weakref.ref(model)
+        self._spawn(self._free_when_unused(model.key, self._leaving[model.key]))
 
-    async def _free_when_unused(self, of: "weakref.ref[LoadedModel]", name: str, version: str, key: str) -> None:
-        num_polls = 0
-        while of() is not None:
-            if key not in self._owner.models.retired:
-                return  # a rollback has brought it back
+    async def _free_when_unused(self, key: str, of: "weakref.ref[LoadedModel]") -> None:
+        owner, num_polls = self._owner, 0
+        while self._leaving.get(key) is of:  # else it is back in service, or has been freed for another one of that key
+            if of() is None:
+                self._free(key)
+                return
             num_polls += 1
-            if num_polls % POLLS_PER_COLLECTION == 0 and not self._owner.num_requests_of(key):
+            in_use = owner.num_requests_of(key) > 0 or bool(owner.models.holders_of(key))
+            if num_polls % POLLS_PER_COLLECTION == 0 and not in_use:
                 gc.collect()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _free(self, key: str) -> None:
+        """Of one that nobody refers to any more."""
+        del self._leaving[key]
+        name, _, version = key.rpartition("@")
         self._owner.unload(name, version, key)
         free_memory()
         log.info("version freed", extra={"model": key})

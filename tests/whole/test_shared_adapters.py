@@ -93,6 +93,15 @@ async def test_an_adapter_comes_and_goes_while_its_base_serves(
     await post(service, "/v1/load_lora_adapter", replaced)
     now = (await stream(service, "later", "Once"))[0]
     assert now not in (expected[0], other[0])
+    await post(service, "/v1/load_lora_adapter", replaced)  # the same files again
+    asked = asyncio.ensure_future(stream(service, "later", "Once", max_tokens=200))
+    await asyncio.sleep(0.05)
+    await post(service, "/v1/unload_lora_adapter", {"lora_name": "later"})
+    await post(service, "/v1/load_lora_adapter", replaced | {"load_inplace": False})
+    assert (await asked)[0].startswith(now)
+    assert (await stream(service, "later", "Once"))[0] == now
+    refused = await post(service, "/v1/load_lora_adapter", replaced | {"lora_name": "base"}, status=409)
+    assert "'base' is the name of a checkpoint" in refused
     refused = await post(service, "/admin/models/two", {"source": str(folders["merged"]), "adapter": True}, status=409)
     assert "is no LoRA adapter" in refused
     refused = await post(

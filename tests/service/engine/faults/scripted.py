@@ -31,18 +31,22 @@ class StubTokenizer:
         return [SimpleNamespace(ids=[1, 2]) for _ in texts]
 
 
-def stub_model(name: str, folder: Path, version: str, *, head: str = "language_model") -> LoadedModel:
+def stub_model(
+    name: str, folder: Path, version: str, *, head: str = "language_model", base: LoadedModel | None = None
+) -> LoadedModel:
     description = SimpleNamespace(
         folder=folder, head=head, network="decoder", architecture="Scripted", decoder_start_id=None,
+        version=folder.name,
         tasks=("generate",) if head == "language_model" else ("embed",),
     )  # fmt: skip
     return LoadedModel(
         name=name,
         version=version,
-        spec=ModelSpec(key=f"{name}@{version}", folder=str(folder)),
+        spec=ModelSpec(key=f"{name}@{version}", folder=str(folder), shares=None if base is None else base.key),
         description=cast(Any, description),
         tokenizer=cast(Any, StubTokenizer()),
         chat_template=None,
+        base=base,
     )
 
 
@@ -61,10 +65,11 @@ def journal(folder: Path) -> list[str]:
 
 @asynccontextmanager
 async def scripted_engine(first: Path, *, head: str = "language_model", **limits: Any) -> AsyncIterator[EngineClient]:
-    """Ready, with `first` as `m@1`; what is deployed later says its own version."""
+    """Ready, with `first` as `m@1`; what is deployed later says its own version. Adapters' base is `m`."""
 
-    def prepare(name: str, deployment: Deployment, _served: ModelDirectory) -> LoadedModel:
-        return stub_model(name, Path(deployment.source), deployment.version or "x", head=head)
+    def prepare(name: str, deployment: Deployment, served: ModelDirectory) -> LoadedModel:
+        base = served[NAME] if deployment.adapter else None
+        return stub_model(name, Path(deployment.source), deployment.version or "x", head=head, base=base)
 
     engine = EngineClient(
         lambda: ModelDirectory({NAME: stub_model(NAME, first, "1", head=head)}),
