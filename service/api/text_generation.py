@@ -2,9 +2,8 @@
 
 Thin: each request becomes one of /v1/completions, and is told token by token as that server's clients read it: the id
 that ends a text is a token too, a stop string is part of the text, and what is not sampled is greedy. The bodies name
-no checkpoint, or an adapter (`adapter_id`): the first that generates answers, or the one in the address
-(`/generate?model=NAME`). HTTP only. Runs in
-the API process, on the event loop.
+no checkpoint, at most an adapter (`adapter_id`): else the first that generates answers, or the one in the address
+(`/generate?model=NAME`). HTTP only. Runs in the API process, on the event loop.
 """
 
 from typing import Annotated, Any, Literal

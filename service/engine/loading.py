@@ -92,13 +92,7 @@ def load_lane(
             num_ranks = divided.size if divided is not None else 1
             network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
         _check_promises(config, network, dtype, device)
-        grammars = GrammarCompiler(
-            tokenizer.backend.to_str(),
-            network.config.vocab_size,
-            description.eos_ids,
-            timeout_seconds=config.grammar_timeout_seconds,
-            wake=wake,
-        )
+        grammars = _make_grammars(tokenizer, network, description, config, wake)
         make_runner = partial(_make_runner, network, backend, grammars, divided, spec.key)
         cache = _make_cache(loaded, network, make_runner, spec, config, neighbours=neighbours)
         scheduler = _make_scheduler(cache, description, config)
@@ -106,12 +100,8 @@ def load_lane(
         lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
     else:
         network = encoder = _load_encoding(spec, device, dtype, loaded.quantization, progress)
-        sparse_size = None if encoder.splade is None else encoder.config.vocab_size
         loaded.max_step_tokens = step_tokens_alone(config.max_batch_tokens, encoder, device)
-        batcher = Batcher(
-            config.max_batch_tokens, max_batch_items(sparse_size), max_tokens_alone=loaded.max_step_tokens
-        )
-        lane = SinglePassLane(loaded, batcher, EncoderRunner(encoder, backend, device))
+        lane = SinglePassLane(loaded, _make_batcher(loaded, encoder, config), EncoderRunner(encoder, backend, device))
     loaded.weight_bytes = weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began
     log.info(
@@ -173,6 +163,27 @@ def load_generating(
     fuse_layers(network)
     pack(network)
     return network
+
+
+def _make_grammars(
+    tokenizer: Tokenizer,
+    network: Decoder | EncoderDecoder,
+    description: CheckpointDescription,
+    config: WorkerConfig,
+    wake: Callable[[], None],
+) -> GrammarCompiler:
+    return GrammarCompiler(
+        tokenizer.backend.to_str(),
+        network.config.vocab_size,
+        description.eos_ids,
+        timeout_seconds=config.grammar_timeout_seconds,
+        wake=wake,
+    )
+
+
+def _make_batcher(loaded: Loaded, encoder: EncodeNetwork, config: WorkerConfig) -> Batcher:
+    sparse_size = None if encoder.splade is None else encoder.config.vocab_size
+    return Batcher(config.max_batch_tokens, max_batch_items(sparse_size), max_tokens_alone=loaded.max_step_tokens)
 
 
 def _make_runner(
