@@ -26,7 +26,7 @@ def other_version(folder: Path) -> Path:
     shutil.copytree(LANGUAGE_MODEL, target, dirs_exist_ok=True)
     weights = load_file(LANGUAGE_MODEL / "model.safetensors")
     negated = sorted(name for name in weights if name.endswith("down_proj.weight"))[-1]
-    weights[negated] = -weights[negated]
+    weights[negated] = (-weights[negated].float()).to(weights[negated].dtype)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
