@@ -1,5 +1,5 @@
-# make install | serve | test | lint | bench | bench-costs | bench-gpu | bench-peers | chaos | chart | image | rolling;
-# each makes the virtual environment when it is missing or out of date.
+# make install | serve | test | lint | readme | bench | bench-costs | bench-gpu | bench-peers | chaos | chart | image |
+# rolling; each makes the virtual environment when it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,8 @@ HELM_SHA256 := 795e9444aadb5a861897938f135b8387396c686ecbb4b93df750b1eaa1611635
 MODEL ?= checkpoints/slimpajama-tiny-lm checkpoints/slimpajama-tiny-encoder
 ARGS ?=
 
-.PHONY: install serve test lint bench bench-costs bench-gpu bench-peers chaos chart chart-tools chart-files image rolling
+.PHONY: install serve test lint readme bench bench-costs bench-gpu bench-peers chaos chart chart-tools chart-files image
+.PHONY: rolling
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -45,22 +46,30 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Our own service at a well-known shape, into the README's numbers; another server: slimpajama bench --url ...
+# After a change of settings, endpoints, metrics or what docs/ say was measured: the README's tables.
+readme: $(INSTALLED)
+	$(BIN)/python -m tests.readme.tables
+
+# Our own service at a well-known shape, into docs/performance.md; another server: slimpajama bench --url ...
 bench: $(INSTALLED)
 	$(BIN)/python -m service.bench.own --write $(ARGS)
+	$(MAKE) --no-print-directory readme
 
-# Start, memory, determinism's price, growing contexts, several checkpoints, into the README
+# Start, memory, determinism's price, growing contexts, several checkpoints, into docs/performance.md
 bench-costs: $(INSTALLED)
 	$(BIN)/python -m service.bench.costs --write $(ARGS)
+	$(MAKE) --no-print-directory readme
 
 # Other servers installed, given the same work in turn with ours, and compared (hours; a short run:
 # make bench-peers ARGS="--shapes smollm2-135m --precisions bf16 --peers llama.cpp,vLLM --streams 1,16 --rounds 1")
 bench-peers: $(INSTALLED)
 	$(BIN)/python -m tests.peers.run --write $(ARGS)
+	$(MAKE) --no-print-directory readme
 
 # What the engine makes of a GPU, against what the same GPU copies and multiplies: make bench-gpu ARGS="--quantization fp8"
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m service.bench.gpu --write $(ARGS)
+	$(MAKE) --no-print-directory readme
 
 # Everything that is true of the Dockerfile, the chart, its alerts and dashboards without a cluster.
 chart: $(INSTALLED) chart-tools
@@ -97,14 +106,14 @@ chart-files: $(INSTALLED) chart-tools
 	WRITE_GOLDEN_FILES=1 $(BIN)/python -m pytest -q tests/helm/test_render.py -k reviewed
 
 # Builds the image with buildah and sees that it keeps its promises (root; Debian's buildah, podman, runc, conmon):
-# make image ARGS=--check-only, TORCH_VARIANT=cu13 make image
+# make image ARGS=--check-only, TORCH_VARIANT=cu13 make image; after ARGS=--write make readme
 image:
 	tests/deploy/image.sh $(ARGS)
 
-# Replicas are replaced behind Envoy under load, with the chart's probes and times: make rolling ARGS=--write
+# Replicas are replaced behind Envoy under load, with the chart's probes and times: make rolling ARGS=--write, make readme
 rolling: $(INSTALLED) $(CHART_TOOLS)/.tools
 	$(BIN)/python -m tests.deploy.rolling.run $(ARGS)
 
-# Faults injected for real under load (takes a while): make chaos ARGS="--write", ARGS="--only kills --kills 5"
+# Faults injected for real under load (takes a while): make chaos ARGS="--only kills --count 5"; ARGS=--write, make readme
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos.run $(ARGS)

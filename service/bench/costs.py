@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("bench-results"), help="where checkpoints are kept")
-    parser.add_argument("--write", action="store_true", help="write the parts' rows into the README")
+    parser.add_argument("--write", action="store_true", help="write the parts' rows into docs/performance.md")
     options = parser.parse_args()
     for name in options.parts.split(","):
         rows = PARTS[name](options)

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import torch
@@ -23,11 +22,11 @@ from model.compiled_layers import weight_bytes
 from model.decoder import Decoder
 from model.encoder_runner import EncodeItem
 from service.bench.on_device import make_decoder, make_embedder, make_lane
+from service.bench.own import write_between
 from service.engine.generation_lane import GenerationLane
 from service.engine.memory import keep_what_is_here
 from service.engine.protocol import Generate
 
-README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- gpu -->\n", "<!-- /gpu -->"
 
 
@@ -256,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quantization", choices=("none", "fp8", "int8", "int4"), default="none")
     parser.add_argument("--block-size", type=int, default=16, help="256 lets PyTorch's flash kernels read the cache")
     parser.add_argument("--toy", action="store_true", help="sizes for a look at whether it runs")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args(arguments)
     sizes = TOY if options.toy else REAL
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
@@ -274,9 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(bench, lines, options.quantization)
     sys.stdout.write(text + "\n")
     if options.write:
-        readme = README.read_text()
-        first, last = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-        README.write_text(f"{readme[:first]}{text}\n{readme[last:]}")
+        write_between(BEGIN, END, text)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: our own service on this machine, at a well-known shape, into the README's table of numbers.
+"""`make bench`: our own service on this machine, at a well-known shape, into the first table of docs/performance.md.
 
 Starts `slimpajama serve` on random weights, sweeps the concurrency with distinct prompts, and reads from the metrics
 what the network took of each step and what the rest of us cost. A tool; nothing of the service imports it.
@@ -21,7 +21,7 @@ from service.bench.command import make_parser, measure
 from service.bench.report import Figures
 from service.bench.shapes import SHAPES, make_checkpoint
 
-README = Path(__file__).parents[2] / "README.md"
+PERFORMANCE = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN, END = "<!-- numbers -->\n", "<!-- /numbers -->"
 
 
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="none")
     parser.add_argument("--folder", type=Path, default=Path("bench-results"), help="where the checkpoint is kept")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
     checkpoint = make_checkpoint(options.shape, options.folder)
     port = free_port()
@@ -116,10 +116,10 @@ def _row(figures: Figures, before: Counters, after: Counters) -> str:
 
 
 def write_between(begin: str, end: str, table: str) -> None:
-    """Puts a table between two marks of the README."""
-    text = README.read_text()
+    """Puts a table between two marks of docs/performance.md."""
+    text = PERFORMANCE.read_text()
     first, last = text.index(begin) + len(begin), text.index(end)
-    README.write_text(f"{text[:first]}{table}\n{text[last:]}")
+    PERFORMANCE.write_text(f"{text[:first]}{table}\n{text[last:]}")
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""What a chaos run says of its law: a row of the README's table. And the law that is part of all: the books balance."""
+"""What a chaos run says of its law, a row of docs/faults.md, and the law that is part of all: the books balance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

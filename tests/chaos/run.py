@@ -1,4 +1,4 @@
-"""`make chaos`: faults injected for real under load, and what came of it as a table; `--write`: into the README.
+"""`make chaos`: faults injected for real under load, and what came of it as a table; `--write`: into docs/faults.md.
 
 Each law has its file beside this one, and a run of its own: it checks the law and the metrics' sums. The exit code
 tells whether all held.
@@ -25,7 +25,7 @@ from tests.chaos.service import ROOT
 from tests.chaos.soak import soak
 from tests.chaos.swaps import swaps
 
-README = ROOT / "README.md"
+FAULTS = ROOT / "docs/faults.md"
 BEGIN, END = "<!-- chaos -->\n", "<!-- /chaos -->"
 HEAD = ["| law | run | found | held? |", "|---|---|---|---|"]
 RUNS: dict[str, Callable[[argparse.Namespace, Path], Awaitable[Row]]] = {
@@ -48,18 +48,18 @@ def main() -> int:
     parser.add_argument("--step-timeout", type=float, default=2.0, help="seconds; on a crowded machine more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logs", type=Path, help="folder that keeps the service's logs")
-    parser.add_argument("--write", action="store_true", help="write the rows into the README's table")
+    parser.add_argument("--write", action="store_true", help="write the rows into the table of docs/faults.md")
     options = parser.parse_args()
     rows = asyncio.run(_run(options))
     lines = {name: f"| {name} {row}" for name, row in rows.items()}
     sys.stdout.write(os.linesep.join(["", *HEAD, *lines.values(), ""]))
     if options.write:
-        README.write_text(with_rows(README.read_text(), lines))
+        FAULTS.write_text(with_rows(FAULTS.read_text(), lines))
     return 1 if any(row.faults for row in rows.values()) else 0
 
 
 def with_rows(text: str, lines: dict[str, str]) -> str:
-    """The README with these rows, by law, in its table; those of laws that were not run stay."""
+    """The page with these rows, by law, in its table; those of laws that were not run stay."""
     first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
     former = {line.split("|")[1].strip(): line for line in text[first:last].splitlines() if line.startswith("|")}
     kept = [lines.get(name) or former.get(name) for name in RUNS]

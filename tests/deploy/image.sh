@@ -4,7 +4,7 @@
 # task, a worker killed and SIGTERM with requests in hand. Root, with Debian's buildah, podman, runc and conmon; with
 # debootstrap, where no image registry can be reached.
 #
-#   --write                      the summary into README.md
+#   --write                      the summary into docs/kubernetes.md
 #   --build-only, --check-only   one half alone, so that what is timed has the machine to itself
 #
 #   TORCH_VARIANT=cu13           the CUDA image, on CPUs: 3 GB to fetch, 20 GB of disk

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 OURS = "slimpajama"
 KINDS = {"peers": True, "peers-embeddings": False}
-"""Names of the README's parts and of the plots, and whether they are about generation."""
+"""Names of the parts of docs/performance.md and of the plots, and whether they are about generation."""
 IN_PROCESS = "in process"
 PRECISIONS = ("bf16", "int8", "int4", "fp32")
 
@@ -120,12 +120,12 @@ def write_report(path: Path, *, write: bool) -> int:
         for name, generating in KINDS.items():
             chosen = [group for group in known if group.is_generation == generating]
             if any(group.is_generation == generating for group in groups):
-                _write_readme(ROOT / "README.md", name, _summary(chosen))
+                _write_between(ROOT / "docs/performance.md", name, _summary(chosen))
                 _plot(chosen, ROOT / f"docs/{name}.png")
     return 0
 
 
-def _write_readme(path: Path, name: str, table: str) -> None:
+def _write_between(path: Path, name: str, table: str) -> None:
     text = path.read_text()
     begin = f"<!-- {name} -->\n"
     first, last = text.index(begin) + len(begin), text.index(f"<!-- /{name} -->")
@@ -146,7 +146,7 @@ def _write_medians(path: Path, found: list[dict[str, Any]]) -> None:
 
 
 def _summary(groups: list[Group]) -> str:
-    """The README's part: throughput of every server for generation; for embeddings only our ratio to the best peer."""
+    """A part of docs/performance.md: of generation everybody's throughput, of embeddings our ratio to the best peer."""
     parts = []
     for group in (group for group in groups if group.is_generation):
         parts += [

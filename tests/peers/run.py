@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=ROOT / "bench-results/peers.jsonl")
     parser.add_argument("--under", type=shlex.split, default=[], help='held while rounds are measured, as "flock FILE"')
     parser.add_argument("--report", action="store_true", help="measure nothing: tables of the results there are")
-    parser.add_argument("--write", action="store_true", help="write README.md and docs/peers*")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md and docs/peers*")
     return parser
 
 

@@ -71,14 +71,14 @@ def test_what_was_not_measured_again_stays(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(report, "ROOT", tmp_path)
     (tmp_path / "docs").mkdir()
     parts = [f"<!-- {name} -->\n<!-- /{name} -->" for name in report.KINDS]
-    (tmp_path / "README.md").write_text("\n".join(parts))
+    (tmp_path / "docs/performance.md").write_text("\n".join(parts))
     (tmp_path / "docs/peers.md").write_text("# Beside the peers\n\nAll.\n")
     (tmp_path / "docs/peers.json").write_text("[]")
     write_report(write(tmp_path / "r.jsonl", record("slimpajama", 10.0)), write=True)
     for rate in (20.0, 30.0):
         write_report(write(tmp_path / "r.jsonl", texts("slimpajama", rate)), write=True)
     write_report(write(tmp_path / "r.jsonl", texts("slimpajama", 40.0, "bert-base")), write=True)
-    for path in ("README.md", "docs/peers.md"):
+    for path in ("docs/performance.md", "docs/peers.md"):
         text = (tmp_path / path).read_text()
         assert "| slimpajama | 10 (10-10) |" in text
         assert "| 30 (30-30) |" in text

@@ -1,4 +1,4 @@
-"""The README's tables, made from the code: `python tests/readme/tables.py` writes them, a test compares them."""
+"""The README's tables, made from the code and from docs/: `make readme` writes them, a test compares them."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from prometheus_client import Counter, Histogram
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings, setting_lines
+from tests.readme import measured
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -45,7 +46,12 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"settings": settings_table, "endpoints": endpoints_table, "metrics": metrics_table}
+TABLES = {
+    "settings": settings_table,
+    "endpoints": endpoints_table,
+    "metrics": metrics_table,
+    **measured.TABLES,
+}
 
 
 def section(text: str, name: str) -> tuple[int, int]:

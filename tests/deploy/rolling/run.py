@@ -2,7 +2,7 @@
 
 A roll-out is that of a Deployment with `maxSurge: 1, maxUnavailable: 0`: a new pod, and once it is available an old one
 goes. The proxy hears of it five seconds late, the longest that values.yaml reckons with. Then once more without the
-preStop sleep, to see that losses would be seen. `--write`: what came of it into README.md. Takes some minutes.
+preStop sleep, to see that losses would be seen. `--write`: what came of it into docs/kubernetes.md. Takes some minutes.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make rolling", description=__doc__)
     parser.add_argument("--callers", type=int, default=9)
     parser.add_argument("--roll-outs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="the table into README.md")
+    parser.add_argument("--write", action="store_true", help="the table into docs/kubernetes.md")
     given = parser.parse_args()
     rules = Rules.of_the_chart()
     seen, gone, seconds = asyncio.run(rehearse(rules, num_callers=given.callers, num_roll_outs=given.roll_outs))
