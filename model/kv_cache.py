@@ -12,6 +12,14 @@ from torch import Tensor
 
 from model.transfer import on_device
 
+SCALE_BYTES = 4
+"""Behind a head's numbers where they are kept in 8 bits (`model/ops/narrow_strips.h`)."""
+
+
+def room_of_head(head_size: int, dtype: torch.dtype) -> int:
+    """How many numbers of the cache's dtype a head takes for each token."""
+    return head_size + SCALE_BYTES if dtype == torch.int8 else head_size
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheShape:
@@ -22,11 +30,13 @@ class KVCacheShape:
     num_kv_heads: int
     head_size: int
     dtype: torch.dtype
+    """int8: symmetric, with a scale for each head of a token."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
-        return 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_size * self.dtype.itemsize
+        num_values = room_of_head(self.head_size, self.dtype) * self.num_kv_heads * self.block_size
+        return 2 * self.num_layers * num_values * self.dtype.itemsize
 
     def num_blocks_for(self, budget_bytes: int) -> int:
         """Blocks that fit in the budget, the null block apart."""
@@ -34,8 +44,8 @@ class KVCacheShape:
 
 
 class KVCache:
-    """Keys and values of every layer, [num_blocks + 1, block_size, K, D] each; how numbers lie within a block is the
-    attention backend's matter.
+    """Keys and values of every layer, [num_blocks + 1, block_size, K, D] each (or what `room_of_head` makes of D); how
+    numbers lie within a block is the attention backend's matter.
 
     The last block, `null_block`, is nobody's: padding rows of captured graphs write to it.
     """
@@ -56,9 +66,8 @@ class KVCache:
         self.null_block = num_blocks
         # One allocation, so that a copy of blocks is one indexed copy over all layers. Zeros and not `empty`: a masked
         # slot still takes part in a product with weight zero, where an old NaN would come through.
-        self.pool = torch.zeros(
-            (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_size), dtype=dtype, device=device
-        )
+        block = (block_size, num_kv_heads, room_of_head(head_size, dtype))
+        self.pool = torch.zeros((num_layers, 2, num_blocks + 1, *block), dtype=dtype, device=device)
         self.keys: list[Tensor] = [self.pool[layer, 0] for layer in range(num_layers)]
         self.values: list[Tensor] = [self.pool[layer, 1] for layer in range(num_layers)]
 

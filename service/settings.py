@@ -137,6 +137,9 @@ class Settings(BaseSettings):
         None,
         'KV cache of each model, like "2GiB"; unset: 1GiB on a CPU, kv_cache_fraction on a GPU, shared by all',
     )
+    kv_cache_dtype: Literal["auto", "int8"] = _setting(
+        "Worker", "auto", "keys and values; auto: as activations; int8: half the memory (CPUs, with bfloat16)"
+    )
     kv_cache_fraction: float = _setting("Worker", 0.9, "share of the GPU's memory that may be used", gt=0, lt=1)
     max_batch_tokens: int = _setting(
         "Worker",

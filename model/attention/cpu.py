@@ -97,6 +97,8 @@ class CpuAttention:
 
         They lay keys and values out as they want them: what this says must hold as long as the cache does.
         """
+        if key_cache.dtype == torch.int8:
+            return True  # nobody else reads it: `service.engine.chosen_numbers` has seen to that
         special = (rules.softcap, rules.alibi_slopes, rules.relative_bias, rules.sinks)
         if not library.serves(key_cache) or any(rule is not None for rule in special):
             return False

@@ -20,6 +20,9 @@ struct Scratch {
   alignas(64) Number queries[MAX_SETS][ROWS * MAX_SIZE];
   const bf16* keys[KEYS / STRIP];            // where the block's strips are; the last one twice, if they are odd
   alignas(64) bf16 values[KEYS * MAX_SIZE];  // [D / 16][KEYS / 2 pairs of keys][16 dimensions][2]
+  // Of a cache in 8 bits: the block's keys, a strip's values, and the scales of both.
+  alignas(64) bf16 opened_keys[KEYS * MAX_SIZE], opened_values[STRIP * MAX_SIZE];
+  alignas(64) float key_scales[KEYS], value_scales[KEYS];
   alignas(64) float scores[MAX_SINGLES][KEYS];
   alignas(64) Number weights[MAX_SINGLES][KEYS];
   alignas(64) float found[MAX_SINGLES][MAX_SIZE];  // the block's weighted values

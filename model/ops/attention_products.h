@@ -14,6 +14,9 @@ namespace slimpajama {
 struct OnTiles {
   using Number = bf16;
   static constexpr auto weigh = avx512::weigh<bf16>;
+  static constexpr auto multiply_each = [](const float* factors, int64_t count, auto* values) {
+    avx512::multiply_each(factors, count, values);
+  };
   static constexpr auto merge = avx512::merge;
   static constexpr auto write_shares = avx512::write_shares;
   static constexpr bool WHOLE_SETS = true;  // all 16 rows are computed, whether they are asked for or not
@@ -165,6 +168,9 @@ struct WeightedValues {
 struct OnVectors {
   using Number = bf16;
   static constexpr auto weigh = avx512::weigh<bf16>;
+  static constexpr auto multiply_each = [](const float* factors, int64_t count, auto* values) {
+    avx512::multiply_each(factors, count, values);
+  };
   static constexpr auto merge = avx512::merge;
   static constexpr auto write_shares = avx512::write_shares;
   static constexpr bool WHOLE_SETS = false;
@@ -189,6 +195,7 @@ struct OnVectors {
 struct OnLanes {
   using Number = float;
   static constexpr auto weigh = lanes::weigh<float>;
+  static constexpr auto multiply_each = lanes::multiply_each<float>;
   static constexpr auto merge = lanes::merge;
   static constexpr auto write_shares = lanes::write_shares;
   static constexpr bool WHOLE_SETS = false;

@@ -242,19 +242,20 @@ class DecoderLayers : public torch::CustomClassHolder {
     kept_.insert(kept_.end(), tensors.begin(), tensors.end());
   }
 
-  // hidden [T, E], which is written to; cos and sin [T, 1, R]; pool [layers, 2, blocks, block_size, G, D], keys first.
-  // Of `adapters` each is that of the tokens from one bound to the next but one: [begin, end, begin, end, ...]. Returns
-  // the stream and what is still to be added to it.
+  // hidden [T, E], which is written to; cos and sin [T, 1, R]; pool [layers, 2, blocks, block_size, G, D], keys first
+  // (`paged_layout.h`). Of `adapters` each is that of the tokens from one bound to the next but one: [begin, end, begin,
+  // end, ...]. Returns the stream and what is still to be added to it.
   std::tuple<Tensor, Tensor> run(const Tensor& hidden, const Tensor& cos, const Tensor& sin, const Tensor& pool,
                                  const Tensor& slots, const Tensor& block_tables, const Tensor& query_starts,
                                  const Tensor& context_lens,
                                  const std::vector<c10::intrusive_ptr<LowRankLayers>>& adapters,
                                  const std::vector<int64_t>& bounds) {
     check_rows(hidden, at::kBFloat16);
-    TORCH_CHECK(hidden.size(1) == sizes_.hidden && pool.is_contiguous() && pool.scalar_type() == at::kBFloat16 &&
-                    pool.size(0) == static_cast<int64_t>(layers_.size()) && pool.size(4) == sizes_.groups &&
-                    pool.size(5) == sizes_.head_size,
+    TORCH_CHECK(hidden.size(1) == sizes_.hidden && pool.dim() == 6 && pool.size(1) == 2 &&
+                    pool.size(0) == static_cast<int64_t>(layers_.size()) && pool.size(4) == sizes_.groups,
                 "states or cache are of another network");
+    const Cache first = cache_of(pool, 0);
+    TORCH_CHECK(first.head_size == sizes_.head_size, "heads of another size");
     TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kBFloat16 &&
                     cos.size(0) == hidden.size(0) && slots.size(0) == hidden.size(0),
                 "every token has a position and a slot");
@@ -264,7 +265,7 @@ class DecoderLayers : public torch::CustomClassHolder {
                         slots.const_data_ptr<int64_t>()};
     const Adapted adapted = adapted_by(adapters, bounds, tokens.count);
     space_.grow(tokens.count, sizes_, adapted);
-    const auto works = attention_works(space_.fused.data(), space_.attended.data(), cache_of(pool, 0),
+    const auto works = attention_works(space_.fused.data(), space_.attended.data(), first,
                                        sizes_.shape(0), sequences_of(block_tables, query_starts, context_lens),
                                        at::get_num_threads());
     const int64_t most_steps = Pass::MOST_STEPS + (adapted.runs.empty() ? 0 : Pass::MOST_ADAPTED_STEPS);
@@ -292,8 +293,8 @@ class DecoderLayers : public torch::CustomClassHolder {
   }
 
   static Cache cache_of(const Tensor& pool, int64_t layer) {
-    bf16 *keys = mutable_data(pool) + layer * pool.stride(0), *values = keys + pool.stride(1);
-    return {keys, values, pool.size(3), pool.size(4), pool.size(5)};
+    auto* keys = static_cast<uint8_t*>(pool.data_ptr()) + layer * pool.stride(0) * pool.element_size();
+    return slimpajama::cache_of(pool, keys, keys + pool.stride(1) * pool.element_size());
   }
 
   Sizes sizes_;

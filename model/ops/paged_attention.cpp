@@ -13,6 +13,7 @@
 #include <torch/library.h>
 
 #include "attention_products.h"
+#include "narrow_strips.h"
 #include "paged_attention.h"
 #include "single_queries.h"
 
@@ -33,11 +34,11 @@ void attend_plain(const Cache& c, const Item& item, const Shape& shape) {
       const int64_t slot = item.slot_of(c, position);
       float score = 0.0f;
       for (int64_t i = 0; i < c.head_size; ++i)
-        score += to_float(query[i]) * to_float(c.keys[c.key_at(slot, item.group, i)]);
+        score += to_float(query[i]) * key_of(c, slot, item.group, i);
       score *= shape.scale;
       const float now = std::max(largest, score), shrink = std::exp(largest - now), weight = std::exp(score - now);
       for (int64_t i = 0; i < c.head_size; ++i)
-        sum[i] = sum[i] * shrink + weight * to_float(c.values[c.value_at(slot, item.group, i)]);
+        sum[i] = sum[i] * shrink + weight * value_of(c, slot, item.group, i);
       total = total * shrink + weight;
       largest = now;
     }
@@ -55,24 +56,42 @@ void gather(const Cache& c, const Item& item, int64_t start, int64_t count, Scra
   for (int64_t k = 0; k < (count + 31) / 32 * 32; k += STRIP) {
     const int64_t own = std::clamp<int64_t>(count - k, 0, STRIP);
     const int64_t strip = own ? c.strip_at(item.slot_of(c, start + k), item.group) : 0;
+    const bf16* stored = c.values + strip;
     s.keys[k / STRIP] = own ? c.keys + strip : s.keys[k / STRIP - 1];
+    if (c.narrow) {
+      copy_scales(c.keys + strip, c.head_size, own, s.key_scales + k);
+      copy_scales(c.values + strip, c.head_size, own, s.value_scales + k);
+      if (own) {
+        open_strip(c.keys + strip, c.head_size, s.opened_keys + k * c.head_size);
+        open_strip(c.values + strip, c.head_size, s.opened_values);
+        s.keys[k / STRIP] = s.opened_keys + k * c.head_size;
+      }
+      stored = s.opened_values;
+    }
     const int64_t later = start + k + FETCHED, end = start + count;
     Ahead keys(c.keys, c, item, later, end), values(c.values, c, item, later, end);
     for (int64_t i = 0; i < c.head_size; i += 16) {
       bf16* target = s.values + i * KEYS + k * 16;
       keys.fetch(8);
       values.fetch(8);
+      const bf16* source = stored + i * STRIP;
       if (own == STRIP) {
-        std::memcpy(target, c.values + strip + i * STRIP, PIECE * sizeof(bf16));
+        std::memcpy(target, source, PIECE * sizeof(bf16));
         continue;
       }
-      std::memcpy(target, c.values + strip + i * STRIP, own / 2 * 32 * sizeof(bf16));
+      std::memcpy(target, source, own / 2 * 32 * sizeof(bf16));
       std::memset(target + own / 2 * 32, 0, (PIECE - own / 2 * 32) * sizeof(bf16));
       if (own % 2)
         for (int64_t lane = 0; lane < 16; ++lane)
-          target[own / 2 * 32 + lane * 2] = c.values[strip + i * STRIP + own / 2 * 32 + lane * 2];
+          target[own / 2 * 32 + lane * 2] = source[own / 2 * 32 + lane * 2];
     }
   }
+}
+
+// Multiplies the columns of `rows` rows by a scale each, `count` of them (to the next 32).
+template <typename Products, typename Value>
+void multiply_rows(const float* scales, int64_t rows, int64_t count, Value (*values)[KEYS]) {
+  for (int64_t row = 0; row < rows; ++row) Products::multiply_each(scales, (count + 31) / 32 * 32, values[row]);
 }
 
 void put_row(bf16* target, const bf16* row, int64_t size) { std::memcpy(target, row, size * sizeof(bf16)); }
@@ -105,6 +124,7 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
       const int64_t seen = std::min(count, needed);
       if (seen <= 0) continue;
       Products::score(s.queries[set], size, to - from, seen, s);
+      if (c.narrow) multiply_rows<Products>(s.key_scales, to - from, seen, s.scores);
       SoftmaxSum sums[ROWS];
       for (int64_t row = from; row < to; ++row) {
         const Sight own = sight(item, shape, item.position + row / shape.shared);
@@ -115,6 +135,7 @@ void attend(const Cache& c, const Item& item, const Shape& shape) {
           sums[row - from] =
               Products::weigh(s.scores[row - from], begin, limit, seen, shape.scale * LOG2_E, weights);
       }
+      if (c.narrow) multiply_rows<Products>(s.value_scales, to - from, seen, s.weights);
       Products::weighted_values(size, to - from, seen, s);
       for (int64_t row = from; row < to; ++row)
         if (sums[row - from].total != 0.0f)  // it sees something, if only what is not a number
@@ -137,12 +158,22 @@ Attend attend_for(const Cache& c, int64_t shared) {
   return attend<OnLanes>;
 }
 
+#if HAS_X86
+template <typename Lines>
+Attend single_queries(int64_t shared) {
+  constexpr Attend known[] = {
+      attend_single<1, Lines>, attend_single<2, Lines>, attend_single<3, Lines>,
+      attend_single<4, Lines>, attend_single<5, Lines>, attend_single<6, Lines>,
+      attend_single<7, Lines>, attend_single<8, Lines>};
+  return known[shared - 1];
+}
+#endif
+
 // How a single query is attended to, if not as any other: tiles add up in an order of their own.
 Attend attend_single_for(const Cache& c, int64_t shared) {
 #if HAS_X86
-  constexpr Attend known[] = {attend_single<1>, attend_single<2>, attend_single<3>, attend_single<4>,
-                              attend_single<5>, attend_single<6>, attend_single<7>, attend_single<8>};
-  if (c.has_strips() && shared <= MAX_SHARED && instructions() == Instructions::avx512) return known[shared - 1];
+  if (c.has_strips() && shared <= MAX_SHARED && instructions() == Instructions::avx512)
+    return c.narrow ? single_queries<NarrowLines>(shared) : single_queries<PlainLines>(shared);
 #endif
   return nullptr;
 }
@@ -182,18 +213,17 @@ void attend(const std::vector<AttentionWork>& works, const Cache& cache, const S
 
 namespace {
 
-// query [T, H, D] with whole rows; caches [blocks, block_size, G, D], which lie as `paged_layout.h` says, all bfloat16.
+// query [T, H, D] bfloat16 with whole rows; caches as `cache_of` takes them.
 // Sequence b has the queries from query_starts[b] to query_starts[b + 1], which are the last of its context_lens[b]
 // positions (or, not causal, see all of them); block_tables [B, N]. `window` 0: none. Returns [T, H, D].
 Tensor paged_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                        const Tensor& block_tables, const Tensor& query_starts, const Tensor& context_lens,
                        double scale, int64_t window, bool causal) {
-  TORCH_CHECK(query.scalar_type() == at::kBFloat16 && has_whole_rows(query) && key_cache.is_contiguous() &&
-                  value_cache.is_contiguous(),
-              "query is [T, H, D] bfloat16 with whole rows; caches are contiguous");
+  const Cache cache = cache_of(key_cache, value_cache);
   const int64_t heads = query.size(1), size = query.size(2);
+  TORCH_CHECK(query.scalar_type() == at::kBFloat16 && has_whole_rows(query) && size == cache.head_size,
+              "query is [T, H, D] bfloat16 with whole rows, D as the caches have it");
   auto result = at::empty({query.size(0), heads, size}, query.options());
-  const Cache cache{mutable_data(key_cache), mutable_data(value_cache), key_cache.size(1), key_cache.size(2), size};
   const Shape shape{heads / cache.groups, query.stride(0), heads * size, static_cast<float>(scale), window, causal};
   const auto works = attention_works(data(query), mutable_data(result), cache, shape,
                                      sequences_of(block_tables, query_starts, context_lens), at::get_num_threads());

@@ -2,7 +2,8 @@
 //
 // A block is cut into strips of 16 positions, a strip into its key heads. Under a head keys are [D / 2][16 positions][2]
 // and values [D / 16][8 pairs of positions][16][2]: the lines of 64 bytes that packed weights have (`projection.h`), so
-// that both products of attention read them as they are. Heads and blocks that do not divide so are [position][G][D].
+// that both products of attention read them as they are. In 8 bits a strip's numbers lie so, too, and behind them are the
+// positions' scales (`narrow_strips.h`). Heads and blocks that do not divide so are [position][G][D].
 #pragma once
 
 #include "common.h"
@@ -11,27 +12,44 @@ namespace slimpajama {
 
 constexpr int64_t STRIP = 16;      // positions
 constexpr int64_t MAX_SIZE = 256;  // of a head that is cut into lines
+constexpr int64_t SCALE_BYTES = 4;
 
 struct Cache {
-  bf16 *keys, *values;
+  bf16 *keys, *values;  // or 8 bits, of which two are counted as one of these
   int64_t block_size, groups, head_size;
+  bool narrow;  // whether they are 8 bits: only where there are strips
 
   bool has_strips() const { return head_size % 32 == 0 && head_size <= MAX_SIZE && block_size % STRIP == 0; }
-  int64_t strip_size() const { return STRIP * head_size; }  // of one head
+  // Of one head.
+  int64_t strip_size() const { return narrow ? STRIP * (head_size + SCALE_BYTES) / 2 : STRIP * head_size; }
 
   // Where the strip of a slot is under a key head, from the beginning of the cache.
   int64_t strip_at(int64_t slot, int64_t group) const { return (slot / STRIP * groups + group) * strip_size(); }
 
-  // Where a number of a slot's key is, from the beginning of the keys; likewise of a value.
-  int64_t key_at(int64_t slot, int64_t group, int64_t i) const {
-    if (!has_strips()) return (slot * groups + group) * head_size + i;
-    return strip_at(slot, group) + (i / 2 * STRIP + slot % STRIP) * 2 + i % 2;
-  }
-  int64_t value_at(int64_t slot, int64_t group, int64_t i) const {
-    if (!has_strips()) return (slot * groups + group) * head_size + i;
-    return strip_at(slot, group) + i / 16 * 16 * STRIP + slot % STRIP / 2 * 32 + i % 16 * 2 + slot % 2;
+  // Where a number of a slot's key is in the strip; likewise of a value.
+  static int64_t key_in_strip(int64_t slot, int64_t i) { return (i / 2 * STRIP + slot % STRIP) * 2 + i % 2; }
+  static int64_t value_in_strip(int64_t slot, int64_t i) {
+    return i / 16 * 16 * STRIP + slot % STRIP / 2 * 32 + i % 16 * 2 + slot % 2;
   }
 };
+
+// Of `keys` and `values` in a tensor [.., blocks, block_size, G, D] of bfloat16, or of 8 bits, where D is followed by
+// SCALE_BYTES.
+inline Cache cache_of(const Tensor& tensor, void* keys, void* values) {
+  const bool narrow = tensor.scalar_type() == at::kChar;
+  TORCH_CHECK((narrow || tensor.scalar_type() == at::kBFloat16) && tensor.dim() >= 4 && tensor.is_contiguous(),
+              "caches are contiguous, in bfloat16 or 8 bits");
+  const Cache found{static_cast<bf16*>(keys), static_cast<bf16*>(values), tensor.size(-3), tensor.size(-2),
+                    tensor.size(-1) - (narrow ? SCALE_BYTES : 0), narrow};
+  TORCH_CHECK(!narrow || found.has_strips(), "8 bits are for heads of a multiple of 32 and blocks of a multiple of 16");
+  return found;
+}
+
+inline Cache cache_of(const Tensor& keys, const Tensor& values) {
+  TORCH_CHECK(keys.sizes() == values.sizes() && keys.scalar_type() == values.scalar_type() && values.is_contiguous(),
+              "keys and values have caches that are alike");
+  return cache_of(keys, keys.data_ptr(), values.data_ptr());
+}
 
 struct Item {
   const bf16* query;      // of its first token, first head of the group

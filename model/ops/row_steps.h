@@ -230,6 +230,12 @@ VECTORS SoftmaxSum weigh(const float* scores, int64_t begin, int64_t end, int64_
   return {largest, sum_of(sum)};
 }
 
+// Multiplies `count` numbers, a multiple of 16, by a factor each.
+template <typename Value>
+VECTORS void multiply_each(const float* factors, int64_t count, Value* values) {
+  for (int64_t i = 0; i < count; i += 16) narrow(values + i, widen(values + i) * widen(factors + i));
+}
+
 // Adds a block's sum, and its weighted values `found`, to those of the blocks before it.
 VECTORS inline void merge(const float* found, SoftmaxSum block, int64_t size, SoftmaxSum& so_far, float* sums) {
   const float now = std::max(so_far.largest, block.largest);

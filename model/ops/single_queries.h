@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attention_block.h"
+#include "narrow_strips.h"
 
 #if HAS_X86
 namespace slimpajama {
@@ -20,8 +21,8 @@ AVX512 inline __m512i known_pairs(__m512i line, int64_t count) {
 }
 
 // Scores of SHARED query heads with a strip of keys, to scores [SHARED][KEYS].
-template <int SHARED>
-AVX512 inline void score_strip(const bf16* queries, const bf16* keys, int64_t size, float* scores, Ahead& ahead) {
+template <int SHARED, typename Lines>
+AVX512 inline void score_strip(const bf16* queries, const Lines& keys, int64_t size, float* scores, Ahead& ahead) {
   __m512 sums[SHARED];
 #pragma GCC unroll 8
   for (int h = 0; h < SHARED; ++h) sums[h] = _mm512_setzero_ps();
@@ -29,7 +30,7 @@ AVX512 inline void score_strip(const bf16* queries, const bf16* keys, int64_t si
     ahead.fetch(16);
 #pragma GCC unroll 16
     for (int pair = 0; pair < 16; ++pair) {
-      const __m512i line = _mm512_loadu_si512(keys + i * STRIP + 32 * pair);
+      const __m512i line = keys[i / 2 + pair];
 #pragma GCC unroll 8
       for (int h = 0; h < SHARED; ++h) sums[h] = add_pairs(sums[h], queries + h * size + i + 2 * pair, line);
     }
@@ -39,16 +40,16 @@ AVX512 inline void score_strip(const bf16* queries, const bf16* keys, int64_t si
 }
 
 // Adds a strip's values, `count` of them, by their weights [SHARED][KEYS] to sums [SHARED][MAX_SIZE].
-template <int SHARED>
-AVX512 inline void add_strip(const bf16* weights, const bf16* values, int64_t count, int64_t size, float* sums,
+template <int SHARED, typename Lines>
+AVX512 inline void add_strip(const bf16* weights, const Lines& values, int64_t count, int64_t size, float* sums,
                              Ahead& ahead) {
-  for (int64_t i = 0; i < size; i += 16, values += 16 * STRIP) {
+  for (int64_t i = 0; i < size; i += 16) {
     ahead.fetch(8);
     __m512 own[SHARED];
 #pragma GCC unroll 8
     for (int h = 0; h < SHARED; ++h) own[h] = _mm512_load_ps(sums + h * MAX_SIZE + i);
     for (int64_t t = 0; t < count; t += 2) {
-      const __m512i line = known_pairs(_mm512_loadu_si512(values + 16 * t), count - t);
+      const __m512i line = known_pairs(values[i / 2 + t / 2], count - t);
 #pragma GCC unroll 8
       for (int h = 0; h < SHARED; ++h) own[h] = add_pairs(own[h], weights + h * KEYS + t, line);
     }
@@ -57,7 +58,15 @@ AVX512 inline void add_strip(const bf16* weights, const bf16* values, int64_t co
   }
 }
 
-template <int SHARED>
+// Multiplies SHARED rows of scores or weights by the scales of a strip's first `count` positions.
+template <int SHARED, typename Value>
+AVX512 inline void multiply_strip(const bf16* strip, int64_t size, int64_t count, Value (*rows)[KEYS], int64_t k) {
+  float scales[STRIP];
+  copy_scales(strip, size, count, scales);
+  for (int h = 0; h < SHARED; ++h) avx512::multiply_each(scales, STRIP, rows[h] + k);
+}
+
+template <int SHARED, typename Lines>
 AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) {
   Scratch<bf16>& s = scratch<bf16>();
   const int64_t size = c.head_size, rows = item.groups * SHARED;
@@ -71,8 +80,10 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
       Ahead ahead = past < 0 ? Ahead(c.keys, c, item, start + next, own.end)
                              : Ahead(c.values, c, item, start + first + past, own.end);
       const bf16* strip = c.keys + c.strip_at(item.slot_of(c, start + k), item.group);
-      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size())
-        score_strip<SHARED>(item.query + g * SHARED * size, strip, size, &s.scores[g * SHARED][k], ahead);
+      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size()) {
+        score_strip<SHARED>(item.query + g * SHARED * size, Lines{strip}, size, &s.scores[g * SHARED][k], ahead);
+        if (c.narrow) multiply_strip<SHARED>(strip, size, count - k, s.scores + g * SHARED, k);
+      }
     }
     SoftmaxSum sums[MAX_SINGLES];
     for (int64_t row = 0; row < rows; ++row) {
@@ -82,9 +93,11 @@ AVX512 void attend_single(const Cache& c, const Item& item, const Shape& shape) 
     for (int64_t k = first; k < count; k += STRIP) {
       Ahead ahead(c.values, c, item, start + k + 2 * STRIP, own.end);
       const bf16* strip = c.values + c.strip_at(item.slot_of(c, start + k), item.group);
-      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size())
-        add_strip<SHARED>(&s.weights[g * SHARED][k], strip, std::min(STRIP, count - k), size, s.found[g * SHARED],
-                          ahead);
+      for (int64_t g = 0; g < item.groups; ++g, strip += c.strip_size()) {
+        if (c.narrow) multiply_strip<SHARED>(strip, size, count - k, s.weights + g * SHARED, k);
+        add_strip<SHARED>(&s.weights[g * SHARED][k], Lines{strip}, std::min(STRIP, count - k), size,
+                          s.found[g * SHARED], ahead);
+      }
     }
     for (int64_t row = 0; row < rows; ++row) avx512::merge(s.found[row], sums[row], size, s.so_far[row], s.sums[row]);
   }

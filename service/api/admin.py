@@ -37,6 +37,7 @@ class DeployBody(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["none", "int8", "int4", "fp8"] | None = None
     kv_cache_memory: CacheMemory | None = None
+    kv_cache_dtype: Literal["auto", "int8"] | None = None
     max_model_len: ContextLength | None = None
     warm_up: bool = Field(True, description="run a tiny request before it serves")
     self_test: bool = Field(True, description="run the checkpoint's golden.json before it serves")
@@ -64,6 +65,7 @@ class VersionCard(Strict):
     quantization: str | None = None
     weight_bytes: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str | None = None
     load_seconds: float | None = None
 
 
@@ -166,5 +168,6 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
+        kv_cache_dtype=(loaded.kv_cache_dtype or None) if loaded is not None else None,
         load_seconds=loaded.load_seconds if loaded is not None else None,
     )

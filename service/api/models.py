@@ -39,6 +39,8 @@ class ModelCard(BaseModel):
     weight_bytes: int | None
     kv_cache_bytes: int | None
     """Of the worker's memory; None until the weights are loaded."""
+    kv_cache_dtype: str | None
+    """Of keys and values; None also where there are none."""
     state: str
     labels: list[str] = []
     """Its own; those of its heads are in `heads`."""
@@ -85,6 +87,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
+        kv_cache_dtype=(loaded.kv_cache_dtype or None) if loaded is not None else None,
         state=model.state,
         labels=list(model.description.labels),
         heads={name: list(model.description.heads[name].labels) for name in head_names(model.description)},

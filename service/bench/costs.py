@@ -121,23 +121,30 @@ def ratios(
 
 
 def contexts(options: argparse.Namespace) -> list[str]:
-    """Time of a step that is not the forward pass, one stream, by the length of what came before: the least of the
-    rounds, because other work on the machine only ever adds to it."""
+    """Time between tokens of one stream, by the length of what came before, with each type of keys and values in turn;
+    and what of a step is not the forward pass: the least of the rounds, because other work only ever adds to it."""
     folder = str(make_checkpoint(options.shape, options.folder))
-    outside: dict[int, list[float]] = {length: [] for length in CONTEXTS}
-    between: dict[int, list[float]] = {length: [] for length in CONTEXTS}
-    with serving("--model", folder) as (url, _):
+    cells = [(length, dtype) for length in CONTEXTS for dtype in ("auto", "int8")]
+    outside: dict[tuple[int, str], list[float]] = {cell: [] for cell in cells}
+    between: dict[tuple[int, str], list[float]] = {cell: [] for cell in cells}
+    with (
+        serving("--model", folder) as (plain, _),
+        serving("--model", folder, "--kv-cache-dtype", "int8") as (narrow, _),
+    ):
+        urls = {"auto": plain, "int8": narrow}
         for seed in range(options.rounds):
-            for length in CONTEXTS:
+            for length, dtype in cells:
                 work = ("--concurrency", "1", "--requests", "2", "--warm-up", "1", "--seed", str(2 * seed))
-                before = step_totals(url)
-                (figures,) = bench(url, options.shape, *work, "--prompt-tokens", str(length))
-                steps, seconds, forward = (b - a for a, b in zip(before, step_totals(url), strict=True))
-                outside[length].append((seconds - forward) / steps * 1e6)
-                between[length].append(figures.inter_token_seconds["p50"] * 1000)
+                before = step_totals(urls[dtype])
+                (figures,) = bench(urls[dtype], options.shape, *work, "--prompt-tokens", str(length))
+                steps, seconds, forward = (b - a for a, b in zip(before, step_totals(urls[dtype]), strict=True))
+                outside[length, dtype].append((seconds - forward) / steps * 1e6)
+                between[length, dtype].append(figures.inter_token_seconds["p50"] * 1000)
+    least = {cell: min(found) for cell, found in between.items()}
     return [
-        f"| context of {length:,} tokens, one stream | {min(between[length]):.1f} ms between tokens; "
-        f"{min(outside[length]):.0f} µs of a step outside the network |"
+        f"| context of {length:,} tokens, one stream | {least[length, 'auto']:.1f} ms between tokens, "
+        f"{least[length, 'int8']:.1f} with `--kv-cache-dtype int8`; {min(outside[length, 'auto']):.0f} µs of a step "
+        "outside the network |"
         for length in CONTEXTS
     ]
 

@@ -29,7 +29,11 @@ class LoadedAdapter:
     def loaded_with(self, base: Loaded) -> Loaded:
         """It has the blocks of its base to write to, and adds none; its base's weights are quantized or not."""
         return msgspec.structs.replace(
-            self.loaded, num_blocks=base.num_blocks, block_size=base.block_size, quantization=base.quantization
+            self.loaded,
+            num_blocks=base.num_blocks,
+            block_size=base.block_size,
+            kv_cache_dtype=base.kv_cache_dtype,
+            quantization=base.quantization,
         )
 
 

@@ -108,6 +108,7 @@ def prepare_model(settings: Settings, name: str, deployment: Deployment, served:
         "dtype": deployment.dtype,
         "quantization": deployment.quantization,
         "kv_cache_memory": deployment.kv_cache_memory,
+        "kv_cache_dtype": deployment.kv_cache_dtype,
         "max_model_len": deployment.max_model_len,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
@@ -135,6 +136,7 @@ def _spec(key: str, folder: Path, base: Path | None, settings: Settings) -> Mode
         dtype=settings.dtype,
         quantization=settings.quantization,
         kv_cache_bytes=None if settings.kv_cache_memory is None else int(settings.kv_cache_memory),
+        kv_cache_dtype=settings.kv_cache_dtype,
         max_model_len=settings.max_model_len,
     )
 

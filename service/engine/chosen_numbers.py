@@ -1,12 +1,13 @@
 """Where a checkpoint is computed and in which numbers: what was asked for, or what suits its device and its task.
 
-Knows settings and what a folder stores, nothing of networks. Runs in the worker process.
+Knows settings, what a folder stores and what a config says. Runs in the worker process.
 """
 
 from pathlib import Path
 
 import torch
 
+from model.config import DecoderConfig, EncoderDecoderConfig
 from model.errors import CheckpointError
 from model.ops import library
 from model.stored_weights import StoredWeights
@@ -41,3 +42,32 @@ def dtype_of(spec: ModelSpec, folder: Path, device: torch.device) -> torch.dtype
         narrow = stored.common_dtype().itemsize == 2
     fast = library.LOADED or library.torch_has_bfloat16()
     return torch.bfloat16 if narrow and fast else torch.float32
+
+
+def cache_dtype_of(
+    spec: ModelSpec,
+    config: DecoderConfig | EncoderDecoderConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.dtype:
+    """Of keys and values: 8 bits where they were asked for and attention reads them. Networks whose scores are more
+    than products, or whose heads have unusual sizes, keep the dtype of their activations.
+
+    Raises: CheckpointError where nothing reads 8 bits.
+    """
+    if spec.kv_cache_dtype == "auto":
+        return dtype
+    if device.type != "cpu" or dtype != torch.bfloat16 or not library.LOADED or block_size % 16:
+        raise CheckpointError(
+            "kv_cache_dtype int8 is not to be had here: it needs a CPU, dtype bfloat16, the compiled operators and "
+            "blocks of a multiple of 16 tokens"
+        )
+    return torch.int8 if library.attends(block_size, config.head_size) and has_plain_scores(config) else dtype
+
+
+def has_plain_scores(config: DecoderConfig | EncoderDecoderConfig) -> bool:
+    """Whether attention's scores are products and nothing else."""
+    if isinstance(config, EncoderDecoderConfig):
+        return config.positions != "relative"
+    return config.positions != "alibi" and config.attention_softcap is None

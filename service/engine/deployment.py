@@ -24,6 +24,7 @@ class Deployment:
     dtype: str | None = None
     quantization: str | None = None
     kv_cache_memory: int | None = None
+    kv_cache_dtype: str | None = None
     max_model_len: int | None = None
     warm_up: bool = True
     self_test: bool = True

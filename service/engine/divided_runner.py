@@ -31,7 +31,7 @@ class DividedRunner(Runner):
         self._ranks = ranks
         self._model = model
         with ranks.lock:
-            ranks.make_cache(model, cache.num_blocks)
+            ranks.make_cache(model, cache.num_blocks, str(cache.dtype).removeprefix("torch."))
 
     def launch(self, batch: Batch) -> LaunchedStep:
         """A pass that raises here ends the worker: the other ranks are in the middle of it and wait for us."""

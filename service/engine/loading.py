@@ -35,7 +35,7 @@ from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
-from service.engine.chosen_numbers import device_of, dtype_of, quantization_of
+from service.engine.chosen_numbers import cache_dtype_of, device_of, dtype_of, has_plain_scores, quantization_of
 from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
@@ -216,8 +216,7 @@ def _check_promises(config: WorkerConfig, network: nn.Module, dtype: torch.dtype
 
 def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Raises CheckpointError where bitwise the same answer in any batch cannot be promised."""
-    config = network.config if isinstance(network, Decoder) else None
-    plain = config is not None and config.positions != "alibi" and config.attention_softcap is None
+    plain = isinstance(network, Decoder) and has_plain_scores(network.config)
     if not (plain and device.type == "cpu" and dtype == torch.bfloat16 and library.LOADED):
         raise CheckpointError(
             "deterministic is not to be had here: it needs a CPU, dtype bfloat16, the compiled operators and a "
@@ -248,7 +247,8 @@ def _make_cache(
     step leaves of the memory that may be used."""
     shape_of = network.config
     device = torch.device(loaded.device)
-    shape = cache_shape(shape_of, config.block_size, getattr(torch, loaded.dtype))
+    dtype = cache_dtype_of(spec, shape_of, config.block_size, getattr(torch, loaded.dtype), device)
+    shape = cache_shape(shape_of, config.block_size, dtype)
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
@@ -270,6 +270,7 @@ def _make_cache(
         budget = neighbours.cpu_share()
     loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget), config.block_size
     loaded.kv_cache_bytes = (loaded.num_blocks + 1) * shape.block_bytes
+    loaded.kv_cache_dtype = str(dtype).removeprefix("torch.")
     if loaded.num_blocks < 1:
         raise ValueError(f"kv_cache_memory: {budget:,} bytes hold no block; a block takes {shape.block_bytes:,} bytes")
     return KVCache.of_shape(shape, loaded.num_blocks, device)
@@ -291,4 +292,4 @@ def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: 
 
 def _cache_text(loaded: Loaded) -> str:
     tokens = loaded.num_blocks * loaded.block_size
-    return f"{loaded.num_blocks:,} blocks of {loaded.block_size} tokens = {tokens:,} tokens"
+    return f"{loaded.num_blocks:,} blocks of {loaded.block_size} tokens = {tokens:,} tokens in {loaded.kv_cache_dtype}"

@@ -19,6 +19,8 @@ MAX_BATCH_ITEMS = 1024
 ENTRY_BYTES = 8
 """Of a sparse vector: an id and a weight."""
 Quantization = Literal["none", "int8", "int4", "fp8"]
+CacheDtype = Literal["auto", "int8"]
+"""Of keys and values; auto: as the activations."""
 Blame = Literal["context", "request", "grammar"]
 """What of a request is at fault that cannot be run: its length, its grammar, or something else of it."""
 
@@ -35,6 +37,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Quantization = "none"
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: CacheDtype = "auto"
     max_model_len: int | None = None
 
 
@@ -144,6 +147,8 @@ class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
     num_blocks: int = 0
     block_size: int = 0
     kv_cache_bytes: int = 0
+    kv_cache_dtype: str = ""
+    """What keys and values are kept in; empty where there are none."""
     max_step_tokens: int = 0
     """Of single-pass work: a step's tokens when nothing else is to be done. Zero where it generates."""
     load_seconds: float = 0.0

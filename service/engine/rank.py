@@ -76,8 +76,7 @@ class RankProcess:
     def _make_cache(self, message: Cache) -> None:
         network = self._networks[message.model]
         self._runners.pop(message.model, None)
-        dtype = network.embedding.weight.dtype
-        shape = cache_shape(network.config, self._config.block_size, dtype)
+        shape = cache_shape(network.config, self._config.block_size, getattr(torch, message.dtype))
         cache = KVCache.of_shape(shape, message.num_blocks, self._device)
         self._runners[message.model] = Runner(network, network.config, cache, self._backend)
 

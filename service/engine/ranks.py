@@ -42,6 +42,7 @@ class Cache(msgspec.Struct, tag="cache"):
 
     model: str
     num_blocks: int
+    dtype: str
 
 
 class ForwardRow(msgspec.Struct, array_like=True):
@@ -184,9 +185,9 @@ class Ranks:
             if answer.error is not None:
                 raise CheckpointError(answer.error)
 
-    def make_cache(self, model: str, num_blocks: int) -> None:
+    def make_cache(self, model: str, num_blocks: int, dtype: str) -> None:
         """Called with the lock held."""
-        self._tell(Cache(model, num_blocks))
+        self._tell(Cache(model, num_blocks, dtype))
 
     def forward(self, model: str, batch: Batch) -> None:
         """Called with the lock held, which is kept until our own part of the pass is launched."""

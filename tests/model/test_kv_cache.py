@@ -18,6 +18,13 @@ def test_a_budget_buys_what_fits_with_the_null_block():
     assert SHAPE.num_blocks_for(5) == 0
 
 
+def test_8_bits_take_a_byte_a_number_and_four_a_head():
+    shape = KVCacheShape(num_layers=3, block_size=16, num_kv_heads=2, head_size=64, dtype=torch.int8)
+    assert shape.block_bytes == 2 * 3 * 16 * 2 * (64 + 4)
+    cache = KVCache.of_shape(shape, 5, "cpu")
+    assert cache.pool.nbytes == 6 * shape.block_bytes
+
+
 def test_copied_blocks_hold_the_same_in_every_layer_and_the_rest_is_untouched():
     cache = KVCache.of_shape(SHAPE, 6, "cpu")
     for tensor in cache.keys + cache.values:

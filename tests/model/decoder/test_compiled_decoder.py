@@ -54,15 +54,20 @@ def load(folder: Path, quantization: Quantization, *, joined: bool) -> Decoder:
     return network
 
 
-def states(network: Decoder, block_size: int, adapters: StepAdapters | None = None) -> tuple[Tensor, Tensor]:
+def states(
+    network: Decoder, block_size: int, adapters: StepAdapters | None = None, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor]:
     """Of a step of prompts and single tokens whose caches hold random numbers; and what the cache holds then."""
     config = network.config
     cache = KVCache(
         config.num_layers, 40, block_size=block_size, num_kv_heads=config.num_kv_heads, head_size=config.head_size,
-        dtype=torch.bfloat16, device="cpu",
+        dtype=dtype, device="cpu",
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
-    cache.pool.copy_(torch.randn(cache.pool.shape, generator=generator))
+    slots = torch.arange(40 * block_size)
+    for keys, values in zip(cache.keys, cache.values, strict=True):
+        shape = (2, len(slots), config.num_kv_heads, config.head_size)
+        torch.ops.slimpajama.store(*torch.randn(shape, generator=generator).bfloat16(), keys, values, slots)
     tables = torch.randperm(40, generator=generator)[:24].view(4, 6).int()
     positions = torch.cat([torch.arange(end - count, end) for count, end in zip(QUERIES, CONTEXTS, strict=True)])
     rows = torch.repeat_interleave(torch.arange(4), torch.tensor(QUERIES))
@@ -77,15 +82,26 @@ def states(network: Decoder, block_size: int, adapters: StepAdapters | None = No
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("block_size", [16, 8])
+@pytest.mark.parametrize(("block_size", "dtype"), [(16, torch.bfloat16), (16, torch.int8), (8, torch.bfloat16)])
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-def test_joined_layers_give_the_same_to_a_bit(folder: Path, quantization: Quantization, block_size: int) -> None:
+def test_joined_layers_give_the_same_to_a_bit(
+    folder: Path, quantization: Quantization, block_size: int, dtype: torch.dtype
+) -> None:
     apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
     assert isinstance(joined.layers[0], JoinedLayers)
     assert weight_bytes(joined) == weight_bytes(apart)
-    for found, expected in zip(states(joined, block_size), states(apart, block_size), strict=True):
+    both = (states(network, block_size, dtype=dtype) for network in (joined, apart))
+    for found, expected in zip(*both, strict=True):
         assert found.isfinite().all()
         assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+def test_a_cache_in_8_bits_changes_little(folder: Path) -> None:
+    network = load(folder, "none", joined=True)
+    found, expected = (states(network, 16, dtype=dtype)[0].float() for dtype in (torch.int8, torch.bfloat16))
+    error = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    assert 0 < float(error.max()) < 0.03
 
 
 def adapter(seed: int, rank: int, projections: tuple[str, ...], layers: range) -> AdapterWeights:

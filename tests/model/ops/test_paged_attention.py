@@ -18,6 +18,12 @@ def random_bf16(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+def in_8_bits(x: Tensor) -> Tensor:
+    """What a cache of 8 bits gives back of heads [.., D]."""
+    largest, most = x.float().abs().amax(-1, keepdim=True), torch.tensor(127.0)
+    return (x.float() * (most / largest)).round() * (largest / most)
+
+
 @dataclass
 class Problem:
     """Sequences of (queries, context) in a paged cache; what no sequence wrote is not a number."""
@@ -29,12 +35,18 @@ class Problem:
     block_size: int = 16
     window: int = 0
     causal: bool = True
+    narrow: bool = False
+    """Whether the cache is in 8 bits."""
 
     def __post_init__(self) -> None:
         counts = [-(-context // self.block_size) for _, context in self.rows]
         dealt = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1)).int().split(counts)
         shape = (sum(counts), self.block_size, self.groups, self.size)
-        self.keys, self.values = torch.full(shape, torch.nan).bfloat16(), torch.full(shape, torch.nan).bfloat16()
+        if self.narrow:
+            unknown = torch.full((*shape[:-1], self.size + 4), -1, dtype=torch.int8)  # as a scale, four are no number
+        else:
+            unknown = torch.full(shape, torch.nan).bfloat16()
+        self.keys, self.values = unknown.clone(), unknown.clone()
         self.tables = torch.zeros((len(counts), max(counts)), dtype=torch.int32)
         self.known = [
             tuple(random_bf16(context, self.groups, self.size, seed=2 * row + seed) for seed in (0, 1))
@@ -44,6 +56,8 @@ class Problem:
             self.tables[row, : len(blocks)] = blocks
             slots = (blocks[:, None] * self.block_size + torch.arange(self.block_size)).flatten()[:context]
             torch.ops.slimpajama.store(*self.known[row], self.keys, self.values, slots.long())
+        if self.narrow:
+            self.known = [(in_8_bits(keys), in_8_bits(values)) for keys, values in self.known]
         self.query = random_bf16(sum(queries for queries, _ in self.rows), self.heads, self.size, seed=99)
 
     def found(self, query: Tensor | None = None, rows: list[int] | None = None, contexts: object = None) -> Tensor:
@@ -92,6 +106,12 @@ PROBLEMS = {
     "wide window": Problem(MIXED, window=300),
     "both ways": Problem(MIXED, causal=False),
     "window both ways": Problem(MIXED, window=40, causal=False),
+    "8 bits": Problem(MIXED, narrow=True),
+    "8 bits, one head for each key head": Problem(MIXED, heads=3, groups=3, size=128, narrow=True),
+    "8 bits, many heads for a key head": Problem(MIXED, heads=20, groups=1, size=32, narrow=True),
+    "8 bits, more heads than are taken together": Problem(MIXED, heads=200, groups=1, size=32, narrow=True),
+    "8 bits, largest heads, large blocks": Problem(MIXED, heads=2, groups=1, size=256, block_size=64, narrow=True),
+    "8 bits, window both ways": Problem(MIXED, heads=7, groups=1, size=96, window=40, causal=False, narrow=True),
 }
 
 
@@ -133,3 +153,30 @@ def test_a_query_that_is_not_finite_changes_no_other() -> None:
     assert not found[10, 2].isfinite().any()
     found[10, 2] = sound[10, 2]
     assert torch.equal(found, sound)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_is_not_lost_in_8_bits(value: float) -> None:
+    problem = Problem([(1, 40), (1, 40)], narrow=True)
+    sound = problem.found()
+    keys, values = (x[-1:].bfloat16() for x in problem.known[0])
+    values[0, 1, 3] = value
+    slot = problem.tables[0, 2].long() * problem.block_size + 39 % problem.block_size
+    torch.ops.slimpajama.store(keys, values, problem.keys, problem.values, slot[None])
+    found = problem.found()
+    assert not found[0, 3:].isfinite().any()  # the heads of the second key head
+    assert torch.equal(found[0, :3], sound[0, :3])
+    assert torch.equal(found[1], sound[1])
+
+
+def test_zeros_stay_zeros_in_8_bits() -> None:
+    problem = Problem([(1, 16)], narrow=True)
+    nothing = torch.zeros(16, 2, 64).bfloat16()
+    torch.ops.slimpajama.store(nothing, nothing, problem.keys, problem.values, torch.arange(16))
+    assert not problem.found().any()
+
+
+@pytest.mark.parametrize(("block_size", "size"), [(8, 32), (16, 48), (16, 320)])
+def test_8_bits_are_refused_where_strips_do_not_divide_a_block(block_size: int, size: int) -> None:
+    with pytest.raises(RuntimeError, match="8 bits are for heads"):
+        Problem([(1, 1)], size=size, block_size=block_size, narrow=True)

@@ -14,16 +14,17 @@ from service.settings import Settings
 STORIES = Path(__file__).parents[4] / "shared/data/stories260K-hf"
 
 
-def test_a_memory_size_from_the_settings_can_be_sent() -> None:
+def test_what_the_settings_say_of_the_cache_can_be_sent() -> None:
     """A pydantic ByteSize is an int that msgspec refuses: the service once waited for ever for its worker."""
     if not STORIES.is_dir():
         pytest.skip("the stories260K checkpoint is not in ../shared/data")
-    directory = load_directory(Settings(model=(f"{STORIES}=stories",), kv_cache_memory="64MiB"))
+    settings = Settings(model=(f"{STORIES}=stories",), kv_cache_memory="64MiB", kv_cache_dtype="int8")
+    directory = load_directory(settings)
     specs = [model.spec for model in directory.values()]
     frame = protocol.frame(WorkerConfig(models=specs))
     found = protocol.read_to_worker(frame[protocol.HEADER_BYTES :])
     assert isinstance(found, WorkerConfig)
-    assert found.models[0].kv_cache_bytes == 64 << 20
+    assert (found.models[0].kv_cache_bytes, found.models[0].kv_cache_dtype) == (64 << 20, "int8")
 
 
 class Events:
