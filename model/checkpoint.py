@@ -5,6 +5,7 @@ weight lies in the files (`model.stored_weights` reads it) or what an adapter ad
 Runs in the worker process.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.adapters.merging import open_weights
-from model.architectures.mapping import Names, Part, WeightMap
+from model.architectures.mapping import HeadOrder, Names, Part, WeightMap
 from model.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import read_architecture
@@ -174,13 +175,17 @@ def _fill_parameter(
 def _read(tensor: StoredTensor, source: Part, stored: StoredWeights) -> Tensor:
     value = stored.read(tensor)
     value = value.T if _is_turned(tensor, source) else value
-    return value if source.grouped_heads is None else regrouped(value, source.grouped_heads)
+    value = value.flatten() if source.flattened else value
+    return value if source.order is None else reordered(value, source.order)
 
 
-def regrouped(rows: Tensor, num_heads: int) -> Tensor:
-    """Rows of a fused projection that lie head by head, by queries, keys and values (`Part.grouped_heads`)."""
-    grouped = rows.reshape(num_heads, 3, -1, *rows.shape[1:])  # [head, q/k/v, D, ...]
-    return grouped.transpose(0, 1).reshape(rows.shape)
+def reordered(rows: Tensor, order: HeadOrder) -> Tensor:
+    """Rows of a projection to heads, as ours lie."""
+    heads = rows.reshape(-1, order.head_size, *rows.shape[1:])  # [H, D, ...]
+    heads = heads[list(order.heads)] if order.heads else heads.clone()
+    turned = heads[: order.num_paired_heads, : order.paired]
+    turned.copy_(torch.cat((turned[:, 0::2], turned[:, 1::2]), dim=1))
+    return heads.view(rows.shape)
 
 
 def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...]) -> None:
@@ -200,6 +205,8 @@ def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple
 
 def _shape(tensor: StoredTensor, source: Part) -> tuple[int, ...]:
     """The tensor's as it goes into the parameter."""
+    if source.flattened:
+        return (math.prod(tensor.shape),)
     return tensor.shape[::-1] if _is_turned(tensor, source) else tensor.shape
 
 

@@ -100,7 +100,16 @@ def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
 
 def _is_usual(config: DecoderConfig) -> bool:
     """Whether the network is Llama's but for sizes, biases, windows and norms of the heads."""
-    unusual = (config.parallel_residual, config.local_rotary, config.attention_softcap, config.query_key_norm == "full")
+    unusual = (
+        config.parallel_residual,
+        config.residual_scale != 1.0,
+        config.local_rotary,
+        config.rotary_layers,
+        config.attention_softcap,
+        config.query_key_norm in ("heads", "full"),
+        config.turned_norm,
+        config.query_key_value_clip,
+    )
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
     return usual and library.attends(USUAL_BLOCK, config.head_size) and not any(unusual)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+DecoderActivation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "xielu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,32 +60,49 @@ class DecoderConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_epsilon: float = 1e-6
     norm_offset: float = 0.0
-    """Added to an RMSNorm's stored weight (1 in Gemma)."""
+    """Added to a norm's stored weight (1 in Gemma)."""
+    norm_weight: bool = True
+    norm_bias: bool = True
+    """What a LayerNorm has learned: OLMo's nothing, Cohere's no bias. (An RMSNorm has a weight and no bias.)"""
     norm_places: Literal["before", "after", "around"] = "before"
     """A sublayer's norms are on its input, on its output before the residual sum (OLMo 2), or on both (Gemma)."""
     parallel_residual: bool = False
     """Attention and MLP both read the layer's input, through a norm each, and are summed (GPT-NeoX)."""
+    shared_norm: bool = False
+    """Of those that are parallel: they read it through one norm (Phi, Cohere)."""
+    residual_scale: float = 1.0
+    """What sublayers add to the residual stream is multiplied by it (Granite)."""
+    embedding_norm: bool = False
 
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     num_learned_positions: int = 0
     """Rows of the learned position embedding; may be more than `context_length`, which a caller can lower."""
+    position_offset: int = 0
+    """Row of the learned position embedding that position 0 reads."""
     alibi_scale: float = 1.0
     """Factor on ALiBi's slopes, for texts longer than the trained length."""
     rotary: Rotary | None = None
     local_rotary: Rotary | None = None
     """For the layers that have a window, where they differ (Gemma 3)."""
+    rotary_layers: tuple[bool, ...] = ()
+    """Whether each layer turns queries and keys to their positions (SmolLM3, Cohere 2); empty means all do."""
     windows: tuple[int | None, ...] = ()
     """Sliding window of each layer; empty means none anywhere."""
     causal: bool = True
     """False where a decoder was made into an embedder that sees the whole text (EmbeddingGemma)."""
     attention_scale: float
     attention_softcap: float | None = None
-    query_key_norm: Literal["head", "full"] | None = None
-    """RMSNorm of queries and keys: over each head (Qwen3, Gemma 3), or over all heads together (OLMo 2)."""
+    query_key_norm: Literal["head", "heads", "full"] | None = None
+    """Norm of queries and keys: over each head, with one weight for all of them (Qwen3, Gemma 3) or one for each
+    (Cohere, StableLM), or over all heads together (OLMo 2)."""
+    turned_norm: bool = False
+    """Queries and keys are normed after they are turned to their positions (HunYuan)."""
+    query_key_value_clip: float | None = None
+    """Queries, keys and values are kept within this, as they are projected (OLMo)."""
     query_key_value_bias: bool = False
     attention_output_bias: bool = False
 
-    activation: Activation = "silu"
+    activation: DecoderActivation = "silu"
     gated: bool = True
     mlp_bias: bool = False
 
@@ -93,10 +111,21 @@ class DecoderConfig:
     """The scale is rounded to the weights' dtype first, as Gemma was trained with."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    logits_bias: bool = False
     tied_embeddings: bool = False
+
+    @property
+    def norm_parameters(self) -> tuple[str, ...]:
+        """What every norm has."""
+        if self.norm == "rms":
+            return ("weight",)
+        return ("weight",) * self.norm_weight + ("bias",) * self.norm_bias
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
+
+    def rotates(self, layer: int) -> bool:
+        return self.rotary is not None and (not self.rotary_layers or self.rotary_layers[layer])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

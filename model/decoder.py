@@ -22,8 +22,11 @@ from model.layers import (
     Device,
     Embedding,
     GatedMLP,
+    HeadsLayerNorm,
     LayerNorm,
     Linear,
+    OffsetLayerNorm,
+    PlainLayerNorm,
     RMSNorm,
     RotaryTable,
     Rotation,
@@ -45,11 +48,12 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
         num_positions = config.num_learned_positions
         self.position_embedding = Embedding(num_positions, config.hidden_size) if num_positions else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
         alibi = config.positions == "alibi"
         slopes = (alibi_slopes(config.num_heads) * config.alibi_scale).to(device) if alibi else None
         self.layers = nn.ModuleList(DecoderLayer(config, index, slopes) for index in range(config.num_layers))
         self.norm = make_norm(config)
-        self.output = Linear(config.hidden_size, config.vocab_size)
+        self.output = Linear(config.hidden_size, config.vocab_size, bias=config.logits_bias)
         rotaries = [config.rotary, config.local_rotary]
         self.rotary_tables = [RotaryTable(rotary, config.context_length, device) for rotary in rotaries if rotary]
 
@@ -59,7 +63,8 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self._embedding_scale(hidden.dtype)
         if self.position_embedding is not None:
-            hidden = hidden + self.position_embedding(positions)
+            hidden = hidden + self.position_embedding(positions + self.config.position_offset)
+        hidden = _normed(self.embedding_norm, hidden)
         rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
         delta: Tensor | None = None
         for layer in self.layers:
@@ -89,11 +94,13 @@ class DecoderLayer(nn.Module):
         self.attention_norm = make_norm(config) if before else None
         self.attention = DecoderAttention(config, index, slopes)
         self.attention_output_norm = make_norm(config) if after else None
-        self.mlp_norm = make_norm(config) if before else None
+        self.mlp_norm = make_norm(config) if before and not config.shared_norm else None
         mlp = GatedMLP if config.gated else MLP
         self.mlp = mlp(config.hidden_size, config.intermediate_size, activation=config.activation, bias=config.mlp_bias)
         self.mlp_output_norm = make_norm(config) if after else None
         self.parallel_residual = config.parallel_residual
+        self.shared_norm = config.shared_norm
+        self.residual_scale = config.residual_scale
 
     def forward(
         self,
@@ -109,12 +116,17 @@ class DecoderLayer(nn.Module):
         """
         additions = None if adapters is None else adapters.of_layer(self.attention.index)
         hidden, normed = _added(self.attention_norm, hidden, delta)
-        attended = _normed(self.attention_output_norm, self.attention(normed, rotations, attend, additions))
+        attended = self._scaled(self.attention_output_norm, self.attention(normed, rotations, attend, additions))
         if self.parallel_residual:
-            moved: Tensor = self.mlp(_normed(self.mlp_norm, hidden), additions)
-            return hidden + attended, moved
+            moved = self.mlp(normed if self.shared_norm else _normed(self.mlp_norm, hidden), additions)
+            return hidden + attended, self._scaled(self.mlp_output_norm, moved)
         hidden, normed = _added(self.mlp_norm, hidden, attended)
-        return hidden, _normed(self.mlp_output_norm, self.mlp(normed, additions))
+        return hidden, self._scaled(self.mlp_output_norm, self.mlp(normed, additions))
+
+    def _scaled(self, norm: nn.Module | None, moved: Tensor) -> Tensor:
+        """What a sublayer adds to the stream."""
+        moved = _normed(norm, moved)
+        return moved if self.residual_scale == 1.0 else moved * self.residual_scale
 
 
 class DecoderAttention(nn.Module):
@@ -129,12 +141,11 @@ class DecoderAttention(nn.Module):
         num_rows = self.num_fused_heads * config.head_size
         self.query_key_value = Linear(config.hidden_size, num_rows, bias=config.query_key_value_bias)
         self.output = Linear(config.num_heads * config.head_size, config.hidden_size, bias=config.attention_output_bias)
-        self.per_head_norm = config.query_key_norm == "head"
-        normed = config.query_key_norm is not None
-        query_size = config.head_size if self.per_head_norm else config.num_heads * config.head_size
-        key_size = config.head_size if self.per_head_norm else config.num_kv_heads * config.head_size
-        self.query_norm = make_norm(config, query_size) if normed else None
-        self.key_norm = make_norm(config, key_size) if normed else None
+        self.clip = config.query_key_value_clip
+        self.per_head_norm = config.query_key_norm in ("head", "heads")
+        self.turned_norm = config.turned_norm
+        self.query_norm = make_heads_norm(config, config.num_heads)
+        self.key_norm = make_heads_norm(config, config.num_kv_heads)
         window = config.window(index)
         self.rules = AttentionRules(
             scale=config.attention_scale,
@@ -144,7 +155,7 @@ class DecoderAttention(nn.Module):
             alibi_slopes=slopes,
         )
         local = window is not None and config.local_rotary is not None
-        self.rotation = None if config.rotary is None else int(local)
+        self.rotation = int(local) if config.rotates(index) else None
         self.attend_heads: AttendHeads | None = None
         """Norms, turns, stores and attends in fewer passes, where the device has kernels for it."""
 
@@ -159,6 +170,8 @@ class DecoderAttention(nn.Module):
     def attended(self, fused: Tensor, rotations: list[Rotation], attend: Attend) -> Tensor:
         """fused [T, (H + 2K) * D], as projected; returns [T, H, D]."""
         num_turned = self.num_heads + self.num_kv_heads
+        if self.clip is not None:
+            fused = fused.clamp(-self.clip, self.clip)
         fused = fused.view(-1, self.num_fused_heads, self.head_size)
         rotation = None if self.rotation is None else rotations[self.rotation]
         if self.attend_heads is not None:
@@ -170,11 +183,16 @@ class DecoderAttention(nn.Module):
 
     def _turned(self, query_key: Tensor, rotation: Rotation | None) -> Tensor:
         """query_key [T, H + K, D], normed and turned."""
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
-            query_key = torch.cat((self._normed(self.query_norm, query), self._normed(self.key_norm, key)), dim=1)
+        query_key = query_key if self.turned_norm else self._both_normed(query_key)
         # Queries and keys lie side by side, so one pass turns both.
-        return query_key if rotation is None else rotate(query_key, rotation)
+        query_key = query_key if rotation is None else rotate(query_key, rotation)
+        return self._both_normed(query_key) if self.turned_norm else query_key
+
+    def _both_normed(self, query_key: Tensor) -> Tensor:
+        if self.query_norm is None or self.key_norm is None:
+            return query_key
+        query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
+        return torch.cat((self._normed(self.query_norm, query), self._normed(self.key_norm, key)), dim=1)
 
     def _normed(self, norm: nn.Module, heads: Tensor) -> Tensor:
         """heads [T, H, D] in and out, each head for itself or all as one vector."""
@@ -187,9 +205,26 @@ class DecoderAttention(nn.Module):
 
 def make_norm(config: DecoderConfig, size: int | None = None) -> nn.Module:
     size = config.hidden_size if size is None else size
-    if config.norm == "layer":
-        return LayerNorm(size, config.norm_epsilon)
-    return RMSNorm(size, config.norm_epsilon, offset=config.norm_offset)
+    if config.norm == "rms":
+        return RMSNorm(size, config.norm_epsilon, offset=config.norm_offset)
+    if not config.norm_weight:
+        return PlainLayerNorm(size, config.norm_epsilon)
+    if config.norm_offset != 0.0:
+        return OffsetLayerNorm(size, config.norm_epsilon, bias=config.norm_bias, offset=config.norm_offset)
+    return LayerNorm(size, config.norm_epsilon, bias=config.norm_bias)
+
+
+def make_heads_norm(config: DecoderConfig, num_heads: int) -> nn.Module | None:
+    """Of queries or of keys, if they are normed."""
+    match config.query_key_norm:
+        case None:
+            return None
+        case "head":
+            return make_norm(config, config.head_size)
+        case "heads":
+            return HeadsLayerNorm(num_heads, config.head_size, config.norm_epsilon)
+        case "full":
+            return make_norm(config, num_heads * config.head_size)
 
 
 def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:

@@ -250,7 +250,8 @@ def _decoder_weights(network: EncodeNetwork, weights: WeightMap) -> WeightMap:
     kept = dict(weights.parameters)
     dropped: tuple[str, ...] = ()
     if network.logit_score is None:
-        dropped = tuple(re.escape(source.name) for source in kept.pop("output.weight", ()))
+        outputs = [kept.pop(name, ()) for name in ("output.weight", "output.bias")]
+        dropped = tuple(re.escape(source.name) for sources in outputs for source in sources)
     parameters = {f"network.{name}": sources for name, sources in kept.items()}
     if network.head is not None:
         parameters["head.output.weight"] = part("score.weight")

@@ -46,4 +46,5 @@ def _fuses(attention: DecoderAttention) -> bool:
     """Whether the kernels do what this attention wants: norms of each head for itself, or none."""
     if attention.query_norm is None:
         return True
-    return attention.per_head_norm and isinstance(attention.query_norm, RMSNorm)
+    plain = attention.per_head_norm and not attention.turned_norm
+    return plain and isinstance(attention.query_norm, RMSNorm)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Activation, Rotary, RotaryScaling
+from model.config import DecoderActivation, Rotary, RotaryScaling
 from model.ops import library
 
 Rotation = tuple[Tensor, Tensor]
@@ -108,26 +108,90 @@ class LayerNorm(nn.Module):
         return out
 
 
+class OffsetLayerNorm(LayerNorm):
+    """Layer normalization with weight + offset, computed in float32."""
+
+    def __init__(self, size: int, epsilon: float, *, bias: bool, offset: float) -> None:
+        super().__init__(size, epsilon, bias=bias)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.float() + self.offset
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), weight.shape, weight, bias, self.epsilon).to(x.dtype)
+
+
+class PlainLayerNorm(nn.Module):
+    """Layer normalization that has learned nothing, computed in float32."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.size = size
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), (self.size,), eps=self.epsilon).to(x.dtype)
+
+
+class HeadsLayerNorm(nn.Module):
+    """Layer normalization of each head of [T, H, D], with a weight of its own, computed in float32."""
+
+    def __init__(self, num_heads: int, head_size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = parameter(num_heads * head_size)
+        self.head_size = head_size
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), (self.head_size,), eps=self.epsilon)
+        return (normed * self.weight.view(-1, self.head_size).float()).to(x.dtype)
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+def relu_squared(x: Tensor) -> Tensor:
+    """Arxiv 2109.08668."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: Mapping[DecoderActivation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "relu": F.relu,
+    "relu_squared": relu_squared,
 }
+
+
+class XIELU(nn.Module):
+    """The expanded integral of the exponential linear unit, with trained slopes (arXiv 2411.13010)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative = parameter(1), parameter(1)
+        """Slopes before softplus, which keeps them above 0 (`negative` above `beta`)."""
+        self.beta, self.epsilon = parameter(1), parameter(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = F.softplus(self.positive) * x * x
+        below = (torch.expm1(torch.minimum(x, self.epsilon)) - x) * (self.beta + F.softplus(self.negative))
+        return torch.where(x > 0, above, below) + self.beta * x
+
+
+def make_activation(name: DecoderActivation) -> Callable[[Tensor], Tensor]:
+    return XIELU() if name == "xielu" else ACTIVATIONS[name]
 
 
 class MLP(nn.Module):
     """down(activation(up(x)))."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: Activation, bias: bool) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: DecoderActivation, bias: bool) -> None:
         super().__init__()
         self.up = Linear(hidden_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = make_activation(activation)
         self.up_alone: Callable[[Tensor], Tensor] | None = None
         """What `up` does before the activation, where it applies that, too (`model.packed_linear`)."""
 
@@ -142,11 +206,11 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one projection, gate first."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: Activation, bias: bool) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: DecoderActivation, bias: bool) -> None:
         super().__init__()
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = make_activation(activation)
 
     def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
         gate, up = project(self.gate_up, "gate_up", x, additions).chunk(2, dim=-1)

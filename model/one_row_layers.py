@@ -76,7 +76,7 @@ def add_short_cuts(network: Decoder) -> None:
 
 
 def _parts(layer: DecoderLayer) -> _Parts | None:
-    if triton_one_row is None or layer.parallel_residual:
+    if triton_one_row is None or layer.parallel_residual or layer.residual_scale != 1.0:
         return None
     if layer.attention_output_norm is not None or layer.mlp_output_norm is not None:
         return None

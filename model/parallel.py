@@ -80,6 +80,8 @@ class Division:
                 return torch.cat([self._rows(part) for part in values.chunk(2)])
             case ["layers", _, "mlp", "up", _]:
                 return self._rows(values).clone()
+            case ["layers", _, "attention", "query_norm" | "key_norm", _] if self.config.query_key_norm == "heads":
+                return self._rows(values).clone()
             case ["layers", _, "attention", "output", "weight"] | ["layers", _, "mlp", "down", "weight"]:
                 return values.chunk(self.size, dim=1)[self.rank].contiguous()
         return values

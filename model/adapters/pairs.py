@@ -15,7 +15,7 @@ from torch import Tensor
 from model.adapters.config import ADAPTER_WEIGHTS
 from model.adapters.low_rank import AdapterWeights
 from model.adapters.places import Pair, shared_pairs
-from model.checkpoint import regrouped
+from model.checkpoint import reordered
 from model.stored_tensors import StoredTensors
 
 
@@ -37,8 +37,8 @@ def _fused(
         first = 0
         for pair in pairs:
             part = _read(stored, pair.b) * pair.scale
-            if pair.place.grouped_heads is not None:
-                part = regrouped(part, pair.place.grouped_heads)
+            if pair.place.order is not None:
+                part = reordered(part, pair.place.order)
             b[pair.place.start : pair.place.end, first : first + part.shape[1]] = part
             first += part.shape[1]
         yield layer, projection, a, b

@@ -15,7 +15,7 @@ from pathlib import Path
 from model.adapters.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, read_adapter_config
 from model.adapters.folder import Header, read_headers
 from model.adapters.names import AdapterTensor, adapter_tensors
-from model.architectures.mapping import Names, Part, WeightMap
+from model.architectures.mapping import HeadOrder, Names, Part, WeightMap
 from model.config import DecoderConfig
 from model.description import read_architecture
 from model.errors import CheckpointError, UnsupportedArchitectureError
@@ -37,7 +37,7 @@ class Place:
     end: int
     num_outputs: int
     num_inputs: int
-    grouped_heads: int | None
+    order: HeadOrder | None
     """As in `Part`: in which order the module has its rows."""
 
 
@@ -106,7 +106,7 @@ def _places(config: DecoderConfig, weights: WeightMap) -> dict[str, Place]:
                     end=start + rows,
                     num_outputs=sizes[projection][0],
                     num_inputs=sizes[projection][1],
-                    grouped_heads=source.grouped_heads,
+                    order=source.order,
                 )
                 start += rows
     return found

@@ -146,6 +146,9 @@ ARCHITECTURES = {
     "Gemma3ForCausalLM": decoder(configure_gemma3),
     # EmbeddingGemma.
     "Gemma3TextModel": Architecture(network="decoder", head="embedding", configure=configure_gemma3, weights=weights),
+    "Gemma3TextForSequenceClassification": Architecture(
+        network="decoder", head="sequence_classification", configure=configure_gemma3, weights=weights
+    ),
     "Gemma3ForConditionalGeneration": Architecture(
         network="decoder",
         head="language_model",

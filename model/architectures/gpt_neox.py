@@ -4,7 +4,7 @@ The fused projection is stored head by head and is regrouped. Knows no tensors.
 """
 
 from model.architectures.llama import ACTIVATIONS, context_length, most_positions, tied
-from model.architectures.mapping import Architecture, Part, WeightMap, part
+from model.architectures.mapping import Architecture, HeadOrder, Part, WeightMap, grouped_heads, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig
@@ -44,13 +44,13 @@ def configure_gpt_neox(raw: RawConfig, limit: int | None) -> DecoderConfig:
 def weights(config: DecoderConfig) -> WeightMap:
     parameters = {"embedding.weight": part("gpt_neox.embed_in.weight")}
     parameters |= _both("norm", "gpt_neox.final_layer_norm")
+    order = HeadOrder(head_size=config.head_size, heads=grouped_heads(config.num_heads, config.num_heads))
     for layer in range(config.num_layers):
         ours, theirs = f"layers.{layer}", f"gpt_neox.layers.{layer}"
         fused, output = f"{theirs}.attention.query_key_value", f"{theirs}.attention.dense"
         kinds = ("weight", "bias") if config.query_key_value_bias else ("weight",)
         for kind in kinds:
-            grouped = Part(name=f"{fused}.{kind}", grouped_heads=config.num_heads)
-            parameters[f"{ours}.attention.query_key_value.{kind}"] = (grouped,)
+            parameters[f"{ours}.attention.query_key_value.{kind}"] = (Part(name=f"{fused}.{kind}", order=order),)
             parameters[f"{ours}.attention.output.{kind}"] = part(f"{output}.{kind}")
         parameters |= _both(f"{ours}.attention_norm", f"{theirs}.input_layernorm")
         parameters |= _both(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")

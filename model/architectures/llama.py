@@ -1,4 +1,4 @@
-"""Llama and those that share its tensor names: Mistral, Qwen2, Qwen3 and (in their own files) Gemma, Phi-3, OLMo 2.
+"""Llama and those that share its tensor names: Mistral, Qwen2, Qwen3 and (in their own files) Gemma, OLMo and many more.
 
 Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s parameters; knows no tensors.
 """
@@ -6,12 +6,13 @@ Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s p
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from model.architectures.mapping import Architecture, Part, WeightMap, part
+from model.architectures.mapping import Architecture, HeadOrder, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
-from model.config import Activation, DecoderConfig
+from model.config import Activation, DecoderActivation, DecoderConfig
 from model.errors import CheckpointError
 
 ACTIVATIONS: Mapping[str, Activation] = {
@@ -23,8 +24,12 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+DECODER_ACTIVATIONS: Mapping[str, DecoderActivation] = {**ACTIVATIONS, "relu2": "relu_squared"}
 
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
+
+Renamed = tuple[tuple[str, str], ...]
+"""As `WeightMap.renamed`."""
 
 UNBOUNDED = sys.maxsize
 """Positions of a formula that has no end."""
@@ -128,7 +133,7 @@ def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
         attention_scale=head_size**-0.5,
         query_key_value_bias=bias,
         attention_output_bias=bias,
-        activation=raw.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=raw.choice("hidden_act", DECODER_ACTIVATIONS, "silu"),
         mlp_bias=raw.flag("mlp_bias", False),
         tied_embeddings=raw.flag("tie_word_embeddings", False),
     )
@@ -136,6 +141,12 @@ def configure_llama(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 def with_defaults(raw: RawConfig, defaults: Mapping[str, Any]) -> RawConfig:
     return RawConfig({**defaults, **raw.values}, raw.file)
+
+
+def with_aliases(raw: RawConfig, aliases: Mapping[str, str]) -> RawConfig:
+    """The config with those keys, by the other names that they may have, where it has these alone."""
+    found = {key: raw.values[other] for key, other in aliases.items() if key not in raw and other in raw}
+    return RawConfig({**raw.values, **found}, raw.file)
 
 
 def configure_mistral(raw: RawConfig, limit: int | None) -> DecoderConfig:
@@ -172,15 +183,31 @@ def configure_qwen3(raw: RawConfig, limit: int | None) -> DecoderConfig:
     )
 
 
-def weights(config: DecoderConfig) -> WeightMap:
-    """Names as Llama stores them; what the config has no use for (a bias, a norm) is not asked for."""
-    parameters = {"embedding.weight": part("model.embed_tokens.weight"), "norm.weight": part("model.norm.weight")}
+def weights(config: DecoderConfig, *, renamed: Renamed = (), paired: bool = False) -> WeightMap:
+    """Names as Llama stores them; what the config has no use for (a bias, a norm) is not asked for.
+
+    `renamed` says what is called otherwise; `paired` that heads lie with those dimensions side by side that are turned
+    to their positions together.
+    """
+    order = HeadOrder(head_size=config.head_size, paired=config.rotary.size) if paired and config.rotary else None
+    parameters = {"embedding.weight": part("model.embed_tokens.weight")}
+    parameters |= {f"norm.{kind}": part(f"model.norm.{kind}") for kind in config.norm_parameters}
     for layer in range(config.num_layers):
-        parameters |= _layer(config, f"layers.{layer}", f"model.layers.{layer}")
-    parameters["output.weight"] = part("lm_head.weight")
+        parameters |= _layer(config, f"layers.{layer}", f"model.layers.{layer}", order)
+    parameters |= head(config)
     return WeightMap(
-        parameters=parameters, aliases=tied(config, "model.embed_tokens.weight"), ignored=IGNORED, prefix="model."
+        parameters=parameters,
+        aliases=tied(config, "model.embed_tokens.weight"),
+        ignored=IGNORED,
+        prefix="model.",
+        renamed=renamed,
     )
+
+
+def head(config: DecoderConfig) -> dict[str, tuple[Part, ...]]:
+    """The projection to logits."""
+    kinds = ("weight", "bias") if config.logits_bias else ("weight",)
+    return {f"output.{kind}": part(f"lm_head.{kind}") for kind in kinds}
 
 
 def tied(config: DecoderConfig, embedding: str) -> tuple[tuple[str, ...], ...]:
@@ -188,19 +215,24 @@ def tied(config: DecoderConfig, embedding: str) -> tuple[tuple[str, ...], ...]:
     return ((embedding, "lm_head.weight"),) if config.tied_embeddings else ()
 
 
-def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+def _layer(config: DecoderConfig, ours: str, theirs: str, order: HeadOrder | None) -> dict[str, tuple[Part, ...]]:
     attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
     num_key_rows = config.num_kv_heads * config.head_size
     fused = {"q": config.num_heads * config.head_size, "k": num_key_rows, "v": num_key_rows}
-    halves = {"gate": config.intermediate_size, "up": config.intermediate_size}
+    inner, first = {"up": config.intermediate_size}, "up"
+    if config.gated:
+        inner, first = {"gate": config.intermediate_size, "up": config.intermediate_size}, "gate_up"
 
     def joined(owner: str, num_rows: Mapping[str, int], kind: str) -> tuple[Part, ...]:
-        return tuple(Part(name=f"{owner}.{x}_proj.{kind}", rows=rows) for x, rows in num_rows.items())
+        orders = {"q": order, "k": order}
+        return tuple(
+            Part(name=f"{owner}.{x}_proj.{kind}", rows=rows, order=orders.get(x)) for x, rows in num_rows.items()
+        )
 
     found = {
         f"{ours}.attention.query_key_value.weight": joined(attention, fused, "weight"),
         f"{ours}.attention.output.weight": part(f"{attention}.o_proj.weight"),
-        f"{ours}.mlp.gate_up.weight": joined(mlp, halves, "weight"),
+        f"{ours}.mlp.{first}.weight": joined(mlp, inner, "weight"),
         f"{ours}.mlp.down.weight": part(f"{mlp}.down_proj.weight"),
     }
     if config.query_key_value_bias:
@@ -208,13 +240,21 @@ def _layer(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Par
     if config.attention_output_bias:
         found[f"{ours}.attention.output.bias"] = part(f"{attention}.o_proj.bias")
     if config.mlp_bias:
-        found[f"{ours}.mlp.gate_up.bias"] = joined(mlp, halves, "bias")
+        found[f"{ours}.mlp.{first}.bias"] = joined(mlp, inner, "bias")
         found[f"{ours}.mlp.down.bias"] = part(f"{mlp}.down_proj.bias")
-    if config.query_key_norm is not None:
-        found[f"{ours}.attention.query_norm.weight"] = part(f"{attention}.q_norm.weight")
-        found[f"{ours}.attention.key_norm.weight"] = part(f"{attention}.k_norm.weight")
-    names = NORM_NAMES[config.norm_places]
-    return found | {f"{ours}.{norm}.weight": part(f"{theirs}.{name}.weight") for norm, name in names.items()}
+    apart = config.query_key_norm == "heads"
+    for kind in () if config.query_key_norm is None else ("weight",) if apart else config.norm_parameters:
+        for norm, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+            stored = Part(name=f"{attention}.{name}.{kind}", order=order, flattened=apart)
+            found[f"{ours}.attention.{norm}.{kind}"] = (stored,)
+    names = dict(NORM_NAMES[config.norm_places])
+    if config.shared_norm:
+        del names["mlp_norm"]
+    return found | {
+        f"{ours}.{norm}.{kind}": part(f"{theirs}.{name}.{kind}")
+        for norm, name in names.items()
+        for kind in config.norm_parameters
+    }
 
 
 NORM_NAMES: Mapping[str, Mapping[str, str]] = {
@@ -232,14 +272,18 @@ NORM_NAMES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def decoder(configure: Callable[[RawConfig, int | None], DecoderConfig]) -> Architecture[DecoderConfig]:
-    """The row of a language model whose tensors are named as Llama's."""
-    return Architecture(network="decoder", head="language_model", configure=configure, weights=weights)
+def decoder(
+    configure: Callable[[RawConfig, int | None], DecoderConfig], *, renamed: Renamed = (), paired: bool = False
+) -> Architecture[DecoderConfig]:
+    """The row of a language model whose tensors are named as Llama's, but for what `weights` is told."""
+    named = partial(weights, renamed=renamed, paired=paired)
+    return Architecture(network="decoder", head="language_model", configure=configure, weights=named)
 
 
 ARCHITECTURES = {
     "LlamaForCausalLM": decoder(configure_llama),
     "MistralForCausalLM": decoder(configure_mistral),
+    "MinistralForCausalLM": decoder(configure_mistral),
     "Qwen2ForCausalLM": decoder(configure_qwen2),
     "Qwen3ForCausalLM": decoder(configure_qwen3),
 }

@@ -38,17 +38,42 @@ Config = TypeVar("Config", bound=NetworkConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A stored tensor as it goes into a parameter.
+class HeadOrder:
+    """How the rows of a projection to heads lie in a file, where that is not as ours do: queries, keys, values, and of
+    a head's rotated dimensions those that turn together half of them apart.
 
-    Worked example of `grouped_heads`: GPT-NeoX stores the rows of its fused projection as [head, q/k/v, D]; with 2
-    heads of size 1 the stored rows q0 k0 v0 q1 k1 v1 become q0 q1 k0 k1 v0 v1.
+    Worked example of `heads`: GPT-NeoX stores queries, keys and values head by head; with 2 heads of size 1 the stored
+    rows q0 k0 v0 q1 k1 v1 become q0 q1 k0 k1 v0 v1 by (0, 3, 1, 4, 2, 5). Of `paired`: where 4 dimensions are rotated
+    in pairs of neighbours (GPT-J), a head's rows a b c d e become a c b d e.
     """
+
+    head_size: int
+    heads: tuple[int, ...] = ()
+    """Which of the stored heads each of ours is; empty: they lie as ours."""
+    paired: int = 0
+    """How many dimensions of a head, the first ones, are stored with those side by side that turn together."""
+    num_paired_heads: int | None = None
+    """Of how many heads, ours, from the first one; None: of all."""
+
+
+def grouped_heads(num_heads: int, num_groups: int) -> tuple[int, ...]:
+    """`HeadOrder.heads` where a group's queries are followed by its key and its value."""
+    size = num_heads // num_groups
+    queries = [group * (size + 2) + head for group in range(num_groups) for head in range(size)]
+    keys, values = ([group * (size + 2) + size + which for group in range(num_groups)] for which in (0, 1))
+    return (*queries, *keys, *values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A stored tensor as it goes into a parameter."""
 
     name: str
     transposed: bool = False
     """Stored as [in, out] (GPT-2's Conv1D)."""
-    grouped_heads: int | None = None
+    order: HeadOrder | None = None
+    flattened: bool = False
+    """Stored with a dimension for the heads, which the parameter does not have (Cohere's norms)."""
     rows: int | None = None
     """Rows it must have; needed only to tell which of several parts of a parameter has the wrong shape."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from model.architectures.table import DECODERS
 from service.bench import costs, own
 from tests.chaos import run as chaos
 from tests.deploy import summary
@@ -103,3 +104,11 @@ def test_one_server_is_ahead_in_one_cell() -> None:
                 servers = [rate for name, rate in zip(names.split(" | "), theirs, strict=True) if "process" not in name]
                 ahead += [(*where, row[0]) for rate in servers if rate > ours]
     assert ahead == [("AVX2 (Zen 3)", "smollm2-135m", "int8", "0.88")]
+
+
+def test_checkpoints_names_every_class_of_decoder_and_no_other() -> None:
+    text = prose(ROOT / "docs/checkpoints.md").partition("## Decoders")[2].partition("\n## ")[0]
+    cells = " ".join(line for line in text.splitlines() if line.startswith("|"))
+    named = re.findall(r"\b\w+(?:ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Classification)\b", cells)
+    assert set(named) == set(DECODERS)
+    assert len(named) == len(DECODERS)

@@ -46,6 +46,28 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
     "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 9.0],
 }
+NAMED_SIZES = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 96}
+SOME_TURN = {"no_rope_layers": [1, 0, 1]}
+MUP = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.5,
+}
+QUARTER = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+FALCON = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "max_position_embeddings": 96,
+}
+MIXED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+OLMO3_ROTARY = {
+    "full_attention": {**YARN, "rope_theta": 500000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+}
 GEMMA = {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -114,6 +136,123 @@ CASES: dict[str, dict[str, Any]] = {
         "use_parallel_residual": False,
         "attention_bias": False,
     },
+    "smollm3": {"model_type": "smollm3", **SIZES, **SOME_TURN},
+    "smollm3, sliding": {
+        "model_type": "smollm3",
+        **SIZES,
+        **SOME_TURN,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+    },
+    "granite": {"model_type": "granite", **SIZES, **MUP},
+    "hyperclovax": {"model_type": "hyperclovax", **SIZES, **MUP},
+    "hyperclovax, norms before": {"model_type": "hyperclovax", **SIZES, "use_post_norm": False},
+    "starcoder2": {"model_type": "starcoder2", **SIZES, "sliding_window": 6},
+    "starcoder2, no biases": {"model_type": "starcoder2", **SIZES, "use_bias": False},
+    "olmo": {"model_type": "olmo", **SIZES, **HALVES},
+    "olmo, clipped": {"model_type": "olmo", **SIZES, **HALVES, "clip_qkv": 0.8},
+    "olmo3": {"model_type": "olmo3", **SIZES, **HALVES, **MIXED, "rope_parameters": OLMO3_ROTARY},
+    "phi": {"model_type": "phi", **SIZES, **HALVES},
+    "phi, normed heads": {"model_type": "phi", **SIZES, **HALVES, "qk_layernorm": True},
+    "stablelm": {"model_type": "stablelm", **SIZES, **NEOX, "use_qkv_bias": True},
+    "stablelm 2": {
+        "model_type": "stablelm",
+        **SIZES,
+        **NEOX,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+        "rope_parameters": {**QUARTER, "partial_rotary_factor": 0.5},
+    },
+    "cohere": {"model_type": "cohere", **SIZES},
+    "cohere, normed heads": {
+        "model_type": "cohere",
+        **SIZES,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "logit_scale": 0.5,
+    },
+    "cohere2": {"model_type": "cohere2", **SIZES, **MIXED},
+    "glm": {"model_type": "glm", **SIZES, "rope_parameters": {**QUARTER, "partial_rotary_factor": 0.5}},
+    "glm4": {"model_type": "glm4", **SIZES, "attention_bias": False},
+    "exaone4": {"model_type": "exaone4", **SIZES, **MIXED},
+    "exaone4, no windows": {
+        "model_type": "exaone4",
+        **SIZES,
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "nemotron": {"model_type": "nemotron", **SIZES, "head_dim": 16},
+    "nemotron, biased": {"model_type": "nemotron", **SIZES, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+    "arcee": {"model_type": "arcee", **SIZES},
+    "jais2": {"model_type": "jais2", **SIZES},
+    "apertus": {"model_type": "apertus", **SIZES},
+    "seed_oss": {"model_type": "seed_oss", **SIZES, "attention_out_bias": True},
+    "ernie4_5": {"model_type": "ernie4_5", **SIZES, "use_bias": True},
+    "helium": {"model_type": "helium", **SIZES, "head_dim": 8},
+    "cwm": {"model_type": "cwm", **SIZES, **MIXED},
+    "ministral": {"model_type": "ministral", **SIZES, **MIXED},
+    "hunyuan": {"model_type": "hunyuan_v1_dense", **SIZES},
+    "hunyuan, stretched": {
+        "model_type": "hunyuan_v1_dense",
+        **SIZES,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 20.0, "factor": 1.0},
+    },
+    "persimmon": {"model_type": "persimmon", **SIZES, "head_dim": None},
+    "persimmon, plain heads": {"model_type": "persimmon", **SIZES, "head_dim": None, "qk_layernorm": False},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **NAMED_SIZES},
+    "gpt_bigcode, heads apart": {"model_type": "gpt_bigcode", **NAMED_SIZES, "multi_query": False, "n_inner": 40},
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "num_layers": 3,
+        "attention_types": [[["global"], 1], [["local"], 2]],
+        "window_size": 6,
+        "max_position_embeddings": 96,
+    },
+    "gptj": {"model_type": "gptj", **NAMED_SIZES, "rotary_dim": 4},
+    "gptj, tied": {"model_type": "gptj", **NAMED_SIZES, "rotary_dim": 8, "n_inner": 40, "tie_word_embeddings": True},
+    "codegen": {"model_type": "codegen", **NAMED_SIZES, "n_embd": 64, "n_head": 8, "rotary_dim": 6},
+    "falcon": {"model_type": "falcon", **FALCON},
+    "falcon 40b": {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon 11b": {
+        "model_type": "falcon",
+        **FALCON,
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "num_ln_in_parallel_attn": 1,
+        "tie_word_embeddings": False,
+    },
+    "falcon, alibi": {
+        "model_type": "falcon",
+        **FALCON,
+        "alibi": True,
+        "multi_query": False,
+        "parallel_attn": False,
+        "bias": True,
+    },
+    "opt": {"model_type": "opt", **SIZES, "ffn_dim": 48},
+    "opt, plain": {
+        "model_type": "opt",
+        **SIZES,
+        "ffn_dim": 48,
+        "enable_bias": False,
+        "layer_norm_elementwise_affine": False,
+        "activation_function": "gelu",
+    },
+    "bloom": {"model_type": "bloom", "vocab_size": 97, "hidden_size": 32, "n_head": 4, "n_layer": 3},
+    "bloom, 6 heads": {"model_type": "bloom", "vocab_size": 97, "hidden_size": 48, "n_head": 6, "n_layer": 2},
+    "mpt": {"model_type": "mpt", "vocab_size": 97, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 96},
+    "mpt, clipped": {
+        "model_type": "mpt",
+        "vocab_size": 97,
+        "d_model": 48,
+        "n_heads": 6,
+        "n_layers": 2,
+        "max_seq_len": 96,
+        "attn_config": {"clip_qkv": 0.9, "softmax_scale": 0.3},
+    },
 }
 
 Saved = tuple[Path, PreTrainedModel]
@@ -134,10 +273,12 @@ def randomize(model: torch.nn.Module) -> None:
 def save_reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
     """`save_reference(**config)`: transformers' model with random weights, and the folder it was saved to."""
 
-    def save(**values: Any) -> Saved:
+    def save(make: Any = AutoModelForCausalLM, **values: Any) -> Saved:
         torch.manual_seed(0)
         config = AutoConfig.for_model(**values)
-        reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        # Falcon's plain attention adds ALiBi's bias twice.
+        attention = "sdpa" if values["model_type"] == "falcon" else "eager"
+        reference = make.from_config(config, attn_implementation=attention).eval()
         randomize(reference)
         folder = tmp_path_factory.mktemp(values["model_type"])
         reference.save_pretrained(folder)

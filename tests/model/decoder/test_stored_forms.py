@@ -224,3 +224,54 @@ def test_a_decoder_that_sees_the_whole_text_is_an_embedder(
     modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     assert describe(tmp_path).head == "embedding"
+
+
+def with_masks(layer: str, *names: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """What files of before transformers 4.30 hold beside the weights."""
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        masks = {name: torch.ones(1, 1, 64, 64, dtype=torch.uint8) for name in names}
+        return tensors | {f"transformer.h.0.{layer}.{name}": mask for name, mask in masks.items()}
+
+    return change
+
+
+SMALL: dict[str, Any] = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}
+OLD_FORMS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
+    "gptj": ({**SMALL, "rotary_dim": 4}, with_masks("attn", "bias", "masked_bias"), {}),
+    "codegen": ({**SMALL, "rotary_dim": 4}, with_masks("attn", "causal_mask"), {}),
+    "gpt_bigcode": (SMALL, with_masks("attn", "bias"), {}),
+    "gpt_neo": (
+        {"vocab_size": 97, "hidden_size": 32, "num_heads": 4, "num_layers": 2, "attention_types": [[["global"], 2]]},
+        with_masks("attn.attention", "bias", "masked_bias"),
+        {},
+    ),
+    "bloom": (
+        {"vocab_size": 97, "hidden_size": 32, "n_head": 4, "n_layer": 2},
+        dict,
+        {"hidden_size": None, "n_embed": 32, "n_head": None, "num_attention_heads": 4},
+    ),
+    "falcon": (
+        {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2},
+        dict,
+        {"hidden_size": None, "n_embed": 32},
+    ),
+    "internlm3": (
+        {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+        | {"num_attention_heads": 4, "qkv_bias": True, "bias": True},
+        dict,
+        {"architectures": ["InternLM3ForCausalLM"], "attention_bias": None, "mlp_bias": None}
+        | {"qkv_bias": True, "bias": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OLD_FORMS)
+def test_older_files_and_configs_are_the_same_network(
+    save_reference: Save, run_packed: Run, tmp_path: Path, kind: str
+) -> None:
+    """Masks among the weights; sizes and biases by the names that a class had before, or has beside others."""
+    values, change, config = OLD_FORMS[kind]
+    folder, reference = save_reference(model_type=kind, **values)
+    ours = run_packed(load_network(rewrite(folder, tmp_path, change, **config)), [TEXT])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -37,9 +40,20 @@ MODELS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),
+    "granite": lambda: of_kind("granite", residual_multiplier=0.4, mlp_bias=True, attention_bias=True),
+    "cohere": lambda: of_kind("cohere", use_qk_norm=True),
+    "stablelm": lambda: of_kind("stablelm", qk_layernorm=True, use_qkv_bias=True),
+    "apertus": lambda: of_kind("apertus"),
+    "falcon": lambda: of_kind("falcon", new_decoder_architecture=True, num_kv_heads=2, bias=True),
+    "bloom": lambda: of_kind("bloom", n_head=4, n_layer=2),
+    "codegen": lambda: of_kind("codegen", n_embd=32, n_head=4, n_layer=2, n_positions=64, rotary_dim=4),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
 }
 RANK = Path(__file__).parent / "rank.py"
+
+
+def of_kind(model_type: str, **more: object) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES | more))
 
 
 @pytest.fixture
@@ -49,8 +63,8 @@ def make_folder(tmp_path):
         model = MODELS[name]()
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                if key.endswith("bias"):
-                    parameter.normal_(0, 0.5)  # a bias added twice is to be seen
+                if key.endswith(("bias", "norm.weight", ".alpha_p")) or ".norms." in key:
+                    parameter.normal_(0, 0.5)  # a bias added twice is to be seen, and a norm of other heads
         folder = tmp_path / name
         model.save_pretrained(folder)
         return folder
