@@ -36,14 +36,14 @@ class JoinedLayers(nn.Module):
         """Inputs and outputs of each layer's four projections."""
         self._head_size = config.head_size
         self._operator: Any = torch.classes.slimpajama.DecoderLayers(
-            config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon
+            config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon, config.residual_scale
         )
         for index, layer in enumerate(layers):
             linears = _linears(layer)
             tensors = [tensor for linear in linears for tensor in _tensors(linear)]
             norms = [torch.empty(0) if norm is None else norm.weight for norm in _norms(layer)]
             inputs, outputs = ([getattr(linear, name) for linear in linears] for name in ("num_inputs", "num_outputs"))
-            self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0)
+            self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0, config.rotates(index))
             self._sizes.append((inputs, outputs))
 
     def forward(
@@ -99,16 +99,14 @@ def _low_rank_tensors(weights: AdapterWeights, layer: int) -> list[Tensor]:
 
 
 def _is_usual(config: DecoderConfig) -> bool:
-    """Whether the network is Llama's but for sizes, biases, windows and norms of the heads."""
+    """Whether the network is Llama's but for sizes, biases, windows, norms of the heads and scales."""
     unusual = (
         config.parallel_residual,
-        config.residual_scale != 1.0,
         config.local_rotary,
-        config.rotary_layers,
         config.attention_softcap,
         config.query_key_norm in ("heads", "full"),
         config.turned_norm,
-        config.query_key_value_clip,
+        config.query_key_value_clip is not None,
     )
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal
     return usual and library.attends(USUAL_BLOCK, config.head_size) and not any(unusual)

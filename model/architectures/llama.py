@@ -1,4 +1,4 @@
-"""Llama and those that share its tensor names: Mistral, Qwen2, Qwen3 and (in their own files) Gemma, OLMo and many more.
+"""Llama and those that share its tensor names: Mistral, Qwen2, Qwen3 and, in their own files, Gemma, OLMo and more.
 
 Maps `config.json` and stored names onto `DecoderConfig` and `model.decoder`'s parameters; knows no tensors.
 """

@@ -3,7 +3,8 @@
 // a step that is a third of the time.
 //
 // Pre-norm layers as Llama has them: norm, attention with rotary positions (and, as in Qwen3, norms of the heads), norm,
-// gated SiLU; sums are left to who norms them.
+// gated SiLU; sums are left to who norms them. What is added may be scaled (Granite), and layers may know nothing of
+// positions (SmolLM3).
 //
 // Legend: T tokens, E hidden size, H query heads, G key heads, D head size, F inner size.
 
@@ -61,11 +62,12 @@ struct Layer {
   const bf16 *attention_norm, *mlp_norm;  // weights, [E]
   const bf16 *query_norm, *key_norm;      // [D] or none
   int64_t window;                         // 0: none
+  bool turned;                            // whether queries and keys are turned to their positions
 };
 
 struct Sizes {
   int64_t heads, groups;
-  float scale, epsilon;
+  float scale, epsilon, residual_scale;
   int64_t head_size = 0, hidden = 0, inner = 0;
 
   int64_t fused() const { return (heads + 2 * groups) * head_size; }
@@ -114,7 +116,7 @@ struct Space {
 // The step's way through the layers, in the hands of one of the threads that work on it.
 class Pass {
  public:
-  static constexpr int64_t MOST_STEPS = 10, MOST_ADAPTED_STEPS = 8;  // of a layer
+  static constexpr int64_t MOST_STEPS = 10, MOST_ADAPTED_STEPS = 8, LAST_STEPS = 1;  // of a layer; behind the last one
 
   Pass(const Sizes& sizes, Member member, Space& space, const Tokens& tokens, const std::vector<AttentionWork>& works,
        const Adapted& adapted)
@@ -137,6 +139,11 @@ class Pass {
     adapt(layer.down, space_.gated.data(), tokens_.delta);
   }
 
+  // What the last layer adds is left to who norms it, scaled.
+  void finish() {
+    if (sizes_.residual_scale != 1.0f) rows([&](int64_t row) { scale(tokens_.delta, row); });
+  }
+
  private:
   template <typename Work>
   void rows(const Work& work) {
@@ -151,11 +158,19 @@ class Pass {
     space_.zeros[row] = steps.zero;
   }
 
-  void normalize(const bf16* added, const bf16* weights, bool narrow) {
+  // What a sublayer adds to the stream, rounded as where that is done by itself.
+  void scale(bf16* added, int64_t row) const {
+    const float factor = sizes_.residual_scale;
+    bf16* values = added + row * sizes_.hidden;
+    for (int64_t i = 0; i < sizes_.hidden; ++i) values[i] = to_bf16(to_float(values[i]) * factor);
+  }
+
+  void normalize(bf16* added, const bf16* weights, bool narrow) {
     const int64_t e = sizes_.hidden;
     const auto step = FASTEST(add_rms_norm);
     bf16* normed = space_.normed.data();
     rows([&](int64_t row) {
+      if (added && sizes_.residual_scale != 1.0f) scale(added, row);
       step(tokens_.hidden + row * e, added ? added + row * e : nullptr, weights, e, sizes_.epsilon, normed + row * e);
       if (narrow) quantize(normed, e, row);
     });
@@ -189,7 +204,7 @@ class Pass {
       for (bf16* head = query; head < key + sizes_.groups * d; head += d) {
         const bf16* weights = head < key ? layer.query_norm : layer.key_norm;
         if (weights) norm(head, nullptr, weights, d, sizes_.epsilon, head);
-        turn(head, cosines, sines, half);
+        if (layer.turned) turn(head, cosines, sines, half);
       }
       store(cache, key, key + sizes_.groups * d, tokens_.slots[row]);
     });
@@ -216,12 +231,14 @@ class Pass {
 
 class DecoderLayers : public torch::CustomClassHolder {
  public:
-  DecoderLayers(int64_t heads, int64_t groups, double scale, double epsilon)
-      : sizes_{heads, groups, static_cast<float>(scale), static_cast<float>(epsilon)} {}
+  DecoderLayers(int64_t heads, int64_t groups, double scale, double epsilon, double residual_scale)
+      : sizes_{heads, groups, static_cast<float>(scale), static_cast<float>(epsilon),
+               static_cast<float>(residual_scale)} {}
 
   // Of query_key_value, output, gate_up and down each four tensors (`projection_of`), then the weights of both norms and
-  // of queries' and keys' heads (empty if there are none); inputs and outputs of the four.
-  void add(std::vector<Tensor> tensors, std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window) {
+  // of queries' and keys' heads (empty if there are none); inputs and outputs of the four; whether heads are turned.
+  void add(std::vector<Tensor> tensors, std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window,
+           bool turned) {
     TORCH_CHECK(tensors.size() == 20 && inputs.size() == 4 && outputs.size() == 4,
                 "a layer has 20 tensors and four projections");
     const auto projection = [&](int64_t index) {
@@ -229,7 +246,7 @@ class DecoderLayers : public torch::CustomClassHolder {
     };
     const auto norm = [&](int64_t index) { return tensors[index].numel() ? data(tensors[index]) : nullptr; };
     layers_.push_back({projection(0), projection(1), projection(2), projection(3), norm(16), norm(17), norm(18), norm(19),
-                       window});
+                       window, turned});
     sizes_.hidden = inputs[0];
     sizes_.inner = inputs[3];
     sizes_.head_size = inputs[1] / sizes_.heads;
@@ -269,10 +286,11 @@ class DecoderLayers : public torch::CustomClassHolder {
                                        sizes_.shape(0), sequences_of(block_tables, query_starts, context_lens),
                                        at::get_num_threads());
     const int64_t most_steps = Pass::MOST_STEPS + (adapted.runs.empty() ? 0 : Pass::MOST_ADAPTED_STEPS);
-    go_through(static_cast<int64_t>(layers_.size()) * most_steps, [&](Member member) {
+    go_through(static_cast<int64_t>(layers_.size()) * most_steps + Pass::LAST_STEPS, [&](Member member) {
       Pass pass(sizes_, member, space_, tokens, works, adapted);
       for (size_t index = 0; index < layers_.size(); ++index)
         pass.run(layers_[index], cache_of(pool, static_cast<int64_t>(index)), index == 0);
+      pass.finish();
     });
     return {hidden, delta};
   }
@@ -319,10 +337,10 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
         self->add(std::move(tensors), std::move(inputs), std::move(outputs));
       });
   library.class_<DecoderLayers>("DecoderLayers")
-      .def(torch::init<int64_t, int64_t, double, double>())
+      .def(torch::init<int64_t, int64_t, double, double, double>())
       .def("add", [](const c10::intrusive_ptr<DecoderLayers>& self, std::vector<at::Tensor> tensors,
-                     std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window) {
-        self->add(std::move(tensors), std::move(inputs), std::move(outputs), window);
+                     std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window, bool turned) {
+        self->add(std::move(tensors), std::move(inputs), std::move(outputs), window, turned);
       })
       .def("run", [](const c10::intrusive_ptr<DecoderLayers>& self, const at::Tensor& hidden, const at::Tensor& cos,
                      const at::Tensor& sin, const at::Tensor& pool, const at::Tensor& slots,

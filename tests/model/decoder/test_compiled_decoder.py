@@ -29,6 +29,12 @@ FAMILIES = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES)),
+    "smollm3": lambda: transformers.SmolLM3ForCausalLM(
+        transformers.SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1], pad_token_id=0)
+    ),
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SIZES, residual_multiplier=0.22, attention_multiplier=0.1)
+    ),
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=9)),
 }
 QUERIES, CONTEXTS = (1, 7, 1, 20), (1, 7, 30, 41)
@@ -149,10 +155,18 @@ def test_joined_layers_add_what_adapters_add_layer_by_layer(
     "model",
     [
         transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"})),
+        transformers.HunYuanDenseV1ForCausalLM(transformers.HunYuanDenseV1Config(**SIZES)),
+        transformers.CohereForCausalLM(transformers.CohereConfig(**SIZES)),
         transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"head_dim": 24})),
         transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | {"intermediate_size": 100})),
     ],
-    ids=["norms of other places", "heads of no vector's size", "inputs of no tile's size"],
+    ids=[
+        "norms of other places",
+        "norms of turned heads",
+        "one norm for both",
+        "heads of no vector's size",
+        "inputs of no tile's size",
+    ],
 )
 def test_what_the_operator_does_not_have_stays_apart(model: transformers.PreTrainedModel, tmp_path: Path) -> None:
     model.bfloat16().save_pretrained(tmp_path)
