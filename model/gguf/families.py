@@ -70,7 +70,7 @@ def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
         "num_key_value_heads": facts.size("attention.head_count_kv", num_heads),
         "head_dim": head_size,
         "max_position_embeddings": facts.size("context_length"),
-        "rms_norm_eps": facts.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": facts.number(_epsilon(facts)),
         "rope_theta": facts.positive("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
@@ -83,10 +83,15 @@ def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
             f"most {head_size:,}, the width of a head",
             file=facts.keys.file,
         )
-    if rotated != head_size:
-        config["partial_rotary_factor"] = rotated / head_size
+    config["partial_rotary_factor"] = rotated / head_size
     scaling = _scaling(facts, config["max_position_embeddings"], rotated // 2)
     return config if scaling is None else config | {"rope_scaling": scaling}
+
+
+def _epsilon(facts: Facts) -> str:
+    """The key of what is added before the root: of an RMSNorm, or else of a LayerNorm."""
+    keys = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    return keys[0] if keys[0] in facts or keys[1] not in facts else keys[1]
 
 
 def _scaling(facts: Facts, length: int, num_frequencies: int) -> Config | None:
@@ -145,9 +150,111 @@ def _phi3(facts: Facts) -> Config:
 
 
 def _olmo2(facts: Facts) -> Config:
-    if _window(facts) is not None:
-        raise facts.refused("OLMo with a sliding window (the third) is not supported")
-    return _decoder(facts, "Olmo2ForCausalLM", "olmo2")
+    """With a window it is the third."""
+    window = _window(facts)
+    if window is None:
+        return _decoder(facts, "Olmo2ForCausalLM", "olmo2")
+    config = _decoder(facts, "Olmo3ForCausalLM", "olmo3") | {"sliding_window": window}
+    return config | _layer_types(facts, 4)
+
+
+def _smollm3(facts: Facts) -> Config:
+    """Every fourth layer is without positions: the file does not say so, llama.cpp knows no other."""
+    return _llama(facts) | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+
+
+def _granite(facts: Facts) -> Config:
+    """Scales that are 0 or missing are none."""
+    config = _llama(facts) | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
+    scales = {"embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale"}
+    config |= {key: facts.number(stored, 0.0) or 1.0 for key, stored in scales.items()}
+    config["attention_multiplier"] = facts.number("attention.scale", 0.0) or config["head_dim"] ** -0.5
+    config["logits_scaling"] = facts.positive("logit_scale")
+    return config
+
+
+def _seed_oss(facts: Facts) -> Config:
+    biases = {"attention_bias": "blk.0.attn_q.bias", "attention_out_bias": "blk.0.attn_output.bias"}
+    found = {key: name in facts.tensors for key, name in biases.items()}
+    return _decoder(facts, "SeedOssForCausalLM", "seed_oss") | found
+
+
+def _ernie4_5(facts: Facts) -> Config:
+    return _decoder(facts, "Ernie4_5ForCausalLM", "ernie4_5") | {"use_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _arcee(facts: Facts) -> Config:
+    return _decoder(facts, "ArceeForCausalLM", "arcee") | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _glm4(facts: Facts) -> Config:
+    if "rope.dimension_sections" in facts:
+        raise facts.refused("rotary positions of several kinds (a model that sees images) are not supported")
+    bias = {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+    return _decoder(facts, "Glm4ForCausalLM", "glm4") | bias
+
+
+def _exaone4(facts: Facts) -> Config:
+    window = _window(facts)
+    config = _decoder(facts, "Exaone4ForCausalLM", "exaone4") | {"sliding_window": window}
+    return config if window is None else config | _layer_types(facts, 4)
+
+
+def _olmo(facts: Facts) -> Config:
+    clip = facts.number("attention.clamp_kqv", 0.0) or None
+    return _with_layer_norms(facts, "OlmoForCausalLM", "olmo") | {"clip_qkv": clip}
+
+
+def _starcoder2(facts: Facts) -> Config:
+    config = _with_layer_norms(facts, "Starcoder2ForCausalLM", "starcoder2")
+    return config | {"norm_epsilon": config["layer_norm_eps"], "use_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _stablelm(facts: Facts) -> Config:
+    if "blk.0.attn_q_norm.weight" in facts.tensors:
+        raise facts.refused("StableLM with normed queries and keys (12B) is not supported")
+    config = _with_layer_norms(facts, "StableLmForCausalLM", "stablelm")
+    return config | {
+        "use_qkv_bias": "blk.0.attn_q.bias" in facts.tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in facts.tensors,
+    }
+
+
+def _phi2(facts: Facts) -> Config:
+    return _with_layer_norms(facts, "PhiForCausalLM", "phi")
+
+
+def _command_r(facts: Facts) -> Config:
+    if "blk.0.attn_q_norm.weight" in facts.tensors:
+        raise facts.refused("Command R with normed queries and keys (Plus) is not supported")
+    config = _with_layer_norms(facts, "CohereForCausalLM", "cohere")
+    return config | {"logit_scale": facts.number("logit_scale", 0.0) or 1.0}
+
+
+def _cohere2(facts: Facts) -> Config:
+    config = _with_layer_norms(facts, "Cohere2ForCausalLM", "cohere2") | {"sliding_window": _window(facts)}
+    return config | {"logit_scale": facts.number("logit_scale") or 1.0} | _layer_types(facts, 4)
+
+
+def _nemotron(facts: Facts) -> Config:
+    config = _with_layer_norms(facts, "NemotronForCausalLM", "nemotron")
+    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}
+    found = {key: name in facts.tensors for key, name in biases.items()}
+    return config | found | {"norm_eps": config["layer_norm_eps"]}
+
+
+def _with_layer_norms(facts: Facts, class_name: str, model_type: str) -> Config:
+    config = _decoder(facts, class_name, model_type)
+    return config | {"layer_norm_eps": config.pop("rms_norm_eps")}
+
+
+def _layer_types(facts: Facts, usual: int) -> Config:
+    """Which layers have a window; by a number all but every so-manieth have."""
+    key = facts.key("attention.sliding_window_pattern")
+    pattern = facts.keys.values.get(key, usual)
+    if isinstance(pattern, list):
+        return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in pattern]}
+    return {"sliding_window_pattern": facts.keys.size(key, usual)}
 
 
 def _gemma1(facts: Facts) -> Config:
@@ -228,7 +335,21 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family(names.GEMMA, _gemma2),
     "gemma3": Family(names.GEMMA, _gemma3),
     "phi3": Family(names.PHI3, _phi3),
+    "olmo": Family(names.LLAMA, _olmo),
     "olmo2": Family(names.OLMO2, _olmo2),
+    "smollm3": Family(names.LLAMA, _smollm3),
+    "granite": Family(names.LLAMA, _granite),
+    "arcee": Family(names.LLAMA, _arcee),
+    "seed_oss": Family(names.SEED_OSS, _seed_oss),
+    "ernie4_5": Family(names.PLAIN, _ernie4_5),
+    "glm4": Family(names.GLM4, _glm4),
+    "exaone4": Family(names.OLMO2, _exaone4),
+    "starcoder2": Family(names.STARCODER2, _starcoder2),
+    "stablelm": Family(names.PLAIN, _stablelm),
+    "phi2": Family(names.PHI2, _phi2),
+    "command-r": Family(names.PLAIN, _command_r),
+    "cohere2": Family(names.PLAIN, _cohere2),
+    "nemotron": Family(names.GEMMA1, _nemotron),
     "gpt2": Family(names.GPT2, _gpt2),
     "bert": Family(names.BERT, _bert),
 }

@@ -96,6 +96,27 @@ GEMMA1 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER, norm_offset=1
 GEMMA = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | _AROUND, norm_offset=1.0)
 OLMO2 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | _AROUND)
 PHI3 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | {"ffn_up": "mlp.gate_up_proj"})
+SEED_OSS = Naming(
+    outer=_OUTER, layers="model.layers", inner=_INNER | {"post_attention_norm": "post_attention_layernorm"}
+)
+GLM4 = Naming(
+    outer=_OUTER,
+    layers="model.layers",
+    inner=_INNER
+    | {
+        "ffn_up": "mlp.gate_up_proj",
+        "post_attention_norm": "post_self_attn_layernorm",
+        "post_ffw_norm": "post_mlp_layernorm",
+    },
+)
+STARCODER2 = Naming(
+    outer=_OUTER, layers="model.layers", inner=_INNER | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+)
+PHI2 = Naming(
+    outer=_OUTER | {"output_norm": "model.final_layernorm"},
+    layers="model.layers",
+    inner=_INNER | {"attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
+)
 GPT2 = Naming(
     outer={
         "token_embd": "transformer.wte",

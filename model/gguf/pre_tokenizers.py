@@ -49,8 +49,10 @@ DIGITS = PreTokenizer(cuts=(r"\p{N}", _GPT2))
 THREE_DIGITS = rf"{_CONTRACTED}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
 LLAMA3 = PreTokenizer(cuts=(THREE_DIGITS,), whole_words=True, opened=True)
 DBRX = PreTokenizer(cuts=(THREE_DIGITS,))
+GLM4 = PreTokenizer(cuts=(THREE_DIGITS,), whole_words=True)
 ONE_DIGIT = rf"{_CONTRACTED}|{_LETTERS}|\p{{N}}|{_REST}"
 QWEN2 = PreTokenizer(cuts=(ONE_DIGIT,), composed=True)
+SEED = PreTokenizer(cuts=(ONE_DIGIT.replace(_REST, r" ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"),))
 TEKKEN = PreTokenizer(cuts=(rf"{_CAPITALIZED}|{_CAPITALS}|\p{{N}}|{_REST_WITH_SLASH}",), whole_words=True, opened=True)
 GPT4O = PreTokenizer(
     cuts=(rf"{_CAPITALIZED}{_CONTRACTED}?|{_CAPITALS}{_CONTRACTED}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}",)
@@ -61,7 +63,9 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "roberta-bpe"), GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), DIGITS),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2"), LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), DBRX),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), DBRX),
+    **dict.fromkeys(("glm4", "glm5"), GLM4),
+    "seed-coder": SEED,
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), QWEN2),
     "tekken": TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), GPT4O),

@@ -76,6 +76,7 @@ LLAMA_3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA_3.replace("{1,3}", "")
+SEED = QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
 """As the `tokenizer.json` of those checkpoints have them."""
 BERT_MARKS = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
 GEMMA_SPACES = ["▁▁", "▁▁▁▁"]
@@ -307,6 +308,8 @@ def record_vocabularies() -> None:
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     record_vocabulary("bpe-llama", llama(), saved(opened), "llama-bpe", **marks)
+    record_vocabulary("bpe-glm4", llama(), saved(whole_words(byte_level(cut_by(LLAMA_3)))), "glm4", **marks)
+    record_vocabulary("bpe-seed", llama(), saved(byte_level(cut_by(SEED))), "seed-coder", **marks)
     spiece = SHAPE | {"vocab_size": 420}
     for name, model in (
         ("spm-llama", t.LlamaForCausalLM(t.LlamaConfig(**spiece))),
@@ -347,6 +350,34 @@ def cut_by(expression: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def more_decoders() -> None:
+    """Those whose classes need nothing but their config, by the names that llama.cpp has for them."""
+    wide = SHAPE | {"hidden_size": 16}
+    deep, tied = {"num_hidden_layers": 4, "sliding_window": 4}, {"tie_word_embeddings": True}
+    mup = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25, "logits_scaling": 4.0}
+    narrow = {"head_dim": 4}
+    cases: dict[str, dict[str, Any]] = {
+        "smollm3": SHAPE | {"num_hidden_layers": 4},
+        "granite": SHAPE | narrow | mup,
+        "arcee": SHAPE,
+        "seed_oss": SHAPE,
+        "ernie4_5": SHAPE | {"use_bias": False},
+        "glm4": SHAPE,
+        "exaone4": SHAPE | deep,
+        "olmo": SHAPE | narrow | {"clip_qkv": 0.5},
+        "olmo3": SHAPE | deep | narrow,
+        "starcoder2": SHAPE,
+        "stablelm": wide | {"use_qkv_bias": True},
+        "phi": wide | {"num_key_value_heads": 2, "intermediate_size": 64},
+        "cohere": SHAPE | narrow | tied | {"logit_scale": 0.5},
+        "cohere2": SHAPE | deep | narrow | tied | {"logit_scale": 0.5, "rotary_pct": 1.0},
+        "nemotron": SHAPE | narrow,
+    }
+    for kind, values in cases.items():
+        config = transformers.AutoConfig.for_model(kind, **values)
+        record(kind, transformers.AutoModelForCausalLM.from_config(config))
+
+
 def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     t = transformers
@@ -365,6 +396,7 @@ def main() -> None:
     )
     record("olmo2", t.Olmo2ForCausalLM(t.Olmo2Config(**SHAPE, rope_parameters=LINEAR)))
     record("phi3", t.Phi3ForCausalLM(t.Phi3Config(**SHAPE | {"head_dim": 4, "sliding_window": 6})))
+    more_decoders()
     gpt2 = {"vocab_size": 32, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "n_ctx": 64}
     record("gpt2", t.GPT2LMHeadModel(t.GPT2Config(**gpt2)))
     record_vocabularies()

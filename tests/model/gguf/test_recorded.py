@@ -40,8 +40,33 @@ NETWORKS = (
     "gpt2",
     "bpe-smollm",
     "bert",
+    "smollm3",
+    "granite",
+    "arcee",
+    "seed_oss",
+    "ernie4_5",
+    "glm4",
+    "exaone4",
+    "olmo",
+    "olmo3",
+    "starcoder2",
+    "stablelm",
+    "phi",
+    "cohere",
+    "cohere2",
+    "nemotron",
 )
-VOCABULARIES = ("bpe-smollm", "bpe-gpt-2", "bpe-qwen2", "bpe-llama", "spm-llama", "spm-gemma2", "bert")
+VOCABULARIES = (
+    "bpe-smollm",
+    "bpe-gpt-2",
+    "bpe-qwen2",
+    "bpe-llama",
+    "bpe-glm4",
+    "bpe-seed",
+    "spm-llama",
+    "spm-gemma2",
+    "bert",
+)
 
 
 def output(network: torch.nn.Module) -> Tensor:
