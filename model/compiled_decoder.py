@@ -106,6 +106,7 @@ def _is_usual(config: DecoderConfig) -> bool:
         config.attention_softcap,
         config.query_key_norm in ("heads", "full"),
         config.turned_norm,
+        config.query_growth,
         config.query_key_value_clip is not None,
     )
     usual = (config.norm, config.norm_places, config.positions) == ("rms", "before", "rotary") and config.causal

@@ -44,6 +44,15 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """Queries of later positions are larger, so that long texts' attention stays sharp (Llama 4, Ministral 3): by
+    1 + beta log(1 + floor(position / length))."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
     """A causal decoder. The defaults are Llama's choices."""
 
@@ -97,6 +106,7 @@ class DecoderConfig:
     (Cohere, StableLM), or over all heads together (OLMo 2)."""
     turned_norm: bool = False
     """Queries and keys are normed after they are turned to their positions (HunYuan)."""
+    query_growth: QueryGrowth | None = None
     query_key_value_clip: float | None = None
     """Queries, keys and values are kept within this, as they are projected (OLMo)."""
     query_key_value_bias: bool = False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.adapters.low_rank import StepAdapters
 from model.attention.interface import Attend, AttentionRules
-from model.config import DecoderConfig
+from model.config import DecoderConfig, QueryGrowth
 from model.layers import (
     MLP,
     AddingNorm,
@@ -66,6 +66,8 @@ class Decoder(nn.Module):
             hidden = hidden + self.position_embedding(positions + self.config.position_offset)
         hidden = _normed(self.embedding_norm, hidden)
         rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
+        if self.config.query_growth is not None:
+            attend = _growing(attend, positions, self.config.query_growth)
         delta: Tensor | None = None
         for layer in self.layers:
             hidden, delta = layer(hidden, delta, rotations, attend, adapters)
@@ -225,6 +227,16 @@ def make_heads_norm(config: DecoderConfig, num_heads: int) -> nn.Module | None:
             return HeadsLayerNorm(num_heads, config.head_size, config.norm_epsilon)
         case "full":
             return make_norm(config, num_heads * config.head_size)
+
+
+def _growing(attend: Attend, positions: Tensor, growth: QueryGrowth) -> Attend:
+    """Attends with queries that grow with their positions [T]."""
+    factors = 1 + growth.beta * torch.log1p((positions // growth.length).float())[:, None, None]  # [T, 1, 1]
+
+    def attended(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+        return attend(layer, query * factors.to(query.dtype), key, value, rules)
+
+    return attended
 
 
 def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:

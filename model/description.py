@@ -22,7 +22,12 @@ from model.calibration import Calibration, read_calibration
 from model.declared_rules import DeclaredRules, read_declared_rules
 from model.embedding_config import ActivationName, EmbeddingConfig, pools, read_embedding_config, score_activation
 from model.errors import CheckpointError, UnsupportedArchitectureError
-from model.generation_defaults import GenerationDefaults, read_generation_defaults, sequence_to_sequence_tasks
+from model.generation_defaults import (
+    DECODER_ENDS,
+    GenerationDefaults,
+    read_generation_defaults,
+    sequence_to_sequence_tasks,
+)
 from model.gguf.container import GgufFile, files_of
 from model.quantized.config import read_quantization
 from model.remarks import tell_of_length, tell_of_own_code, tell_of_what_is_left_out
@@ -114,9 +119,9 @@ def describe(folder: Path | str, max_model_len: int | None = None) -> Checkpoint
     if embedding is not None and embedding.scores:
         head, labels = "cross_encoder", ()
     _check_output(folder, raw, head, config, embedding)
-    eos_ids = _ids(ids, "eos_token_id")
     seq2seq = architecture.network == "encoder_decoder"
     generates = head == "language_model" and not seq2seq
+    eos_ids = _ids(ids, "eos_token_id") or (_usual_ends(ids, config.vocab_size) if generates else ())
     tell_of_own_code(folder, raw, name)
     tell_of_length(folder, config, max_model_len)
     if generates:
@@ -267,6 +272,14 @@ def _ids(sections: list[RawConfig], key: str) -> tuple[int, ...]:
                 raise section.wrong(key, "an id or a list of ids")
             return tuple(found)
     return ()
+
+
+def _usual_ends(sections: list[RawConfig], vocab_size: int) -> tuple[int, ...]:
+    """The ends of a text where no file names any, nor says that there are none: those of its class in transformers."""
+    if any("eos_token_id" in section.values for section in sections):
+        return ()
+    found = DECODER_ENDS.get(sections[-1].text("model_type", ""), ())
+    return tuple(id for id in found if id < vocab_size)
 
 
 def _labels(raw: RawConfig) -> tuple[str, ...]:

@@ -32,6 +32,29 @@ CLASS_IDS: Mapping[str, Mapping[str, int]] = {
     "mt5": {"eos_token_id": 1},
 }
 """By `model_type`: what a `config.json` that leaves these keys out means to transformers."""
+DECODER_ENDS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), (1,)),
+    **dict.fromkeys(
+        (
+            *("llama", "mistral", "ministral", "ministral3", "apertus", "bloom", "ernie4_5", "exaone4", "gpt_neox"),
+            *("granite", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "opt", "persimmon"),
+            *("phi", "seed_oss"),
+        ),
+        (2,),
+    ),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "starcoder2"), (50256,)),
+    **dict.fromkeys(("olmo", "olmo2", "olmo3"), (50279,)),
+    **dict.fromkeys(("cohere", "cohere2"), (255001,)),
+    **dict.fromkeys(("glm", "glm4"), (151329, 151336, 151338)),
+    **dict.fromkeys(("arcee", "smollm3"), (128001,)),
+    "cwm": (128001, 128008, 128009),
+    "falcon": (11,),
+    "jais2": (150024,),
+    "nemotron": (3,),
+    "phi3": (32000,),
+    "stablelm": (0,),
+}
+"""Likewise the ends of a decoder's texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

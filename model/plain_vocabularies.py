@@ -32,8 +32,13 @@ BERT = Marks(start="[CLS]", end="[SEP]", unknown="[UNK]", mask="[MASK]", padding
 MPNET = Marks(start="<s>", end="</s>", unknown="[UNK]", mask="<mask>", padding="<pad>")
 ROBERTA = Marks(start="<s>", end="</s>", unknown="<unk>", mask="<mask>", padding="<pad>")
 WORDPIECE: Mapping[str, Marks] = {"bert": BERT, "distilbert": BERT, "mpnet": MPNET}
-BYTE_LEVEL: Mapping[str, Marks | None] = {"roberta": ROBERTA, "bart": ROBERTA, "gpt2": None}
-"""None: nothing is put around a text."""
+BYTE_LEVEL: Mapping[str, Marks | None] = {
+    "roberta": ROBERTA,
+    "bart": ROBERTA,
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "codegen", "opt"), None),
+}
+"""None: nothing is put around a text, unless the config asks for a start."""
+TEXT_END = "<|endoftext|>"
 
 
 def plain_backend(folder: Path) -> Tokenizer | None:
@@ -112,10 +117,7 @@ def _byte_level(folder: Path, config: Config, marks: Marks | None) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     backend.decoder = decoders.ByteLevel()
     if marks is None:
-        backend.post_processor = processors.ByteLevel(trim_offsets=False)
-        if "<|endoftext|>" in vocabulary:
-            backend.add_special_tokens(["<|endoftext|>"])
-        return backend
+        return _with_start(backend, vocabulary, config)
     _check(vocabulary, marks, path)
     backend.post_processor = processors.RobertaProcessing(
         sep=(marks.end, vocabulary[marks.end]),
@@ -124,6 +126,23 @@ def _byte_level(folder: Path, config: Config, marks: Marks | None) -> Tokenizer:
         add_prefix_space=spaced,
     )
     _add_marks(backend, vocabulary, marks, config)
+    return backend
+
+
+def _with_start(backend: Tokenizer, vocabulary: Mapping[str, Any], config: Config) -> Tokenizer:
+    """GPT-2's: its marks are all the same token, unless the config names others (OPT); one may open a text."""
+    usual = {"bos_token": TEXT_END, "eos_token": TEXT_END, "unk_token": TEXT_END, "pad_token": ""}
+    marks = {role: text_of(config, role, token) for role, token in usual.items()}
+    backend.add_special_tokens([token for token in dict.fromkeys(marks.values()) if token in vocabulary])
+    start = marks["bos_token"]
+    if not config.get("add_bos_token", False):
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    elif start in vocabulary:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, vocabulary[start])]
+        )
+    else:
+        raise CheckpointError(f"vocab.json has no {start!r}, which is to open a text", file="vocab.json")
     return backend
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from model.architectures.beside_vision import weights_beside_vision
 from model.architectures.llama import (
     ACTIVATIONS,
     configure_llama,
@@ -17,7 +18,7 @@ from model.architectures.llama import (
     windows,
     with_defaults,
 )
-from model.architectures.mapping import Architecture, WeightMap
+from model.architectures.mapping import Architecture
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig, Rotary
@@ -128,16 +129,6 @@ def _local_rotary(raw: RawConfig, config: DecoderConfig) -> Rotary:
     if "sliding_attention" in nested:
         return rotary(raw, config.head_size, length=config.context_length, layer_type="sliding_attention")
     return Rotary(theta=raw.number("rope_local_base_freq", 10000.0), size=config.head_size)
-
-
-def weights_beside_vision(config: DecoderConfig) -> WeightMap:
-    plain = weights(config)
-    return replace(
-        plain,
-        # Both the names of transformers 5 and those before it.
-        renamed=(("model.language_model.", "model."), ("language_model.", "")),
-        ignored=(*plain.ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
-    )
 
 
 ARCHITECTURES = {

@@ -127,6 +127,8 @@ def with_usual_scaling(raw: RawConfig, scaling: Mapping[str, Any]) -> RawConfig:
 ARCHITECTURES = {
     "SeedOssForCausalLM": decoder(configure_seed_oss),
     "Ernie4_5ForCausalLM": decoder(configure_ernie4_5, paired=True),
+    # As Baidu's own files name it.
+    "Ernie4_5_ForCausalLM": decoder(configure_ernie4_5, paired=True),
     "HeliumForCausalLM": decoder(configure_helium, paired=True),
     "InternLM3ForCausalLM": decoder(configure_internlm3),
     "IQuestCoderForCausalLM": decoder(configure_iquestcoder),

@@ -30,6 +30,7 @@ from model.architectures import (
     m2m100,
     marian,
     mbart,
+    mistral3,
     modernbert,
     mpnet,
     mpt,
@@ -51,6 +52,7 @@ from model.architectures.mapping import Architecture
 DECODERS: Mapping[str, Architecture[Any]] = {
     **llama.ARCHITECTURES,
     **llama_kin.ARCHITECTURES,
+    **mistral3.ARCHITECTURES,
     **gemma.ARCHITECTURES,
     **phi.ARCHITECTURES,
     **phi3.ARCHITECTURES,

@@ -50,7 +50,8 @@ def read_config(facts: Facts) -> Config:
     ids = {
         f"{name}_token_id": facts.token_id(key) for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    return found | {key: id for key, id in ids.items() if id is not None}
+    # Without an end there is none: not its class's.
+    return found | {"eos_token_id": None} | {key: id for key, id in ids.items() if id is not None}
 
 
 def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:

@@ -21,7 +21,16 @@ SENTENCES = [
 ]
 TRICKY = ["", " ", "  two  spaces ", "e\u0301te\u0300 ﬁ \u00a0x", "emoji 😀😀", "a\tb\nc", "x" * 120, "it's don't"]
 TEXTS = [*SENTENCES, *TRICKY]
-MASKS = {"bert": "a [MASK] b", "distilbert": "[CLS]", "mpnet": "a <mask> b", "roberta": "a <mask> b", "bart": "<s>"}
+MASKS = {
+    "bert": "a [MASK] b",
+    "distilbert": "[CLS]",
+    "mpnet": "a <mask> b",
+    "roberta": "a <mask> b",
+    "bart": "<s>",
+    "opt": "a </s> b<pad>",
+}
+LIKE_GPT2 = ("gpt2", "gpt_neo", "gptj", "codegen")
+OPT = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
 SPACED_MASK = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "special": True}
 
 
@@ -31,9 +40,9 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
     def make(kind: str, **config: Any) -> Path:
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        if kind in ("roberta", "bart", "gpt2"):
+        if kind in ("roberta", "bart", "opt", *LIKE_GPT2):
             trained = ByteLevelBPETokenizer()
-            special = ["<|endoftext|>"] if kind == "gpt2" else special
+            special = ["<|endoftext|>"] if kind in LIKE_GPT2 else special
             trained.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=special, show_progress=False)
         else:
             trained = BertWordPieceTokenizer(lowercase=config.get("do_lower_case", True))
@@ -59,7 +68,10 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         ("roberta", "RobertaTokenizer", {"add_prefix_space": True}),
         ("roberta", "RobertaTokenizer", {"mask_token": SPACED_MASK}),
         ("bart", "BartTokenizer", {}),
-        ("gpt2", "GPT2Tokenizer", {}),
+        *((kind, "CodeGenTokenizer" if kind == "codegen" else "GPT2Tokenizer", {}) for kind in LIKE_GPT2),
+        ("gpt2", "GPT2Tokenizer", {"add_bos_token": True}),
+        ("opt", "GPT2Tokenizer", {"add_bos_token": True, **OPT}),
+        ("opt", "GPT2Tokenizer", OPT),
     ],
 )
 def test_ids_types_and_offsets_are_those_of_transformers(
@@ -85,6 +97,7 @@ def test_ids_types_and_offsets_are_those_of_transformers(
 @pytest.mark.parametrize(
     ("kind", "file", "content", "advice"),
     [
+        ("opt", "tokenizer_config.json", '{"add_bos_token": true, "bos_token": "<bos>"}', "has no '<bos>'"),
         ("bert", "vocab.txt", "[PAD]\na\nb\n", "has no '[CLS]'"),
         ("roberta", "vocab.json", '{"a": 0}', "vocab.json"),
         ("roberta", "merges.txt", "x y z w\n", "merges.txt"),

@@ -191,6 +191,11 @@ CASES: dict[str, dict[str, Any]] = {
     "helium": {"model_type": "helium", **SIZES, "head_dim": 8},
     "cwm": {"model_type": "cwm", **SIZES, **MIXED},
     "ministral": {"model_type": "ministral", **SIZES, **MIXED},
+    "ministral3": {
+        "model_type": "ministral3",
+        **SIZES,
+        "rope_parameters": {**YARN, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.7},
+    },
     "hunyuan": {"model_type": "hunyuan_v1_dense", **SIZES},
     "hunyuan, stretched": {
         "model_type": "hunyuan_v1_dense",

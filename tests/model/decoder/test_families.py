@@ -26,6 +26,7 @@ from model.compiled_layers import Quantization, compile_layers
 from model.decoder import Decoder
 from model.encode_network import load_encode_network
 from model.errors import CheckpointError
+from model.generation_defaults import DECODER_ENDS
 from model.kv_cache import KVCache
 from model.ops import library
 from model.packed_linear import pack
@@ -164,6 +165,13 @@ def test_each_key_that_a_config_leaves_out_has_the_value_of_its_class(kind: str,
             assert key in SIZES
         else:
             assert found == configured, key
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *NAMED_OTHERWISE])
+def test_the_end_of_a_text_that_a_config_leaves_out_is_that_of_its_class(kind: str) -> None:
+    end = AutoConfig.for_model(kind).eos_token_id
+    ends = () if end is None else tuple(end) if isinstance(end, list) else (end,)
+    assert DECODER_ENDS.get(AutoConfig.for_model(kind).model_type, ()) == ends
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralVisionConfig,
     PreTrainedModel,
     SiglipVisionConfig,
 )
@@ -96,51 +100,6 @@ def test_gpt_neox_of_before_transformers_5_is_the_same_network(
     torch.testing.assert_close(found, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("names", ["transformers 5", "before"])
-def test_gemma_3_beside_a_vision_tower_is_its_text_model(run_packed: Run, tmp_path: Path, names: str) -> None:
-    text = Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=4,
-        pad_token_id=0,
-    )
-    vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
-    torch.manual_seed(0)
-    reference = Gemma3ForConditionalGeneration(config).eval()
-    reference.save_pretrained(tmp_path)
-
-    def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        head = "language_model.model."
-        bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        return {
-            head + name.removeprefix("language_model.").removeprefix("model.")
-            if name.startswith("language_model.")
-            else name: tensor
-            for name, tensor in bare.items()
-        }
-
-    def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            "model.language_model." + name.removeprefix("language_model.model.")
-            if name.startswith("language_model.model.")
-            else f"model.{name}": tensor
-            for name, tensor in renamed(tensors).items()
-        }
-
-    folder = rewrite(tmp_path, tmp_path / "copy", prefixed if names == "transformers 5" else renamed)
-    ours = run_packed(load_network(folder), [TEXT])[0]
-    theirs = reference(torch.tensor([TEXT])).logits[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
 def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> None:
     """Greedy ids of real weights, 20 of each case, by full recompute."""
     outputs = DATA / "reference-outputs" / "greedy_transformers_cpu_fp32.json"
@@ -190,6 +149,79 @@ TINY = {
     "head_dim": 8,
     "pad_token_id": 0,
 }
+
+
+def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the files of before transformers 5 name the parts of a model with a vision tower."""
+    head = "language_model.model."
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    bare = {f"language_model.{name}" if name.startswith("lm_head") else name: value for name, value in bare.items()}
+    return {
+        head + name.removeprefix("language_model.").removeprefix("model.")
+        if name.startswith("language_model.") and "lm_head" not in name
+        else name: tensor
+        for name, tensor in bare.items()
+    }
+
+
+def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As those of transformers 5 do."""
+    found = {
+        "model.language_model." + name.removeprefix("language_model.model.")
+        if name.startswith("language_model.model.")
+        else f"model.{name}": tensor
+        for name, tensor in renamed(tensors).items()
+    }
+    return {name.replace("model.language_model.lm_head", "lm_head"): tensor for name, tensor in found.items()}
+
+
+def gemma_3() -> PreTrainedModel:
+    text = Gemma3TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        pad_token_id=0,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config)
+
+
+def mistral_3(kind: str, *, tied: bool) -> PreTrainedModel:
+    text = AutoConfig.for_model(kind, **TINY, sliding_window=None).to_dict()
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Mistral3Config(text_config=text, vision_config=vision.to_dict(), tie_word_embeddings=tied)
+    return Mistral3ForConditionalGeneration(config)
+
+
+BESIDE_VISION: dict[str, Callable[[], PreTrainedModel]] = {
+    "gemma 3": gemma_3,
+    "mistral small": lambda: mistral_3("mistral", tied=False),
+    "ministral 3": lambda: mistral_3("ministral3", tied=True),
+}
+
+
+@pytest.mark.parametrize("names", [prefixed, renamed], ids=["transformers 5", "before"])
+@pytest.mark.parametrize("kind", BESIDE_VISION)
+def test_what_is_beside_a_vision_tower_is_its_text_model(
+    run_packed: Run, tmp_path: Path, kind: str, names: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    torch.manual_seed(0)
+    reference = BESIDE_VISION[kind]().eval()
+    reference.save_pretrained(tmp_path)
+    folder = rewrite(tmp_path, tmp_path / "copy", names)
+    ours = run_packed(load_network(folder), [TEXT])[0]
+    theirs = reference(torch.tensor([TEXT])).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,25 @@ def test_a_causal_model_does_every_task_that_prompting_can(make: Make) -> None:
     assert found.labels == ()
 
 
+@pytest.mark.parametrize(
+    ("config", "files", "ends"),
+    [
+        ({}, {}, (2,)),
+        ({"model_type": "starcoder2"}, {}, ()),
+        ({"model_type": "glm4", "vocab_size": 151330}, {}, (151329,)),
+        ({"eos_token_id": None}, {}, ()),
+        ({}, {"generation_config.json": {"eos_token_id": None}}, ()),
+        ({}, {"generation_config.json": {"eos_token_id": 5}}, (5,)),
+    ],
+)
+def test_a_config_that_names_no_end_of_a_text_has_that_of_its_class(
+    make: Make, config: dict[str, Any], files: dict[str, Any], ends: tuple[int, ...]
+) -> None:
+    """Unless it says that there is none, and as far as there are such tokens."""
+    plain = {key: value for key, value in LLAMA.items() if key != "eos_token_id"}
+    assert describe(make(plain | config, files)).eos_ids == ends
+
+
 def test_rules_that_a_decoder_declares_are_kept_and_what_cannot_be_done_is_said(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
