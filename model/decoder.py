@@ -63,7 +63,8 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self._embedding_scale(hidden.dtype)
         if self.position_embedding is not None:
-            hidden = hidden + self.position_embedding(positions + self.config.position_offset)
+            offset = self.config.position_offset
+            hidden = hidden + self.position_embedding(positions + offset if offset else positions)
         hidden = _normed(self.embedding_norm, hidden)
         rotations = [table(positions, hidden.dtype) for table in self.rotary_tables]
         if self.config.query_growth is not None:
@@ -118,16 +119,16 @@ class DecoderLayer(nn.Module):
         """
         additions = None if adapters is None else adapters.of_layer(self.attention.index)
         hidden, normed = _added(self.attention_norm, hidden, delta)
-        attended = self._scaled(self.attention_output_norm, self.attention(normed, rotations, attend, additions))
+        attended = self.attention(normed, rotations, attend, additions)
+        attended = self.scaled(_normed(self.attention_output_norm, attended))
         if self.parallel_residual:
             moved = self.mlp(normed if self.shared_norm else _normed(self.mlp_norm, hidden), additions)
-            return hidden + attended, self._scaled(self.mlp_output_norm, moved)
+            return hidden + attended, self.scaled(_normed(self.mlp_output_norm, moved))
         hidden, normed = _added(self.mlp_norm, hidden, attended)
-        return hidden, self._scaled(self.mlp_output_norm, self.mlp(normed, additions))
+        return hidden, self.scaled(_normed(self.mlp_output_norm, self.mlp(normed, additions)))
 
-    def _scaled(self, norm: nn.Module | None, moved: Tensor) -> Tensor:
+    def scaled(self, moved: Tensor) -> Tensor:
         """What a sublayer adds to the stream."""
-        moved = _normed(norm, moved)
         return moved if self.residual_scale == 1.0 else moved * self.residual_scale
 
 

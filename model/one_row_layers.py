@@ -61,11 +61,11 @@ class OneRowLayer(nn.Module):
             hidden, delta, _norm(parts.attention_norm), parts.query_key_value.weight, parts.query_key_value.bias
         )
         attended = self.layer.attention.attended(fused, rotations, attend).flatten(1)
-        moved = kernels.project(attended, parts.output.weight, parts.output.bias)
+        moved = self.layer.scaled(kernels.project(attended, parts.output.weight, parts.output.bias))
         hidden, middle = kernels.norm_project(
             hidden, moved, _norm(parts.mlp_norm), parts.gate_up.weight, parts.gate_up.bias, gate=parts.mlp.activation
         )
-        return hidden, kernels.project(middle, parts.down.weight, parts.down.bias)
+        return hidden, self.layer.scaled(kernels.project(middle, parts.down.weight, parts.down.bias))
 
 
 def add_short_cuts(network: Decoder) -> None:
@@ -76,7 +76,7 @@ def add_short_cuts(network: Decoder) -> None:
 
 
 def _parts(layer: DecoderLayer) -> _Parts | None:
-    if triton_one_row is None or layer.parallel_residual or layer.residual_scale != 1.0:
+    if triton_one_row is None or layer.parallel_residual:
         return None
     if layer.attention_output_norm is not None or layer.mlp_output_norm is not None:
         return None

@@ -99,7 +99,7 @@ def most_positions(raw: RawConfig, trained: int) -> int:
 
     "dynamic" grows with the text. "linear" and "yarn" reach their factor times what they stretch, as vLLM reckons it
     (`_get_and_verify_max_len`); unlike there, more than `max_position_embeddings` is not used unasked, since a linear
-    factor may be in it already.
+    factor may be in it already. Command R says the larger number itself.
     """
     section = raw.section("rope_scaling") if "rope_scaling" in raw else RawConfig({}, raw.file)
     section = raw.section("rope_parameters") if "rope_parameters" in raw else section
@@ -107,7 +107,7 @@ def most_positions(raw: RawConfig, trained: int) -> int:
     if kind == "dynamic":
         return UNBOUNDED
     if kind not in ("linear", "yarn") or "factor" not in section:
-        return trained
+        return raw.size("model_max_length", trained)
     original = section.size("original_max_position_embeddings", trained) if kind == "yarn" else trained
     return int(original * section.number("factor"))
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -26,6 +28,8 @@ from model.gpu_network import convert
 from model.kv_cache import KVCache
 from model.layers import gelu_tanh, rotate
 from model.one_row_layers import OneRowLayer
+from tests.model.decoder.conftest import CASES as DECODERS
+from tests.model.decoder.conftest import randomize
 
 pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -217,11 +221,20 @@ def test_one_row_of_a_network_is_that_row_among_others(name, tmp_path):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
-def test_a_network_with_the_kernels_continues_a_cached_text_as_without(name, tmp_path):
+SEVERAL = (
+    *("llama", "qwen3", "gemma2", "smollm3", "granite", "hunyuan", "ministral3", "olmo", "exaone4", "glm4", "apertus"),
+    *("stablelm 2", "cohere", "gptj", "falcon", "bloom", "opt"),
+)
+"""Of each choice that the kernels have, and of each that they leave alone."""
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_a_network_with_the_kernels_continues_a_cached_text_as_without(case, tmp_path):
     """A prompt in one step, then a token in each: all rows of a step, and one alone."""
     torch.manual_seed(2)
-    MODELS[name]().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**DECODERS[case]))
+    randomize(model)
+    model.save_pretrained(tmp_path)
     network = load_network(tmp_path, DEVICE)
     ids = [5, 9, 40, 3, 77, 8, 1, 60, 2]
     found = []

@@ -164,6 +164,13 @@ def test_a_limit_raises_the_context_as_far_as_the_scaling_reaches(rope: dict[str
     assert [config.context_length for config in lengths] == [32, 24, most]
 
 
+def test_a_limit_raises_the_context_as_far_as_the_config_says() -> None:
+    """Command R was trained on 128k tokens; its `max_position_embeddings` are 8192."""
+    values = {**SIZES, "max_position_embeddings": 32, "model_max_length": 80}
+    lengths = [ARCHITECTURES["CohereForCausalLM"].configure(RawConfig(values), limit) for limit in (None, 64, 200)]
+    assert [config.context_length for config in lengths] == [32, 64, 80]
+
+
 @pytest.mark.parametrize(
     "rope",
     [
