@@ -33,7 +33,7 @@ CLASS_IDS: Mapping[str, Mapping[str, int]] = {
 }
 """By `model_type`: what a `config.json` that leaves these keys out means to transformers."""
 DECODER_ENDS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), (1,)),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "vaultgemma"), (1,)),
     **dict.fromkeys(
         (
             *("llama", "mistral", "ministral", "ministral3", "apertus", "bloom", "ernie4_5", "exaone4", "gpt_neox"),

@@ -82,6 +82,10 @@ def configure_gemma2(raw: RawConfig, limit: int | None) -> DecoderConfig:
     )
 
 
+def configure_vaultgemma(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    return replace(configure_gemma2(raw, limit), architecture="VaultGemmaForCausalLM", norm_places="before")
+
+
 def configure_gemma3(raw: RawConfig, limit: int | None) -> DecoderConfig:
     raw = with_defaults(raw, GEMMA3_DEFAULTS)
     config = _configure(raw, limit)
@@ -134,6 +138,9 @@ def _local_rotary(raw: RawConfig, config: DecoderConfig) -> Rotary:
 ARCHITECTURES = {
     "GemmaForCausalLM": decoder(configure_gemma),
     "Gemma2ForCausalLM": decoder(configure_gemma2),
+    "VaultGemmaForCausalLM": decoder(
+        configure_vaultgemma, renamed=((".pre_feedforward_layernorm.", ".post_attention_layernorm."),)
+    ),
     "Gemma3ForCausalLM": decoder(configure_gemma3),
     # EmbeddingGemma.
     "Gemma3TextModel": Architecture(network="decoder", head="embedding", configure=configure_gemma3, weights=weights),

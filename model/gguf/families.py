@@ -226,9 +226,8 @@ def _phi2(facts: Facts) -> Config:
 
 
 def _command_r(facts: Facts) -> Config:
-    if "blk.0.attn_q_norm.weight" in facts.tensors:
-        raise facts.refused("Command R with normed queries and keys (Plus) is not supported")
     config = _with_layer_norms(facts, "CohereForCausalLM", "cohere")
+    config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in facts.tensors
     return config | {"logit_scale": facts.number("logit_scale", 0.0) or 1.0}
 
 
@@ -295,9 +294,53 @@ def _window(facts: Facts) -> int | None:
     return (facts.keys.whole(key) or None) if key in facts.keys else None
 
 
+def _gptneox(facts: Facts) -> Config:
+    config = _with_layer_norms(facts, "GPTNeoXForCausalLM", "gpt_neox")
+    config["use_parallel_residual"] = facts.keys.flag(facts.key("use_parallel_residual"), True)
+    return config | {"attention_bias": "blk.0.attn_qkv.bias" in facts.tensors}
+
+
+def _bloom(facts: Facts) -> Config:
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": facts.rows("token_embd.weight"),
+        "hidden_size": facts.size("embedding_length"),
+        "n_layer": facts.size("block_count"),
+        "n_head": facts.size("attention.head_count"),
+        "seq_length": facts.size("context_length"),
+        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+    }
+
+
+def _mpt(facts: Facts) -> Config:
+    if any(name.endswith(".bias") for name in facts.tensors):
+        raise facts.refused("MPT with biases is not supported")
+    alibi = facts.number("attention.max_alibi_bias", 0.0)
+    attention = {"clip_qkv": facts.number("attention.clamp_kqv", 0.0) or None, "alibi": alibi != 0}
+    return {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        "vocab_size": facts.rows("token_embd.weight"),
+        "d_model": facts.size("embedding_length"),
+        "n_layers": facts.size("block_count"),
+        "n_heads": facts.size("attention.head_count"),
+        "max_seq_len": facts.size("context_length"),
+        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
+        "attn_config": attention | ({"alibi_bias_max": alibi} if alibi else {}),
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+    }
+
+
+def _starcoder(facts: Facts) -> Config:
+    config = _gpt2(facts) | {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode"}
+    return config | {"multi_query": True}
+
+
 def _gpt2(facts: Facts) -> Config:
     if not facts.keys.flag(facts.key("attention.causal"), True):
-        raise facts.refused("GPT-2 without causal attention is not supported")
+        raise facts.refused(f"{facts.architecture} without causal attention is not supported")
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -352,5 +395,9 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2": Family(names.PLAIN, _cohere2),
     "nemotron": Family(names.GEMMA1, _nemotron),
     "gpt2": Family(names.GPT2, _gpt2),
+    "starcoder": Family(names.GPT2, _starcoder),
+    "gptneox": Family(names.GPT_NEOX, _gptneox),
+    "bloom": Family(names.BLOOM, _bloom),
+    "mpt": Family(names.MPT, _mpt),
     "bert": Family(names.BERT, _bert),
 }

@@ -28,6 +28,8 @@ class Naming:
     """Tensors of a layer whose heads lie with their halves interleaved, and which key counts those heads."""
     norm_offset: float = 0.0
     """What was added to the weights of norms."""
+    regrouped: frozenset[str] = frozenset()
+    """Tensors of a layer that lay head by head, each with its query, key and value, and now kind by kind."""
 
     def original(self, name: str) -> str:
         """The name in the checkpoint; one that is not known here stays as it is."""
@@ -44,6 +46,10 @@ class Naming:
         """The key, behind the architecture's name, of how many heads lie interleaved in this tensor; None: none do."""
         found = LAYER.fullmatch(name)
         return self.interleaved.get(found[2]) if found else None
+
+    def is_regrouped(self, name: str) -> bool:
+        found = LAYER.fullmatch(name)
+        return found is not None and found[2] in self.regrouped
 
 
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -126,6 +132,41 @@ GPT2 = Naming(
     },
     layers="transformer.h",
     inner=_GPT2,
+)
+_BY_HEADS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+GPT_NEOX = Naming(
+    outer={"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "lm_head"},
+    layers="gpt_neox.layers",
+    inner=_BY_HEADS | {"attn_qkv": "attention.query_key_value", "attn_output": "attention.dense"},
+    regrouped=frozenset({"attn_qkv"}),
+)
+BLOOM = Naming(
+    outer={
+        "token_embd": "transformer.word_embeddings",
+        "token_embd_norm": "transformer.word_embeddings_layernorm",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+    },
+    layers="transformer.h",
+    inner=_BY_HEADS | {"attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense"},
+    regrouped=frozenset({"attn_qkv"}),
+)
+MPT = Naming(
+    outer={"token_embd": "transformer.wte", "output_norm": "transformer.norm_f", "output": "lm_head"},
+    layers="transformer.blocks",
+    inner={
+        "attn_norm": "norm_1",
+        "attn_qkv": "attn.Wqkv",
+        "attn_output": "attn.out_proj",
+        "ffn_norm": "norm_2",
+        "ffn_up": "ffn.up_proj",
+        "ffn_down": "ffn.down_proj",
+    },
 )
 BERT = Naming(
     outer={

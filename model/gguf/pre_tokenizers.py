@@ -53,6 +53,7 @@ GLM4 = PreTokenizer(cuts=(THREE_DIGITS,), whole_words=True)
 ONE_DIGIT = rf"{_CONTRACTED}|{_LETTERS}|\p{{N}}|{_REST}"
 QWEN2 = PreTokenizer(cuts=(ONE_DIGIT,), composed=True)
 SEED = PreTokenizer(cuts=(ONE_DIGIT.replace(_REST, r" ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"),))
+BLOOM = PreTokenizer(cuts=(r" ?[^(\s|.,!?…。，、।۔،)]+",))
 TEKKEN = PreTokenizer(cuts=(rf"{_CAPITALIZED}|{_CAPITALS}|\p{{N}}|{_REST_WITH_SLASH}",), whole_words=True, opened=True)
 GPT4O = PreTokenizer(
     cuts=(rf"{_CAPITALIZED}{_CONTRACTED}?|{_CAPITALS}{_CONTRACTED}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}",)
@@ -66,6 +67,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), DBRX),
     **dict.fromkeys(("glm4", "glm5"), GLM4),
     "seed-coder": SEED,
+    "bloom": BLOOM,
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), QWEN2),
     "tekken": TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), GPT4O),

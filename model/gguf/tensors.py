@@ -28,12 +28,14 @@ PART_BYTES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor is, and what of its conversion is to be undone: a number that was added, heads interleaved."""
+    """Where a tensor is, and what of its conversion is to be undone: a number that was added, heads interleaved or put
+    kind by kind."""
 
     file: GgufFile
     info: TensorInfo
     offset: float
     num_heads: int | None
+    num_regrouped: int | None
 
 
 class GgufTensors:
@@ -66,6 +68,8 @@ class GgufTensors:
         values = read(place.file, place.info)
         if place.offset:
             values -= place.offset
+        if place.num_regrouped is not None:
+            return _by_head(values, place.num_regrouped, tensor)
         return values if place.num_heads is None else _apart(values, place.num_heads, tensor)
 
     def _add(self, name: str, place: Place) -> None:
@@ -81,7 +85,8 @@ class GgufTensors:
 def _place(facts: Facts, naming: Naming, file: GgufFile, info: TensorInfo) -> Place:
     key = naming.heads_key(info.name)
     num_heads = None if key is None else facts.size(key, facts.size("attention.head_count"))
-    return Place(file, info, naming.offset(info.name), num_heads)
+    num_regrouped = facts.size("attention.head_count") if naming.is_regrouped(info.name) else None
+    return Place(file, info, naming.offset(info.name), num_heads, num_regrouped)
 
 
 def _apart(values: Tensor, num_heads: int, tensor: StoredTensor) -> Tensor:
@@ -94,6 +99,14 @@ def _apart(values: Tensor, num_heads: int, tensor: StoredTensor) -> Tensor:
     # [head, D / 2, half, ...] to [head, half, D / 2, ...]
     pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
     return pairs.transpose(1, 2).reshape(values.shape)
+
+
+def _by_head(values: Tensor, num_heads: int, tensor: StoredTensor) -> Tensor:
+    """Rows that lie by queries, keys and values as they lay: head by head."""
+    if values.shape[0] % (3 * num_heads):
+        raise tensor.refused(f"has {values.shape[0]} rows, which are no {num_heads} heads' queries, keys and values")
+    kinds = values.reshape(3, num_heads, -1, *values.shape[1:])
+    return kinds.transpose(0, 1).reshape(values.shape)
 
 
 def _read_plain(file: GgufFile, info: TensorInfo) -> Tensor:

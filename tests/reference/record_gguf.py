@@ -76,6 +76,7 @@ LLAMA_3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA_3.replace("{1,3}", "")
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 SEED = QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
 """As the `tokenizer.json` of those checkpoints have them."""
 BERT_MARKS = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
@@ -102,7 +103,8 @@ def random_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 def convert(folder: Path, target: Path, kind: gguf.LlamaFileType, pre: str | None, *, vocab_only: bool = False) -> None:
     """By the converter's class for the architecture; `pre` names the pre-tokenizer, None leaves the vocabulary out."""
-    hparams = ModelBase.load_hparams(folder, False)
+    # What transformers passes over of a config is the converter's to read all the same.
+    hparams = json.loads((folder / "config.json").read_text()) | ModelBase.load_hparams(folder, False)
     converter = get_model_class(hparams["architectures"][0])
 
     class Converter(converter):  # type: ignore[misc, valid-type]
@@ -115,7 +117,7 @@ def convert(folder: Path, target: Path, kind: gguf.LlamaFileType, pre: str | Non
             if pre is not None:
                 super().set_vocab()
 
-    made = Converter(folder, kind, target)
+    made = Converter(folder, kind, target, hparams=hparams)
     made.write_vocab() if vocab_only else made.write()
 
 
@@ -127,8 +129,8 @@ def quantize(model: torch.nn.Module) -> None:
             parameter.data = torch.from_numpy(gguf.dequantize(gguf.quantize(parameter.detach().numpy(), kind), kind))
 
 
-def record(name: str, model: torch.nn.Module, *, quantized: bool = False) -> None:
-    """Without a vocabulary: what the network computes of ids."""
+def record(name: str, model: torch.nn.Module, *, quantized: bool = False, **config: Any) -> None:
+    """Without a vocabulary: what the network computes of ids. `config`: keys as files of the hub have them."""
     random_weights(model)
     original = deepcopy(model)
     if quantized:
@@ -140,6 +142,8 @@ def record(name: str, model: torch.nn.Module, *, quantized: bool = False) -> Non
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / name  # which the converter writes into the file
         original.save_pretrained(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
         # The converter counts Gemma's tokens there.
         words = {str(id): id for id in range(SHAPE["vocab_size"])}
         (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
@@ -309,6 +313,7 @@ def record_vocabularies() -> None:
     )
     record_vocabulary("bpe-llama", llama(), saved(opened), "llama-bpe", **marks)
     record_vocabulary("bpe-glm4", llama(), saved(whole_words(byte_level(cut_by(LLAMA_3)))), "glm4", **marks)
+    record_vocabulary("bpe-bloom", llama(), saved(byte_level(cut_by(BLOOM))), "bloom", **marks)
     record_vocabulary("bpe-seed", llama(), saved(byte_level(cut_by(SEED))), "seed-coder", **marks)
     spiece = SHAPE | {"vocab_size": 420}
     for name, model in (
@@ -356,6 +361,8 @@ def more_decoders() -> None:
     deep, tied = {"num_hidden_layers": 4, "sliding_window": 4}, {"tie_word_embeddings": True}
     mup = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.25, "logits_scaling": 4.0}
     narrow = {"head_dim": 4}
+    gpt2 = {"vocab_size": 32, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    clipped = {"attn_config": {"clip_qkv": 0.5}}
     cases: dict[str, dict[str, Any]] = {
         "smollm3": SHAPE | {"num_hidden_layers": 4},
         "granite": SHAPE | narrow | mup,
@@ -371,11 +378,18 @@ def more_decoders() -> None:
         "phi": wide | {"num_key_value_heads": 2, "intermediate_size": 64},
         "cohere": SHAPE | narrow | tied | {"logit_scale": 0.5},
         "cohere2": SHAPE | deep | narrow | tied | {"logit_scale": 0.5, "rotary_pct": 1.0},
+        "cohere-plus": SHAPE | narrow | tied | {"use_qk_norm": True},
         "nemotron": SHAPE | narrow,
+        "gpt_neox": SHAPE | narrow | {"rotary_pct": 0.5},
+        "gpt_bigcode": gpt2,
+        "bloom": {"vocab_size": 32, "hidden_size": 8, "n_head": 2, "n_layer": 1, "seq_length": 64},
+        "mpt": {"vocab_size": 32, "d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 64} | clipped,
     }
-    for kind, values in cases.items():
+    for name, values in cases.items():
+        kind = name.removesuffix("-plus")
         config = transformers.AutoConfig.for_model(kind, **values)
-        record(kind, transformers.AutoModelForCausalLM.from_config(config))
+        keys = {"mpt": {"architectures": ["MPTForCausalLM"]}, "gpt_neox": {"rotary_pct": 0.5}}.get(kind, {})
+        record(name, transformers.AutoModelForCausalLM.from_config(config), **keys)
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", **SIZES},
     "gemma": {"model_type": "gemma", **SIZES},
     "gemma2": {"model_type": "gemma2", **SIZES, **GEMMA, "sliding_window": 5},
+    "vaultgemma": {"model_type": "vaultgemma", **SIZES, **GEMMA, "sliding_window": 5},
     "gemma3": {
         "model_type": "gemma3_text",
         **SIZES,

@@ -34,6 +34,11 @@ EIGHT = (0, (8,), struct.pack("<8f", *[1.0] * 8))
 WORDS: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"]}
 
 
+def of(kind: str) -> dict[str, Any]:
+    """The same keys, of another architecture."""
+    return {key.replace("llama.", f"{kind}."): value for key, value in LLAMA.items()} | {"general.architecture": kind}
+
+
 def config(path: Path) -> dict[str, Any]:
     with GgufFile(path) as file:
         return read_config(Facts([file]))
@@ -121,6 +126,16 @@ def test_any_damage_is_read_or_refused_and_nothing_else(
         ({}, {"rope_factors_short.weight": EIGHT}, "'rope_factors_short.weight' is there without 'rope_factors_long"),
         ({}, {"rope_freqs.weight": (0, (3,), bytes(12))}, r"has the shape \[3\]; expected \[8\]"),
         ({}, {"rope_freqs.weight": (0, (8,), bytes(32))}, "not finite and above 0"),
+        (of("stablelm"), {"blk.0.attn_q_norm.weight": EIGHT}, "StableLM with normed queries and keys"),
+        (of("glm4") | {"glm4.rope.dimension_sections": [1, 2]}, {}, "rotary positions of several kinds"),
+        (of("mpt"), {"blk.0.attn_qkv.bias": EIGHT}, "MPT with biases"),
+        (of("granite"), {}, "'granite.logit_scale'"),
+        (
+            of("granite") | {"granite.logit_scale": 0.0},
+            {},
+            "'granite.logit_scale' is 0.0; expected a finite number above 0",
+        ),
+        (of("gptneox") | {"gptneox.use_parallel_residual": 3}, {}, "'gptneox.use_parallel_residual' is 3"),
     ],
 )
 def test_what_is_not_read_is_named(write: Write, keys: dict[str, Any], tensors: dict[str, Any], said: str) -> None:

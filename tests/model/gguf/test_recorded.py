@@ -54,7 +54,12 @@ NETWORKS = (
     "phi",
     "cohere",
     "cohere2",
+    "cohere-plus",
     "nemotron",
+    "gpt_neox",
+    "gpt_bigcode",
+    "bloom",
+    "mpt",
 )
 VOCABULARIES = (
     "bpe-smollm",
@@ -63,6 +68,7 @@ VOCABULARIES = (
     "bpe-llama",
     "bpe-glm4",
     "bpe-seed",
+    "bpe-bloom",
     "spm-llama",
     "spm-gemma2",
     "bert",
