@@ -3,8 +3,11 @@
 The fused projection is stored head by head and is regrouped. Knows no tensors.
 """
 
-from model.architectures.llama import ACTIVATIONS, context_length, most_positions, tied
-from model.architectures.mapping import Architecture, HeadOrder, Part, WeightMap, grouped_heads, part
+from dataclasses import replace
+
+from model.architectures.llama import ACTIVATIONS, context_length, most_positions
+from model.architectures.mapping import Architecture, HeadOrder, WeightMap, grouped_heads
+from model.architectures.named import Naming, named_weights
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig
@@ -42,30 +45,24 @@ def configure_gpt_neox(raw: RawConfig, limit: int | None) -> DecoderConfig:
 
 
 def weights(config: DecoderConfig) -> WeightMap:
-    parameters = {"embedding.weight": part("gpt_neox.embed_in.weight")}
-    parameters |= _both("norm", "gpt_neox.final_layer_norm")
     order = HeadOrder(head_size=config.head_size, heads=grouped_heads(config.num_heads, config.num_heads))
-    for layer in range(config.num_layers):
-        ours, theirs = f"layers.{layer}", f"gpt_neox.layers.{layer}"
-        fused, output = f"{theirs}.attention.query_key_value", f"{theirs}.attention.dense"
-        kinds = ("weight", "bias") if config.query_key_value_bias else ("weight",)
-        for kind in kinds:
-            parameters[f"{ours}.attention.query_key_value.{kind}"] = (Part(name=f"{fused}.{kind}", order=order),)
-            parameters[f"{ours}.attention.output.{kind}"] = part(f"{output}.{kind}")
-        parameters |= _both(f"{ours}.attention_norm", f"{theirs}.input_layernorm")
-        parameters |= _both(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
-        parameters |= _both(f"{ours}.mlp.up", f"{theirs}.mlp.dense_h_to_4h")
-        parameters |= _both(f"{ours}.mlp.down", f"{theirs}.mlp.dense_4h_to_h")
-    parameters["output.weight"] = part("lm_head.weight")
-    masks = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+    naming = Naming(
+        prefix="gpt_neox.",
+        outer={"embedding": "embed_in", "norm": "final_layer_norm"},
+        layers="layers",
+        inner={
+            "attention_norm": ("input_layernorm",),
+            "mlp_norm": ("post_attention_layernorm",),
+            "attention.query_key_value": ("attention.query_key_value",),
+            "attention.output": ("attention.dense",),
+            "mlp.up": ("mlp.dense_h_to_4h",),
+            "mlp.down": ("mlp.dense_4h_to_h",),
+        },
+        orders={"attention.query_key_value": order},
+        ignored=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
+    )
     # The head's name before transformers 5.
-    renamed = (("embed_out.", "lm_head."),)
-    aliases = tied(config, "gpt_neox.embed_in.weight")
-    return WeightMap(parameters=parameters, aliases=aliases, ignored=masks, prefix="gpt_neox.", renamed=renamed)
-
-
-def _both(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
-    return {f"{ours}.{kind}": part(f"{theirs}.{kind}") for kind in ("weight", "bias")}
+    return replace(named_weights(config, naming), renamed=(("embed_out.", "lm_head."),))
 
 
 ARCHITECTURES = {

@@ -215,46 +215,55 @@ def tied(config: DecoderConfig, embedding: str) -> tuple[tuple[str, ...], ...]:
     return ((embedding, "lm_head.weight"),) if config.tied_embeddings else ()
 
 
+def kinds(config: DecoderConfig, module: str) -> tuple[str, ...]:
+    """Which tensors a module of ours has."""
+    name = module.rpartition(".")[2]
+    if name in ("query_norm", "key_norm") and config.query_key_norm == "heads":
+        return ("weight",)
+    if name.endswith("norm"):
+        return config.norm_parameters
+    biases = {"query_key_value": config.query_key_value_bias, "output": config.attention_output_bias}
+    biased = not name.endswith("embedding") and biases.get(name, config.mlp_bias)
+    return ("weight", "bias") if biased else ("weight",)
+
+
 def _layer(config: DecoderConfig, ours: str, theirs: str, order: HeadOrder | None) -> dict[str, tuple[Part, ...]]:
-    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+    modules = _projections(config, order) | _norms(config, order)
+    return {
+        f"{ours}.{module}.{kind}": tuple(replace(source, name=f"{theirs}.{source.name}.{kind}") for source in sources)
+        for module, sources in modules.items()
+        for kind in kinds(config, module)
+    }
+
+
+def _projections(config: DecoderConfig, order: HeadOrder | None) -> dict[str, tuple[Part, ...]]:
+    """Of a layer, by our names: what their weights and biases are made of."""
     num_key_rows = config.num_kv_heads * config.head_size
-    fused = {"q": config.num_heads * config.head_size, "k": num_key_rows, "v": num_key_rows}
-    inner, first = {"up": config.intermediate_size}, "up"
-    if config.gated:
-        inner, first = {"gate": config.intermediate_size, "up": config.intermediate_size}, "gate_up"
-
-    def joined(owner: str, num_rows: Mapping[str, int], kind: str) -> tuple[Part, ...]:
-        orders = {"q": order, "k": order}
-        return tuple(
-            Part(name=f"{owner}.{x}_proj.{kind}", rows=rows, order=orders.get(x)) for x, rows in num_rows.items()
-        )
-
-    found = {
-        f"{ours}.attention.query_key_value.weight": joined(attention, fused, "weight"),
-        f"{ours}.attention.output.weight": part(f"{attention}.o_proj.weight"),
-        f"{ours}.mlp.{first}.weight": joined(mlp, inner, "weight"),
-        f"{ours}.mlp.down.weight": part(f"{mlp}.down_proj.weight"),
+    inner = ("gate", "up") if config.gated else ("up",)
+    return {
+        "attention.query_key_value": (
+            Part(name="self_attn.q_proj", rows=config.num_heads * config.head_size, order=order),
+            Part(name="self_attn.k_proj", rows=num_key_rows, order=order),
+            Part(name="self_attn.v_proj", rows=num_key_rows),
+        ),
+        "attention.output": part("self_attn.o_proj"),
+        "mlp.gate_up" if config.gated else "mlp.up": tuple(
+            Part(name=f"mlp.{name}_proj", rows=config.intermediate_size) for name in inner
+        ),
+        "mlp.down": part("mlp.down_proj"),
     }
-    if config.query_key_value_bias:
-        found[f"{ours}.attention.query_key_value.bias"] = joined(attention, fused, "bias")
-    if config.attention_output_bias:
-        found[f"{ours}.attention.output.bias"] = part(f"{attention}.o_proj.bias")
-    if config.mlp_bias:
-        found[f"{ours}.mlp.{first}.bias"] = joined(mlp, inner, "bias")
-        found[f"{ours}.mlp.down.bias"] = part(f"{mlp}.down_proj.bias")
-    apart = config.query_key_norm == "heads"
-    for kind in () if config.query_key_norm is None else ("weight",) if apart else config.norm_parameters:
-        for norm, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-            stored = Part(name=f"{attention}.{name}.{kind}", order=order, flattened=apart)
-            found[f"{ours}.attention.{norm}.{kind}"] = (stored,)
-    names = dict(NORM_NAMES[config.norm_places])
+
+
+def _norms(config: DecoderConfig, order: HeadOrder | None) -> dict[str, tuple[Part, ...]]:
+    """Likewise."""
+    found = {ours: part(theirs) for ours, theirs in NORM_NAMES[config.norm_places].items()}
     if config.shared_norm:
-        del names["mlp_norm"]
-    return found | {
-        f"{ours}.{norm}.{kind}": part(f"{theirs}.{name}.{kind}")
-        for norm, name in names.items()
-        for kind in config.norm_parameters
-    }
+        del found["mlp_norm"]
+    if config.query_key_norm is not None:
+        for ours, theirs in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+            flattened = config.query_key_norm == "heads"
+            found[f"attention.{ours}"] = (Part(name=f"self_attn.{theirs}", order=order, flattened=flattened),)
+    return found
 
 
 NORM_NAMES: Mapping[str, Mapping[str, str]] = {

@@ -6,7 +6,7 @@ What a config has no use for (a bias, a norm) is not asked for. Knows no tensors
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from model.architectures.llama import head, tied
+from model.architectures.llama import head, kinds, tied
 from model.architectures.mapping import HeadOrder, Part, WeightMap
 from model.config import DecoderConfig
 
@@ -31,13 +31,13 @@ class Naming:
 def named_weights(config: DecoderConfig, naming: Naming) -> WeightMap:
     parameters: dict[str, tuple[Part, ...]] = {}
     for ours, theirs in naming.outer.items():
-        for kind in _kinds(config, ours):
+        for kind in kinds(config, ours):
             parameters[f"{ours}.{kind}"] = (Part(name=f"{naming.prefix}{theirs}.{kind}"),)
     rows = {"attention.query_key_value": _fused_rows(config)}
     for layer in range(config.num_layers):
         for ours, stored in naming.inner.items():
             several = rows.get(ours, ()) if len(stored) > 1 else (None,)
-            for kind in _kinds(config, ours):
+            for kind in kinds(config, ours):
                 parameters[f"layers.{layer}.{ours}.{kind}"] = tuple(
                     Part(
                         name=f"{naming.prefix}{naming.layers}.{layer}.{name}.{kind}",
@@ -52,16 +52,6 @@ def named_weights(config: DecoderConfig, naming: Naming) -> WeightMap:
         ignored=naming.ignored,
         prefix=naming.prefix,
     )
-
-
-def _kinds(config: DecoderConfig, module: str) -> tuple[str, ...]:
-    """Which tensors a module of ours has."""
-    if module in ("embedding", "position_embedding"):
-        return ("weight",)
-    if module.endswith("norm"):
-        return config.norm_parameters
-    biases = {"query_key_value": config.query_key_value_bias, "output": config.attention_output_bias}
-    return ("weight", "bias") if biases.get(module.rpartition(".")[2], config.mlp_bias) else ("weight",)
 
 
 def _fused_rows(config: DecoderConfig) -> tuple[int, int, int]:

@@ -16,6 +16,9 @@ SIZES = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidd
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "phi3": (AutoModelForCausalLM, {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}),
     "gpt_neox": (AutoModelForCausalLM, SIZES),
+    "glm4": (AutoModelForCausalLM, {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}),
+    "codegen": (AutoModelForCausalLM, {"vocab_size": 90, "n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}),
+    "falcon": (AutoModelForCausalLM, {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "qwen3": (AutoModelForCausalLM, {**SIZES, "num_key_value_heads": 2, "head_dim": 8}),
     "bert": (AutoModelForSequenceClassification, SIZES),
     "distilbert": (AutoModelForSequenceClassification, {"vocab_size": 90, "dim": 32, "n_heads": 4, "n_layers": 2}),
