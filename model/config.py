@@ -82,6 +82,7 @@ class DecoderConfig:
     residual_scale: float = 1.0
     """What sublayers add to the residual stream is multiplied by it (Granite)."""
     embedding_norm: bool = False
+    """The embedding goes through a norm before the first layer (BLOOM)."""
 
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     num_learned_positions: int = 0
@@ -89,7 +90,7 @@ class DecoderConfig:
     position_offset: int = 0
     """Row of the learned position embedding that position 0 reads."""
     alibi_scale: float = 1.0
-    """Factor on ALiBi's slopes, for texts longer than the trained length."""
+    """Factor on ALiBi's slopes, for texts longer than the trained length, or as scores are scaled (Falcon)."""
     rotary: Rotary | None = None
     local_rotary: Rotary | None = None
     """For the layers that have a window, where they differ (Gemma 3)."""
@@ -107,6 +108,7 @@ class DecoderConfig:
     turned_norm: bool = False
     """Queries and keys are normed after they are turned to their positions (HunYuan)."""
     query_growth: QueryGrowth | None = None
+    """How queries grow in texts longer than were trained on."""
     query_key_value_clip: float | None = None
     """Queries, keys and values are kept within this, as they are projected (OLMo)."""
     query_key_value_bias: bool = False
@@ -122,6 +124,7 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     logits_bias: bool = False
+    """The projection to logits has a bias (Phi, GPT-J)."""
     tied_embeddings: bool = False
 
     @property

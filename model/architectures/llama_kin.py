@@ -9,6 +9,7 @@ from typing import Any
 
 from model.architectures.llama import configure_llama, decoder, optional_window, windows, with_defaults
 from model.architectures.raw import RawConfig
+from model.architectures.rope import with_usual_scaling
 from model.config import DecoderConfig
 
 SEED_OSS_DEFAULTS: Mapping[str, Any] = {
@@ -115,13 +116,6 @@ def configure_cwm(raw: RawConfig, limit: int | None) -> DecoderConfig:
         attention_output_bias=False,
         windows=windows(raw, optional_window(raw), lambda layer: layer % 4 != 0),
     )
-
-
-def with_usual_scaling(raw: RawConfig, scaling: Mapping[str, Any]) -> RawConfig:
-    """The config with rotary positions stretched so, unless it says how they are."""
-    if "rope_parameters" in raw or "rope_scaling" in raw:
-        return raw
-    return RawConfig({**raw.values, "rope_scaling": dict(scaling)}, raw.file)
 
 
 ARCHITECTURES = {

@@ -9,9 +9,9 @@ from typing import Any
 
 from model.architectures.beside_vision import weights_beside_vision
 from model.architectures.llama import configure_mistral, decoder, with_defaults
-from model.architectures.llama_kin import with_usual_scaling
 from model.architectures.mapping import Architecture
 from model.architectures.raw import RawConfig
+from model.architectures.rope import with_usual_scaling
 from model.config import DecoderConfig, QueryGrowth
 
 MINISTRAL3_DEFAULTS: Mapping[str, Any] = {

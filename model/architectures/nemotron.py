@@ -14,9 +14,9 @@ from model.architectures.llama import (
     weights,
     with_defaults,
 )
-from model.architectures.llama_kin import with_usual_scaling
 from model.architectures.mapping import Architecture, Part, WeightMap
 from model.architectures.raw import RawConfig
+from model.architectures.rope import with_usual_scaling
 from model.config import DecoderConfig
 
 NEMOTRON_DEFAULTS: Mapping[str, Any] = {

@@ -4,6 +4,8 @@ The formulas that these numbers enter are in `model.layers`. No torch; both proc
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from model.architectures.raw import RawConfig
 from model.config import Rotary, RotaryScaling
@@ -30,6 +32,13 @@ def rotary(
     partial = section.number("partial_rotary_factor", raw.number("partial_rotary_factor", partial))
     size = int(head_size * partial)
     return Rotary(theta=theta, size=size, scaling=_scaling(raw, section, length, size))
+
+
+def with_usual_scaling(raw: RawConfig, scaling: Mapping[str, Any]) -> RawConfig:
+    """The config with rotary positions stretched so, unless it says how they are."""
+    if "rope_parameters" in raw or "rope_scaling" in raw:
+        return raw
+    return RawConfig({**raw.values, "rope_scaling": dict(scaling)}, raw.file)
 
 
 def _section(raw: RawConfig, layer_type: str | None) -> RawConfig:
