@@ -25,6 +25,7 @@ COMMANDS = {
     "models": Command("service.list_models", "say what checkpoint folders hold and which tasks they can do"),
     "bench": Command("service.bench.command", "measure a running service: throughput, latency, goodput"),
     "evaluate": Command("service.evaluate.command", "score a running service on labelled data"),
+    "batch": Command("service.batch.command", "have a file of requests answered, a line each"),
     "calibrate": Command("service.calibrate", "fit a classifier's confidence on labelled data"),
 }
 

@@ -79,6 +79,10 @@ class Worker:
         self._load_heard = 0.0
         self._stopping = False
 
+    @property
+    def is_loading(self) -> bool:
+        return self._num_loading > 0
+
     def run(self) -> None:
         while not self._stopping:
             now = time.monotonic()
@@ -296,6 +300,10 @@ def main() -> None:
     keep_what_is_here()
     with contextlib.suppress(ConnectionLostError):
         worker.run()
+    if worker.is_loading:
+        # The loader is inside of torch, where the end of the interpreter would find and abort it.
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ async def _ask(
             raise EvaluateError(f"{service.url}{path} answers {fault.status}: {fault.message}")
         if fault.status not in (429, 503):
             return fault
-        seconds = _retry_after(response)
+        seconds = retry_after(response)
         if waited + seconds > service.patience_seconds:
             raise EvaluateError(
                 f"{service.url} had no room for {waited:.0f} s (the limit is {service.patience_seconds:.0f}): "
@@ -108,7 +108,7 @@ async def _ask(
         waited += seconds
 
 
-def _retry_after(response: httpx.Response) -> float:
+def retry_after(response: httpx.Response) -> float:
     try:
         return max(float(response.headers["retry-after"]), 0.1)
     except (KeyError, ValueError):

@@ -1,5 +1,9 @@
 """The worker's loop without its process: what it holds of an unloaded checkpoint, and loading that does not go on."""
 
+import os
+import socket
+import subprocess
+import sys
 import time
 import weakref
 from functools import partial
@@ -23,11 +27,13 @@ from service.engine.protocol import (
     LoadFailed,
     Loading,
     ModelSpec,
+    Shutdown,
     Step,
     ToWorker,
     Unload,
     Unloaded,
     WorkerConfig,
+    frame,
 )
 from service.engine.worker import LOAD_SILENCE_SECONDS, Worker
 from tests.service.engine.conftest import KEY, STORIES
@@ -74,6 +80,27 @@ def test_an_unloaded_checkpoint_leaves_no_weights_no_blocks_and_a_word_to_each_r
     assert isinstance(last, Step)
     assert [(output.request_id, output.finish_reason) for output in last.tokens] == [(7, "error")]
     assert isinstance(unloaded, Unloaded)
+
+
+def test_a_worker_that_is_told_to_end_while_it_loads_ends_in_order() -> None:
+    """Several: the loader is mostly, but not always, where the end of the interpreter would abort the process."""
+    spec = ModelSpec(key="m@1", folder=str(SHIPPED / "slimpajama-tiny-encoder"))
+    workers = []
+    for _ in range(4):
+        ours, theirs = socket.socketpair()
+        clock = ProgressClock.create()
+        command = [sys.executable, "-m", "service.engine.worker", "--socket", str(theirs.fileno())]
+        command += ["--clock", str(clock.descriptor), "--parent", str(os.getpid()), "--step-timeout", "60"]
+        fds = (theirs.fileno(), clock.descriptor)
+        process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True)
+        theirs.close()
+        ours.sendall(frame(WorkerConfig(models=[spec])))
+        workers.append((process, ours))
+    for process, ours in workers:
+        assert ours.recv(1)  # of what it says of its loading
+        ours.sendall(frame(Shutdown()))
+        assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+        ours.close()
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the stories260K checkpoint is not in ../shared/data")
