@@ -56,6 +56,8 @@ class SamplingParams:
     """The first prompt token that is reported: what lies before its predecessor may come from the cache."""
     grammar: Grammar | None = None
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    """The same of n-grams of the source."""
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
     suppressed_ids: tuple[int, ...] = ()
@@ -76,6 +78,7 @@ class SamplingParams:
         return (
             self.grammar is not None
             or self.no_repeat_ngram_size > 0
+            or self.encoder_no_repeat_ngram_size > 0
             or any(len(ids) > 1 for ids in self.banned_sequences)
             or self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0

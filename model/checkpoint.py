@@ -93,18 +93,18 @@ def fill(
         done = 0
         filled: dict[tuple[str, bool, torch.Size], nn.Parameter] = {}
         for target, sources in weight_map.parameters.items():
-            tensors = [stored.tensors[names[source.name]] for source in sources if source.name in names]
+            present = {source: stored.tensors[names[source.name]] for source in sources if source.name in names}
             shape = network.get_parameter(target).shape
             # One stored tensor may stand for several parameters (`aliases`): they share its memory.
-            single = tensors[0].name if len(sources) == 1 and tensors else target
+            single = present[sources[0]].name if len(sources) == 1 and present else target
             key = (single, sources[0].transposed, shape)
             if key not in filled:
                 empty = torch.zeros(shape, dtype=dtype, device=device if part is None else "cpu")
                 filled[key] = nn.Parameter(empty, requires_grad=False)
-                _fill_parameter(filled[key], tensors, sources[: len(tensors)], stored)
+                _fill_parameter(filled[key], present, sources, stored)
                 if part is not None:
                     filled[key] = nn.Parameter(part(target, filled[key].data).to(device), requires_grad=False)
-                done += sum(tensor.num_bytes for tensor in tensors)
+                done += sum(tensor.num_bytes for tensor in present.values())
             _set_parameter(network, target, filled[key])
             if progress is not None:
                 progress(done, total)
@@ -161,14 +161,17 @@ def _are_same(stored: StoredWeights, one: str, other: str) -> bool:
 
 
 def _fill_parameter(
-    parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...], stored: StoredWeights
+    parameter: Tensor, present: Mapping[Part, StoredTensor], sources: tuple[Part, ...], stored: StoredWeights
 ) -> None:
-    """Copies stored tensors into a parameter, one below the other, with the cast to its dtype and device."""
-    _check_shapes(parameter, tensors, sources)
+    """Copies stored tensors into a parameter of zeros, one below the other, with the cast to its dtype and device."""
+    _check_shapes(parameter, present)
     start = 0
-    for tensor, source in zip(tensors, sources, strict=True):
-        end = start + _shape(tensor, source)[0]
-        parameter[start:end].copy_(_read(tensor, source, stored))
+    for source in sources:
+        if source not in present:
+            start += source.rows or 0
+            continue
+        end = start + _shape(present[source], source)[0]
+        parameter[start:end].copy_(_read(present[source], source, stored))
         start = end
 
 
@@ -188,11 +191,10 @@ def reordered(rows: Tensor, order: HeadOrder) -> Tensor:
     return heads.view(rows.shape)
 
 
-def _check_shapes(parameter: Tensor, tensors: list[StoredTensor], sources: tuple[Part, ...]) -> None:
-    pairs = list(zip(tensors, sources, strict=True))
-    shapes = [_shape(tensor, source) for tensor, source in pairs]
+def _check_shapes(parameter: Tensor, present: Mapping[Part, StoredTensor]) -> None:
+    shapes = [_shape(tensor, source) for source, tensor in present.items()]
     num_rows = sum(shape[0] for shape in shapes if shape)
-    for (tensor, source), shape in zip(pairs, shapes, strict=True):
+    for (source, tensor), shape in zip(present.items(), shapes, strict=True):
         if tensor.dtype is None:
             raise tensor.refused(f"is not stored as {', '.join(DTYPES)}")
         others = num_rows - shape[0] if shape else num_rows

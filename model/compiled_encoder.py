@@ -93,6 +93,8 @@ def _has_all_parts(config: EncoderConfig) -> bool:
     """Whether the network is BERT's but for sizes, activation and where positions begin."""
     unusual = (
         config.pre_norm,
+        config.norm != "layer",
+        config.num_kv_heads not in (None, config.num_heads),
         config.gated,
         config.weight_order,
         config.windows,
@@ -102,21 +104,22 @@ def _has_all_parts(config: EncoderConfig) -> bool:
         config.disentangled,
         config.convolution,
         config.embedding_projection,
+        config.num_task_types,
     )
-    usual = config.attention_bias and config.mlp_bias and config.norm_bias and config.activation != "silu"
+    biases = config.attention_bias and config.mlp_bias and config.mlp_down_bias is not False and config.norm_bias
+    usual = biases and config.embedding_norm and config.activation != "silu"
     sizes = (config.head_size, config.intermediate_size)
     return usual and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
 
 
 def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor], halves: bool) -> list[Tensor]:
     """What the operator wants of a layer, in its order; int8 where there are ranges of inputs."""
-    mlp, norm = layer.mlp, layer.attention_norm
+    mlp = layer.mlp
     assert isinstance(mlp, MLP)
-    assert norm is not None
     linears = (layer.query_key_value, layer.output, mlp.up, mlp.down)
     parts = [_quantized(linear, ranges.get(linear)) if ranges else _packed(linear, halves) for linear in linears]
     tensors = [part for linear_parts in parts for part in linear_parts]
-    return tensors + [part.float() for part in (*_parts(norm), *_parts(layer.mlp_norm))]
+    return tensors + [part.float() for part in (*_parts(layer.attention_norm), *_parts(layer.mlp_norm))]
 
 
 def _packed(linear: Linear, halves: bool) -> list[Tensor]:
@@ -138,7 +141,8 @@ def _quantized(linear: Linear, inputs: Tensor | None) -> list[Tensor]:
     return [*torch.ops.slimpajama.pack_int8(weight * shares), 1 / shares, linear.bias.float()]
 
 
-def _parts(norm: LayerNorm) -> list[Tensor]:
+def _parts(norm: Module | None) -> list[Tensor]:
+    assert isinstance(norm, LayerNorm)
     assert norm.bias is not None
     return [norm.weight, norm.bias]
 

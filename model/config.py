@@ -170,6 +170,8 @@ class EncoderDecoderConfig:
     norm_first: bool = False
     """Each sublayer reads the normalised residual (pre-norm); else the residual sum is normalised (post-norm)."""
     embedding_norm: bool = False
+    target_norm_before_positions: bool = False
+    """Positions are added to the target's embeddings once these are normed (BlenderbotSmall), and not before."""
     final_norm: bool = False
     bias: bool = True
 
@@ -181,6 +183,8 @@ class EncoderDecoderConfig:
     """Row of the position table that position 0 reads."""
     num_relative_buckets: int = 32
     max_relative_distance: int = 128
+    shared_relative_bias: bool = True
+    """All layers of a side have one table of the bias; else each has its own (UMT5)."""
     attention_scale: float
     encoder_attention_scale: float
 
@@ -232,8 +236,8 @@ class HeadConfig:
     kind: Literal["sequence", "token", "span", "vocabulary"]
     """What is labelled; "vocabulary": each token, by the masked language model's head."""
     num_outputs: int
-    pooling: Literal["first", "mean", "last"] = "first"
-    """Which hidden state of its text a "sequence" head reads."""
+    pooling: Literal["first", "mean", "last", "late"] = "first"
+    """Which hidden state of its text a "sequence" head reads; "late": each, and the logits' mean is the text's."""
     dense: bool = False
     dense_bias: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] = "tanh"
@@ -241,6 +245,8 @@ class HeadConfig:
     norm_bias: bool = False
     norm_epsilon: float = 1e-5
     bias: bool = True
+    tied: bool = True
+    """A "vocabulary" head's matrix is the embedding's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,19 +273,26 @@ class EncoderConfig:
     pad_id: int | None = None
     """Set where a padding id inside a text takes up no position (RoBERTa, MPNet)."""
 
+    num_task_types: int = 0
+    """Rows of the table of tasks, of which each token has the first (ERNIE)."""
+    embedding_norm: bool = True
+
+    norm: Literal["layer", "rms"] = "layer"
     norm_epsilon: float = 1e-12
     norm_bias: bool = True
     pre_norm: bool = False
     """Norms on each sublayer's input and one at the end (ModernBERT), instead of after each residual sum."""
+    first_norm: bool = True
+    """The first attention has a norm of its own, where norms are on inputs (ModernBERT: the embeddings' serves)."""
     weight_order: tuple[int, ...] = ()
     """Which set of weights each layer uses, where several layers share one (ALBERT); empty: each has its own."""
     weights_per_group: int = 1
     """Sets of weights that are stored together (ALBERT)."""
 
+    num_kv_heads: int | None = None
+    """None: as many as `num_heads`."""
     attention_bias: bool = True
     attention_scale: float
-    num_learned_positions: int = 0
-    """Rows of the learned position embedding; may be more than `context_length`, which a caller can lower."""
     rotary: Rotary | None = None
     local_rotary: Rotary | None = None
     """For the layers that have a window."""
@@ -293,6 +306,8 @@ class EncoderConfig:
     activation: Activation = "gelu"
     gated: bool = False
     mlp_bias: bool = True
+    mlp_down_bias: bool | None = None
+    """Of a gated MLP's last projection, where it is not as that of the others (GTE)."""
 
     head: HeadConfig | None = None
 

@@ -12,7 +12,6 @@ from model.architectures.raw import RawConfig
 from model.errors import CheckpointError
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1,),
     "diversity_penalty": (0,),
     "num_beam_groups": (1,),
@@ -32,7 +31,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Parameters that change the output and that are not implemented, with the values that mean "off"."""
 
-NEUTRAL_FOR_DECODERS: Mapping[str, tuple[Any, ...]] = {**NEUTRAL, "forced_bos_token_id": (), "num_beams": (1,)}
+NEUTRAL_FOR_DECODERS: Mapping[str, tuple[Any, ...]] = {
+    **NEUTRAL,
+    "encoder_no_repeat_ngram_size": (0,),
+    "forced_bos_token_id": (),
+    "num_beams": (1,),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

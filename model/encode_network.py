@@ -30,7 +30,7 @@ from model.decoder import Decoder
 from model.description import read_architecture
 from model.embedding_config import LogitScore, PoolingMode, read_embedding_config
 from model.encoder import Encoder
-from model.encoder_decoder import ClassifyingEncoderDecoder
+from model.encoder_decoder import ClassifyingEncoderDecoder, EncoderAlone
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.heads import Head
 from model.layers import Device
@@ -61,7 +61,7 @@ class EncodeNetwork(nn.Module):
 
     def __init__(
         self,
-        network: Encoder | CompiledEncoder | Decoder | ClassifyingEncoderDecoder,
+        network: Encoder | CompiledEncoder | Decoder | ClassifyingEncoderDecoder | EncoderAlone,
         *,
         head: Head | None = None,
         reading: SentenceModules | LogitScore | None = None,
@@ -92,12 +92,14 @@ class EncodeNetwork(nn.Module):
     def num_layer_weights(self) -> int:
         """About how many weights each token is multiplied with in the layers (plain ones; the head is left out)."""
         config, size = self.config, self.config.hidden_size
-        own = config.num_layers * size * (4 * size + 2 * config.intermediate_size)
+        matrices = 3 if config.gated else 2
+        own = config.num_layers * size * (4 * size + matrices * config.intermediate_size)
         if not isinstance(config, EncoderDecoderConfig):
             return own
         # A text goes through both, and the decoder has attention twice.
         crossing = config.num_layers * 4 * size**2
-        return own + crossing + config.num_encoder_layers * size * (4 * size + 2 * config.encoder_intermediate_size)
+        read = size * (4 * size + matrices * config.encoder_intermediate_size)
+        return own + crossing + config.num_encoder_layers * read
 
     @cached_property
     def outputs(self) -> frozenset[EncodeOutput]:
@@ -138,6 +140,8 @@ class EncodeNetwork(nn.Module):
             assert self.sentence_modules is not None
             return self._task_head(head).per_text(hidden, spans, self.sentence_modules)
         if self.head is not None:
+            if self.head.config.pooling == "late":
+                return POOLERS["mean"](self.head(hidden), spans)
             states = POOLERS[HEAD_POOLING[self.head.config.pooling]](hidden, spans)
             logits: Tensor = self.head(states.to(hidden.dtype))
             return logits
@@ -210,6 +214,10 @@ def _load(
         classifier = ClassifyingEncoderDecoder(config, device)
         fill(classifier, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
         return EncodeNetwork(classifier, head=classifier.head)
+    if isinstance(config, EncoderDecoderConfig) and architecture.head == "embedding":
+        alone = EncoderAlone(config, device)
+        fill(alone, folder, architecture.weights(config), device=device, dtype=dtype, progress=progress)
+        return _embedder(alone, folder, device)
     if not isinstance(config, DecoderConfig):
         raise UnsupportedArchitectureError(f"{folder}: {name} makes no vectors and no scores", file="config.json")
     network = _decoder(folder, raw, config, device=device, classifies=architecture.head == "sequence_classification")
@@ -227,6 +235,12 @@ def _encoder(encoder: Encoder, folder: Path, device: Device, *, pools: bool) -> 
         splade = SpladePooling(encoder.head, read_splade(folder) or Splade())
     if not pools:
         return EncodeNetwork(encoder, splade=splade)
+    return _embedder(encoder, folder, device, splade)
+
+
+def _embedder(
+    encoder: Encoder | EncoderAlone, folder: Path, device: Device, splade: SpladePooling | None = None
+) -> EncodeNetwork:
     network = EncodeNetwork(encoder, reading=SentenceModules(read_embedding_config(folder), device), splade=splade)
     network.add_task_heads(folder, device)
     return network

@@ -1,9 +1,9 @@
-"""The encoder network: BERT, RoBERTa, DistilBERT, MPNet, ALBERT, ModernBERT and DeBERTa-v2, set by an `EncoderConfig`.
+"""The encoder network: BERT and its kin, from RoBERTa to ModernBERT, set by an `EncoderConfig`.
 
 Texts are packed end to end without padding; which kernel lets them attend, each to itself, is the business of the
 `Attend` that the caller passes. What is read off the hidden states is `model.heads`. Runs in the worker process.
 
-Legend: T tokens packed in the step, E hidden size, H heads, D head size, W embedding width.
+Legend: T tokens packed in the step, E hidden size, H heads, K key/value heads, D head size, W embedding width.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.interface import Attend, AttentionRules
-from model.config import EncoderConfig
+from model.config import EncoderConfig, Rotary
 from model.disentangled import Disentangled, RelativePositions, TextConvolution, Texts
 from model.heads import Head
 from model.layers import (
@@ -23,6 +23,8 @@ from model.layers import (
     GatedMLP,
     LayerNorm,
     Linear,
+    OwnStretchTable,
+    RMSNorm,
     RotaryTable,
     Rotation,
     parameter,
@@ -58,7 +60,7 @@ class Encoder(nn.Module):
         self.norm = _norm(config, config.hidden_size) if config.pre_norm else None
         self.head = Head(config.head, config.hidden_size) if config.head else None
         rotaries = [config.rotary, config.local_rotary]
-        self.rotary_tables = [RotaryTable(rotary, config.context_length, device) for rotary in rotaries if rotary]
+        self.rotary_tables = [_rotary_table(rotary, config.context_length, device) for rotary in rotaries if rotary]
 
     def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, type_ids and positions [T], positions from 0 in each text; returns [T, E]."""
@@ -95,8 +97,10 @@ class EncoderEmbedding(nn.Module):
         self.tokens = Embedding(config.vocab_size, size)
         self.positions = Embedding(config.num_positions, size) if config.learned_positions else None
         self.types = Embedding(types, size) if types else None
+        self.tasks = Embedding(config.num_task_types, size) if config.num_task_types else None
         self.place = config.embedding_projection
-        self.norm = _norm(config, size if self.place == "after_norm" else config.hidden_size)
+        normed = size if self.place == "after_norm" else config.hidden_size
+        self.norm = _norm(config, normed) if config.embedding_norm else None
         biased = self.place == "after_norm"
         self.projection = Linear(size, config.hidden_size, bias=biased) if self.place else None
         self.offset = config.position_offset
@@ -108,9 +112,12 @@ class EncoderEmbedding(nn.Module):
             embedded = embedded + self.types(type_ids)
         if self.positions is not None:
             embedded = embedded + self.positions(positions + self.offset)
+        if self.tasks is not None:
+            embedded = embedded + self.tasks.weight[0]
         if self.projection is not None and self.place == "before_norm":
             embedded = self.projection(embedded)
-        embedded = self.norm(embedded)
+        if self.norm is not None:
+            embedded = self.norm(embedded)
         if self.projection is not None and self.place == "after_norm":
             embedded = self.projection(embedded)
         return embedded
@@ -122,13 +129,12 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderConfig, *, first: bool) -> None:
         super().__init__()
         size, bias = config.hidden_size, config.attention_bias
-        self.query_key_value = Linear(size, 3 * size, bias=bias)
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.query_key_value = Linear(size, (self.num_heads + 2 * self.num_kv_heads) * config.head_size, bias=bias)
         self.disentangled = Disentangled(config, config.disentangled) if config.disentangled else None
         self.output = Linear(size, size, bias=bias)
-        # The embeddings' own norm serves a pre-norm network's first attention.
-        self.attention_norm = None if config.pre_norm and first else _norm(config, size)
-        mlp = GatedMLP if config.gated else MLP
-        self.mlp = mlp(size, config.intermediate_size, activation=config.activation, bias=config.mlp_bias)
+        self.attention_norm = None if first and not config.first_norm else _norm(config, size)
+        self.mlp = _mlp(config)
         self.mlp_norm = _norm(config, size)
         self.pre_norm = config.pre_norm
         self.head_size = config.head_size
@@ -140,24 +146,25 @@ class EncoderLayer(nn.Module):
             hidden = hidden + self._attended(hidden if norm is None else norm(hidden), view, attend)
             out: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
         else:
-            assert norm is not None
+            assert isinstance(norm, LayerNorm)
+            assert isinstance(self.mlp_norm, LayerNorm)
             hidden = norm.of_sum(hidden, self._attended(hidden, view, attend))
             out = self.mlp_norm.of_sum(hidden, self.mlp(hidden))
         return out
 
     def _attended(self, hidden: Tensor, view: LayerView, attend: Attend) -> Tensor:
         fused: Tensor = self.query_key_value(hidden)
-        fused = fused.view(hidden.shape[0], 3, -1, self.head_size)  # [T, 3, H, D]
+        fused = fused.view(hidden.shape[0], -1, self.head_size)  # [T, H + 2K, D]
+        placed, value = fused.tensor_split([self.num_heads + self.num_kv_heads], dim=1)
         if view.rotation is not None:
             # Queries and keys lie side by side, so one pass turns both.
-            query, key = rotate(fused[:, :2].flatten(1, 2), view.rotation).chunk(2, dim=1)  # [T, H, D] each
-        else:
-            query, key = fused[:, 0], fused[:, 1]
+            placed = rotate(placed, view.rotation)
+        query, key = placed.tensor_split([self.num_heads], dim=1)  # [T, H, D] and [T, K, D]
         if self.disentangled is not None:
             assert view.texts is not None
-            attended = self.disentangled(query, key, fused[:, 2], view.texts, self.query_key_value)
+            attended = self.disentangled(query, key, value, view.texts, self.query_key_value)
         else:
-            attended = attend(view.index, query, key, fused[:, 2], view.rules)  # [T, H, D]
+            attended = attend(view.index, query, key, value, view.rules)  # [T, H, D]
         out: Tensor = self.output(attended.flatten(1))
         return out
 
@@ -178,5 +185,20 @@ def mpnet_bias(weight: Tensor) -> Tensor:
     return weight[buckets.to(weight.device)].T.float().contiguous()
 
 
-def _norm(config: EncoderConfig, size: int) -> LayerNorm:
+def _rotary_table(rotary: Rotary, length: int, device: Device) -> RotaryTable:
+    if rotary.scaling is not None and rotary.scaling.kind == "dynamic":
+        return OwnStretchTable(rotary, device)
+    return RotaryTable(rotary, length, device)
+
+
+def _mlp(config: EncoderConfig) -> MLP | GatedMLP:
+    sizes, activation, bias = (config.hidden_size, config.intermediate_size), config.activation, config.mlp_bias
+    if not config.gated:
+        return MLP(*sizes, activation=activation, bias=bias)
+    return GatedMLP(*sizes, activation=activation, bias=bias, down_bias=config.mlp_down_bias)
+
+
+def _norm(config: EncoderConfig, size: int) -> LayerNorm | RMSNorm:
+    if config.norm == "rms":
+        return RMSNorm(size, config.norm_epsilon)
     return LayerNorm(size, config.norm_epsilon, bias=config.norm_bias)

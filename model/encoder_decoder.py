@@ -1,4 +1,4 @@
-"""The encoder-decoder network: T5, BART, mBART, Marian, M2M100 / NLLB and Pegasus, set by an `EncoderDecoderConfig`.
+"""The encoder-decoder network: T5, BART and their kin, set by an `EncoderDecoderConfig`.
 
 One pass of the encoder over the source gives hidden states, from which each decoder layer's cross-attention keys and
 values are made once; the decoder then runs step by step like a causal language model that also looks at those.
@@ -10,6 +10,7 @@ R distance past which T5 tells no positions apart.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +87,26 @@ class ClassifyingEncoderDecoder(EncoderDecoder):
         return self.decode(target, positions, attend, cross)
 
 
+class EncoderAlone(nn.Module):
+    """Source ids to hidden states, without a decoder: what embedders are made of (sentence-t5, arXiv 2108.08877)."""
+
+    def __init__(self, config: EncoderDecoderConfig, device: Device = "cpu") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, device)
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids and positions [T], positions from 0 in each text; returns [T, E]."""
+        hidden: Tensor = self.encoder(ids, positions, attend)
+        return hidden
+
+
 class Encoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, device: Device) -> None:
         super().__init__()
         self.embedding = InputEmbedding(config, config.source_vocab_size or config.vocab_size, device)
         self.attention_scale = config.encoder_attention_scale
-        relative = config.positions == "relative"
+        relative = config.positions == "relative" and config.shared_relative_bias
         self.relative_bias = RelativeBias(config, config.num_encoder_heads, two_sided=True) if relative else None
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_encoder_layers))
         self.norm = make_norm(config) if config.final_norm else None
@@ -109,9 +124,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, device: Device) -> None:
         super().__init__()
-        self.embedding = InputEmbedding(config, config.vocab_size, device)
+        norm_first = config.target_norm_before_positions
+        self.embedding = InputEmbedding(config, config.vocab_size, device, norm_before_positions=norm_first)
         self.attention_scale = config.attention_scale
-        relative = config.positions == "relative"
+        relative = config.positions == "relative" and config.shared_relative_bias
         self.relative_bias = RelativeBias(config, config.num_heads, two_sided=False) if relative else None
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
         self.norm = make_norm(config) if config.final_norm else None
@@ -136,12 +152,14 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, index: int) -> None:
         super().__init__()
         self.attention = SelfAttention(config, index, config.num_encoder_heads, config.encoder_head_size)
+        self.relative_bias = own_bias(config, config.num_encoder_heads, two_sided=True)
         self.attention_residual = Residual(config)
         self.mlp = make_mlp(config, config.encoder_intermediate_size)
         self.mlp_residual = Residual(config)
 
     def forward(self, hidden: Tensor, attend: Attend, rules: AttentionRules) -> Tensor:
         """hidden [T, E] in and out."""
+        rules = rules if self.relative_bias is None else replace(rules, relative_bias=self.relative_bias())
         hidden = self.attention_residual(hidden, lambda x: self.attention(x, attend, rules))
         out: Tensor = self.mlp_residual(hidden, self.mlp)
         return out
@@ -153,6 +171,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: EncoderDecoderConfig, index: int) -> None:
         super().__init__()
         self.attention = SelfAttention(config, index, config.num_heads, config.head_size)
+        self.relative_bias = own_bias(config, config.num_heads, two_sided=False)
         self.attention_residual = Residual(config)
         self.cross_attention = CrossAttention(config, index)
         self.cross_residual = Residual(config)
@@ -163,6 +182,7 @@ class DecoderLayer(nn.Module):
         self, hidden: Tensor, attend: Attend, rules: AttentionRules, cross: CrossAttend, cross_rules: AttentionRules
     ) -> Tensor:
         """hidden [T, E] in and out."""
+        rules = rules if self.relative_bias is None else replace(rules, relative_bias=self.relative_bias())
         hidden = self.attention_residual(hidden, lambda x: self.attention(x, attend, rules))
         hidden = self.cross_residual(hidden, lambda x: self.cross_attention(x, cross, cross_rules))
         out: Tensor = self.mlp_residual(hidden, self.mlp)
@@ -229,9 +249,12 @@ class CrossAttention(nn.Module):
 class InputEmbedding(nn.Module):
     """Token and absolute position embeddings of one side."""
 
-    def __init__(self, config: EncoderDecoderConfig, vocab_size: int, device: Device) -> None:
+    def __init__(
+        self, config: EncoderDecoderConfig, vocab_size: int, device: Device, *, norm_before_positions: bool = False
+    ) -> None:
         super().__init__()
         self.scale = config.embedding_scale
+        self.norm_before_positions = norm_before_positions
         self.tokens = Embedding(vocab_size, config.hidden_size)
         self.offset = config.position_offset
         num_rows = config.num_positions + self.offset
@@ -248,15 +271,17 @@ class InputEmbedding(nn.Module):
         hidden: Tensor = self.tokens(ids)
         if self.scale != 1.0:
             hidden = hidden * self.scale
+        if self.norm is not None and self.norm_before_positions:
+            hidden = self.norm(hidden)
         if self.positions is not None:
             hidden = hidden + self.positions(positions + self.offset)
         if self.table is not None:
             hidden = hidden + self.table[positions + self.offset].to(hidden.dtype)
-        return hidden if self.norm is None else self.norm(hidden)
+        return hidden if self.norm is None or self.norm_before_positions else self.norm(hidden)
 
 
 class RelativeBias(nn.Module):
-    """T5's learned bias on attention scores by the distance between positions, shared by the layers of a side."""
+    """T5's learned bias on attention scores by the distance between positions, of all layers of a side or of one."""
 
     def __init__(self, config: EncoderDecoderConfig, num_heads: int, *, two_sided: bool) -> None:
         super().__init__()
@@ -269,6 +294,12 @@ class RelativeBias(nn.Module):
         reach = torch.arange(-self.max_distance, self.max_distance + 1, device=self.weight.device)
         buckets = relative_buckets(reach, len(self.weight), self.max_distance, two_sided=self.two_sided)
         return self.weight.float()[buckets].T.contiguous()
+
+
+def own_bias(config: EncoderDecoderConfig, num_heads: int, *, two_sided: bool) -> RelativeBias | None:
+    """A layer's, where they don't share one."""
+    owns = config.positions == "relative" and not config.shared_relative_bias
+    return RelativeBias(config, num_heads, two_sided=two_sided) if owns else None
 
 
 def make_norm(config: EncoderDecoderConfig) -> RMSNorm | LayerNorm:

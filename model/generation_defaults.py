@@ -28,8 +28,19 @@ CLASS_IDS: Mapping[str, Mapping[str, int]] = {
     "mbart": {"eos_token_id": 2, "bos_token_id": 0, "forced_eos_token_id": 2},
     "m2m_100": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
     "pegasus": {"decoder_start_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": 1},
+    "blenderbot": {
+        "decoder_start_token_id": 1,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "forced_eos_token_id": 2,
+        "encoder_no_repeat_ngram_size": 3,
+    },
+    "blenderbot-small": {"decoder_start_token_id": 1, "eos_token_id": 2, "bos_token_id": 1, "forced_eos_token_id": 2},
+    "mvp": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
+    "plbart": {"eos_token_id": 2, "bos_token_id": 0, "forced_eos_token_id": 2},
     "t5": {"eos_token_id": 1},
     "mt5": {"eos_token_id": 1},
+    "umt5": {"decoder_start_token_id": 0, "eos_token_id": 1},
 }
 """By `model_type`: what a `config.json` that leaves these keys out means to transformers."""
 DECODER_ENDS: Mapping[str, tuple[int, ...]] = {
@@ -126,6 +137,7 @@ class GenerationDefaults:
             min_p=_first(choices.min_p, values.get("min_p"), 0.0),
             repetition_penalty=_first(choices.repetition_penalty, values.get("repetition_penalty"), 1.0),
             no_repeat_ngram_size=_first(choices.no_repeat_ngram_size, values.get("no_repeat_ngram_size"), 0),
+            encoder_no_repeat_ngram_size=_first(values.get("encoder_no_repeat_ngram_size"), 0),
             seed=choices.seed,
             stop_ids=self.eos_ids,
             forced_bos_id=_first(choices.forced_bos_id, values.get("forced_bos_token_id"), None),
@@ -187,11 +199,13 @@ def sequence_to_sequence_tasks(raw: RawConfig) -> tuple[str, ...]:
     summarizes = any(name.startswith("summarization") for name in names)
     if kind in ("marian", "m2m_100") or (kind == "mbart" and not summarizes):
         return ("generate", "translate")
+    if kind in ("blenderbot", "blenderbot-small"):
+        return ("generate",)
     # Most mBARTs translate; one that was made to summarize says so, and need not be told languages.
     tasks = ["generate", "summarize"]
     if any(name.startswith("translation") for name in names):
         tasks.append("translate")
-    if kind in ("t5", "mt5"):
+    if kind in ("t5", "mt5", "umt5"):
         tasks.append("answer")
     return tuple(tasks)
 

@@ -9,6 +9,8 @@ Legend: T tokens, E hidden size, H heads, D head size, R rotated dimensions of a
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -206,10 +208,18 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)) (arXiv 2002.05202); gate and up are one projection, gate first."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, activation: DecoderActivation, bias: bool) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: DecoderActivation,
+        bias: bool,
+        down_bias: bool | None = None,
+    ) -> None:
         super().__init__()
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias=bias)
-        self.down = Linear(intermediate_size, hidden_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias if down_bias is None else down_bias)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor, additions: Additions | None = None) -> Tensor:
@@ -229,8 +239,34 @@ class RotaryTable:
         self.table = torch.cat((angles.cos() * factor, angles.sin() * factor), dim=1).to(device)  # [P, R]
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        cos, sin = self.table[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R / 2] each
+        cos, sin = self.rows(positions).to(dtype).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, R / 2] each
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """positions [T]; returns float32 [T, R]."""
+        return self.table[positions]
+
+
+class OwnStretchTable(RotaryTable):
+    """Positions of the kind "dynamic" for texts that are there whole: one past the trained length is stretched to its
+    own, the others not at all."""
+
+    def __init__(self, rotary: Rotary, device: Device) -> None:
+        assert rotary.scaling is not None
+        self.rotary, self.scaling = rotary, rotary.scaling
+        super().__init__(self._stretched_to(rotary.scaling.original_length), self.scaling.original_length, device)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        trained = self.scaling.original_length
+        found = self.table[positions.clamp(max=trained - 1)]
+        starts = torch.nonzero(positions == 0).flatten().tolist()
+        for start, end in pairwise([*starts, len(positions)]):
+            if end - start > trained:
+                found[start:end] = RotaryTable(self._stretched_to(end - start), end - start, found.device).table
+        return found
+
+    def _stretched_to(self, length: int) -> Rotary:
+        return replace(self.rotary, scaling=replace(self.scaling, length=length))
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -41,7 +41,7 @@ class LogitsRules:
         self._forced_last = _Entries(
             [(i, p.forced_eos_id) for i, p in enumerate(params) if p.forced_eos_id is not None], vocab_size
         )
-        self._ngrams = [i for i, p in enumerate(params) if p.no_repeat_ngram_size > 0]
+        self._ngrams = [i for i, p in enumerate(params) if p.no_repeat_ngram_size or p.encoder_no_repeat_ngram_size]
         self._banned = [i for i, p in enumerate(params) if p.banned_sequences]
         self._allowed = [(i, _inside(p.allowed_ids, vocab_size)) for i, p in enumerate(params) if p.allowed_ids]
         before = previous._penalties if previous is not None else None
@@ -67,7 +67,7 @@ class LogitsRules:
         if self._penalties is not None:
             self._penalties.apply(logits, rows, num_outputs)
         for i in self._ngrams:
-            banned = repeated_ngram_ends(rows[i].prompt_ids + rows[i].output_ids, rows[i].sampling.no_repeat_ngram_size)
+            banned = _repeats(rows[i])
             logits[i, on_device(banned[banned < self._vocab_size], device)] = -torch.inf
         for i in self._banned:
             ends = _inside(sequence_ends(rows[i], rows[i].sampling.banned_sequences), self._vocab_size)
@@ -220,15 +220,22 @@ def sequence_ends(row: Row, sequences: Sequence[Sequence[int]]) -> list[int]:
     return [ids[-1] for ids in sequences if list(ids[:-1]) == known[len(known) - len(ids) + 1 :]]
 
 
-def repeated_ngram_ends(ids: Sequence[int], size: int) -> Ints:
-    """The ids that would complete an n-gram of `size` already in `ids`.
+def _repeats(row: Row) -> Ints:
+    """The ids that would repeat an n-gram of the row's own, or of its source."""
+    ids, sampling = row.prompt_ids + row.output_ids, row.sampling
+    sizes = ((ids, sampling.no_repeat_ngram_size), (row.encoder_ids, sampling.encoder_no_repeat_ngram_size))
+    return np.concatenate([repeated_ngram_ends(ids, size, among) for among, size in sizes if size])
+
+
+def repeated_ngram_ends(ids: Sequence[int], size: int, among: Sequence[int] | None = None) -> Ints:
+    """The ids that would complete, behind `ids`, an n-gram of `size` that is in `among` (None: in `ids` themselves).
 
     Worked example: size 3, ids [5, 6, 7, 5, 6]: the last two, (5, 6), were once followed by 7: [7].
     """
-    seen = np.array(ids, np.int64)
-    if len(seen) < size:
+    seen, known = np.array(ids if among is None else among, np.int64), np.array(ids, np.int64)
+    if len(seen) < size or len(known) < size - 1:
         return np.zeros(0, np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(seen, size)
-    prefix = seen[len(seen) + 1 - size :]
+    prefix = known[len(known) + 1 - size :]
     found: Ints = np.unique(windows[(windows[:, :-1] == prefix).all(axis=1), -1])
     return found

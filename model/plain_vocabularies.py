@@ -31,10 +31,12 @@ class Marks:
 BERT = Marks(start="[CLS]", end="[SEP]", unknown="[UNK]", mask="[MASK]", padding="[PAD]")
 MPNET = Marks(start="<s>", end="</s>", unknown="[UNK]", mask="<mask>", padding="<pad>")
 ROBERTA = Marks(start="<s>", end="</s>", unknown="<unk>", mask="<mask>", padding="<pad>")
-WORDPIECE: Mapping[str, Marks] = {"bert": BERT, "distilbert": BERT, "mpnet": MPNET}
+WORDPIECE: Mapping[str, Marks] = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "ernie", "megatron-bert", "nomic_bert"), BERT),
+    "mpnet": MPNET,
+}
 BYTE_LEVEL: Mapping[str, Marks | None] = {
-    "roberta": ROBERTA,
-    "bart": ROBERTA,
+    **dict.fromkeys(("roberta", "roberta-prelayernorm", "data2vec-text", "bart"), ROBERTA),
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "codegen", "opt"), None),
 }
 """None: nothing is put around a text, unless the config asks for a start."""

@@ -154,6 +154,7 @@ def _id_of(tokens: Sequence[str], token: str, file: str) -> int:
 FAMILIES: Mapping[str, tuple[str, Callable[[Path, Config], Tokenizer]]] = {
     "t5": ("spiece.model", _t5),
     "mt5": ("spiece.model", _t5),
+    "umt5": ("spiece.model", _t5),
     "pegasus": ("spiece.model", _pegasus),
     "albert": ("spiece.model", albert),
     "deberta-v2": ("spm.model", deberta_v2),

@@ -98,12 +98,12 @@ def _wrong(folder: Path, message: str) -> UnsupportedArchitectureError:
 
 
 def _has_head(folder: Path, weights: WeightMap) -> bool:
-    """Whether all of the head is stored; its matrix may be the embedding's."""
+    """Whether all of the head is stored; its matrix may be the embedding's (`aliases`)."""
     stored = _stored_names(folder)
     for old, new in weights.renamed:
         stored = {name.replace(old, new) for name in stored}
     same = {name: group for group in weights.aliases for name in group}
-    own = [key for key in weights.parameters if key.startswith("head.") and key != "head.output.weight"]
+    own = [key for key in weights.parameters if key.startswith("head.")]
     wanted = [part.name for key in own for part in weights.parameters[key]]
     return all(stored.intersection(same.get(name, (name,))) for name in wanted)
 

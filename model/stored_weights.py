@@ -5,8 +5,9 @@ together, so that neither an architecture's names nor what fills a network know 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class StoredWeights:
         self._stack = ExitStack()
         self._files = GgufTensors(folder) if files_of(folder) else StoredTensors(folder)
         self._quantized: dict[str, Callable[[], Tensor]] = {}
+        self._divided: dict[str, Callable[[], Tensor]] = {}
         self._put: dict[str, Callable[[], Tensor]] = {}
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
@@ -69,8 +71,31 @@ class StoredWeights:
 
     def read_stored(self, tensor: StoredTensor) -> Tensor:
         """As `read`, of the folder's own files, whatever has been put in their place."""
-        make = self._quantized.get(tensor.name)
+        make = self._divided.get(tensor.name) or self._quantized.get(tensor.name)
         return self._files.read(tensor) if make is None else make()
+
+    def divide(self, fused: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Puts tensors of equally many rows each in the place of those that hold them one below the other.
+
+        Worked example: ("attn.Wqkv", ("attn.q", "attn.k", "attn.v")) makes three of "layers.0.attn.Wqkv.weight".
+        """
+        for tensor in list(self):
+            module, _, attribute = tensor.name.rpartition(".")
+            for end, names in fused:
+                if module.endswith(f".{end}"):
+                    self._divide(tensor, [f"{module.removesuffix(end)}{name}.{attribute}" for name in names])
+
+    def _divide(self, tensor: StoredTensor, names: Sequence[str]) -> None:
+        if not tensor.shape or tensor.shape[0] % len(names):
+            raise tensor.refused(f"has shape {list(tensor.shape)}, whose rows are not of {len(names)} modules")
+        num_rows = tensor.shape[0] // len(names)
+        del self.tensors[tensor.name]
+        for place, name in enumerate(names):
+            self.tensors[name] = replace(tensor, name=name, shape=(num_rows, *tensor.shape[1:]))
+            self._divided[name] = partial(self._rows, tensor, place * num_rows, num_rows)
+
+    def _rows(self, tensor: StoredTensor, first: int, num_rows: int) -> Tensor:
+        return self.read_stored(tensor)[first : first + num_rows]
 
     def common_dtype(self) -> torch.dtype:
         return common_dtype(self)

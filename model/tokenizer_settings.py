@@ -21,8 +21,14 @@ Config = Mapping[str, Any]
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "bert": ("Bert", "DistilBert", "Electra"),
     "distilbert": ("DistilBert", "Bert"),
+    "electra": ("Electra", "Bert"),
+    "ernie": ("Bert",),
+    "megatron-bert": ("Bert",),
+    "nomic_bert": ("Bert",),
     "mpnet": ("MPNet",),
     "roberta": ("Roberta", "GPT2", "Bart"),
+    "roberta-prelayernorm": ("Roberta",),
+    "data2vec-text": ("Roberta",),
     "bart": ("Bart", "Roberta"),
     "gpt2": ("GPT2",),
     "gpt_neo": ("GPT2",),
@@ -32,6 +38,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "gpt_neox": ("GPTNeoX",),
     "t5": ("T5",),
     "mt5": ("T5", "MT5"),
+    "umt5": ("T5",),
     "pegasus": ("Pegasus",),
     "albert": ("Albert",),
     "deberta-v2": ("DebertaV2",),
@@ -50,7 +57,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 """By `model_type`: the classes of transformers (without "Tokenizer") that read a family's vocabulary files as we do."""
 
-LOWERING = frozenset({"Bert", "DistilBert", "MPNet"})
+LOWERING = frozenset({"Bert", "DistilBert", "Electra", "MPNet"})
 SPACING = frozenset({"GPT2", "Roberta", "Bart", "GPTNeoX"})
 OPENING = frozenset({"Llama", "CodeLlama", "Gemma"})
 

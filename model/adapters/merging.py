@@ -34,6 +34,7 @@ def open_weights(folder: Path, weight_map: WeightMap) -> Iterator[StoredWeights]
     """
     with ExitStack() as stack:
         stored = stack.enter_context(StoredWeights(folder))
+        stored.divide(weight_map.divided)
         adapter = folder / JOINED_FOLDER
         if adapter.is_dir():
             files = stack.enter_context(StoredTensors(adapter, single=ADAPTER_WEIGHTS))

@@ -1,13 +1,13 @@
-"""BART, and what its descendants share: tensor names, and one config that each of them changes in a few places.
+"""BART, MVP and PLBart, and what their kin share: tensor names, and one config that each changes in a few places.
 
 Maps `config.json` and stored names onto `EncoderDecoderConfig` and `model.encoder_decoder`'s parameters; knows no
-tensors. mBART, Marian, M2M100 and Pegasus are in their own files.
+tensors. mBART, Marian, M2M100, Pegasus and Blenderbot are in their own files.
 """
 
 from dataclasses import replace
 
-from model.architectures.encoders import num_labels
-from model.architectures.llama import ACTIVATIONS, context_length
+from model.architectures.encoders import num_labels, only
+from model.architectures.llama import ACTIVATIONS, context_length, with_defaults
 from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig, HeadConfig
@@ -24,6 +24,19 @@ LOGITS_BIAS = "final_logits_bias"
 
 SINUSOIDS = (r"model\.(encoder|decoder)\.embed_positions\.weights?",)
 """Stored by old conversions; the formula gives the same numbers."""
+
+
+PLBART_DEFAULTS = {
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 12,
+    "decoder_attention_heads": 12,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+    "scale_embedding": True,
+}
+"""What an absent key means to PLBart, where it is not what it means for BART."""
 
 
 def configure(raw: RawConfig, limit: int | None, *, most: int | None = None) -> EncoderDecoderConfig:
@@ -56,6 +69,15 @@ def configure(raw: RawConfig, limit: int | None, *, most: int | None = None) -> 
         embedding_scale=width**0.5 if raw.flag("scale_embedding", False) else 1.0,
         logits_bias=True,
     )
+
+
+def configure_mvp(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
+    only(raw, {"use_prompt": False})
+    return replace(configure(raw, limit), architecture="MvpForConditionalGeneration")
+
+
+def configure_plbart(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
+    return replace(configure(with_defaults(raw, PLBART_DEFAULTS), limit), architecture="PLBartForConditionalGeneration")
 
 
 def configure_classifier(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
@@ -131,6 +153,12 @@ def _cross_attention(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
 ARCHITECTURES = {
     "BartForConditionalGeneration": Architecture(
         network="encoder_decoder", head="language_model", configure=configure, weights=weights
+    ),
+    "MvpForConditionalGeneration": Architecture(
+        network="encoder_decoder", head="language_model", configure=configure_mvp, weights=weights
+    ),
+    "PLBartForConditionalGeneration": Architecture(
+        network="encoder_decoder", head="language_model", configure=configure_plbart, weights=weights
     ),
     "BartForSequenceClassification": Architecture(
         network="encoder", head="sequence_classification", configure=configure_classifier, weights=classifier_weights

@@ -4,14 +4,15 @@ Each family's file gives the network; the class names in `config.json` (`BertMod
 differ only in what is read off it. Knows no tensors; both processes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from model.architectures.mapping import Architecture, Head, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
 from model.config import Activation, EncoderConfig, HeadConfig
+from model.errors import UnsupportedArchitectureError
 
 Kind = Literal["sequence", "token", "span", "vocabulary"]
 
@@ -41,9 +42,13 @@ class Configure(Protocol):
 
 
 def family(
-    prefix: str, configure: Configure, weights: Callable[[EncoderConfig], WeightMap]
+    prefix: str,
+    configure: Configure,
+    weights: Callable[[EncoderConfig], WeightMap],
+    *,
+    classes: Collection[str] = tuple(CLASSES),
 ) -> dict[str, Architecture[EncoderConfig]]:
-    """The rows of one family, by class name."""
+    """The rows of one family, by class name; `classes` are those that there are of it."""
 
     def named(name: str, kind: Kind | None) -> Callable[[RawConfig, int | None], EncoderConfig]:
         return partial(_configured, configure, name, kind)
@@ -53,6 +58,7 @@ def family(
             network="encoder", head=head, configure=named(prefix + suffix, kind), weights=weights
         )
         for suffix, (head, kind) in CLASSES.items()
+        if suffix in classes
     }
 
 
@@ -67,6 +73,19 @@ def masked_lm(
 
 def _configured(configure: Configure, name: str, kind: Kind | None, raw: RawConfig, limit: int | None) -> EncoderConfig:
     return replace(configure(raw, limit, kind), architecture=name)
+
+
+def without(*left_out: str) -> tuple[str, ...]:
+    """The classes of a family that lacks some."""
+    return tuple(name for name in CLASSES if name not in left_out)
+
+
+def only(raw: RawConfig, values: Mapping[str, Any]) -> None:
+    """Raises UnsupportedArchitectureError for a key that is there with another value than the one that is computed."""
+    for key, value in values.items():
+        if key in raw and raw.values[key] != value:
+            shown = repr(raw.values[key])[:80]
+            raise UnsupportedArchitectureError(f"{raw.file}: {key} {shown} is not supported", file=raw.file)
 
 
 def head_size(raw: RawConfig, hidden_size: int, num_heads: int) -> int:
@@ -109,7 +128,7 @@ def tied_head(
     config: EncoderConfig, parameters: Mapping[str, tuple[Part, ...]], *, bias: str | None = None
 ) -> tuple[tuple[str, ...], ...]:
     """The aliases of a head over the vocabulary: its matrix is the embedding's, `bias` another name of its bias."""
-    if config.head is None or config.head.kind != "vocabulary":
+    if config.head is None or config.head.kind != "vocabulary" or not config.head.tied:
         return ()
     (embedding,), (output,) = parameters["embedding.tokens.weight"], parameters["head.output.weight"]
     tied = (embedding.name, output.name)

@@ -75,7 +75,7 @@ class Part:
     flattened: bool = False
     """Stored with a dimension for the heads, which the parameter does not have (Cohere's norms)."""
     rows: int | None = None
-    """Rows it must have; needed only to tell which of several parts of a parameter has the wrong shape."""
+    """Rows it must have; needed to tell which of several parts has the wrong shape, or to leave one out (`zeros`)."""
 
 
 def part(name: str) -> tuple[Part, ...]:
@@ -106,6 +106,9 @@ class WeightMap:
     """Groups of stored names that mean one tensor: those of a group that are stored, the first before the others, stand
     for those that are not, and for those that hold the same numbers. (Savers keep any one name of a tied matrix, or
     all; where they hold different numbers, the config that ties them is wrong, as transformers 5 sees it.)"""
+    divided: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Ends of stored modules' names, and of those whose rows, equally many of each, lie in them one below the other:
+    what the authors of a checkpoint fused and the names that are asked for (an adapter's, say) have apart."""
     zeros: tuple[str, ...] = ()
     """Stored names that may be missing and are zeros then."""
 

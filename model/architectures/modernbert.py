@@ -33,6 +33,7 @@ def configure(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderCo
         norm_epsilon=raw.number("norm_eps", 1e-5),
         norm_bias=raw.flag("norm_bias", False),
         pre_norm=True,
+        first_norm=False,
         attention_bias=raw.flag("attention_bias", False),
         attention_scale=size**-0.5,
         rotary=_rotary(raw, size, length, local=False),

@@ -1,12 +1,13 @@
-"""T5, T5 1.1, FLAN-T5 and mT5: relative positions, RMSNorm, no biases, scores without a scale (arXiv 1910.10683).
+"""T5, T5 1.1, FLAN-T5, mT5 and UMT5: relative positions, RMSNorm, no biases, scores without a scale (arXiv 1910.10683).
 
 Maps `config.json` and stored names onto `EncoderDecoderConfig` and `model.encoder_decoder`'s parameters; knows no
 tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from model.architectures.llama import ACTIVATIONS, UNBOUNDED, context_length
+from model.architectures.llama import ACTIVATIONS, UNBOUNDED, context_length, with_defaults
 from model.architectures.mapping import Architecture, Part, WeightMap, part, parts
 from model.architectures.raw import RawConfig
 from model.config import EncoderDecoderConfig
@@ -16,6 +17,12 @@ IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bi
 
 TOKENS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 """Names of one matrix: whichever are stored stand for those that are not."""
+
+
+Configure = Callable[[RawConfig, int | None], EncoderDecoderConfig]
+
+UMT5_DEFAULTS = {"d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu"}
+"""What an absent key means to UMT5, where it is not what it means for T5."""
 
 
 def configure(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
@@ -61,6 +68,16 @@ def configure_mt5(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
     return replace(configure(raw, limit), architecture="MT5ForConditionalGeneration", logit_scale=1.0)
 
 
+def configure_umt5(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
+    """Each layer has a bias of its own (arXiv 2304.09151). Checkpoints that say that nothing is tied were trained
+    without a scale of the logits; transformers 5 ties and scales all of them."""
+    return replace(
+        configure(with_defaults(raw, UMT5_DEFAULTS), limit),
+        architecture="UMT5ForConditionalGeneration",
+        shared_relative_bias=False,
+    )
+
+
 def weights(config: EncoderDecoderConfig) -> WeightMap:
     parameters = {
         "encoder.embedding.tokens.weight": part("encoder.embed_tokens.weight"),
@@ -68,21 +85,26 @@ def weights(config: EncoderDecoderConfig) -> WeightMap:
         "output.weight": part("lm_head.weight"),
     }
     for side in ("encoder", "decoder"):
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        parameters[f"{side}.relative_bias.weight"] = part(bias)
+        if config.shared_relative_bias:
+            parameters[f"{side}.relative_bias.weight"] = _bias(f"{side}.block.0.layer.0")
         parameters[f"{side}.norm.weight"] = part(f"{side}.final_layer_norm.weight")
     for layer in range(config.num_encoder_layers):
         ours, theirs = f"encoder.layers.{layer}", f"encoder.block.{layer}.layer"
-        parameters |= _self_attention(ours, f"{theirs}.0") | _mlp(config, ours, f"{theirs}.1")
+        parameters |= _self_attention(config, ours, f"{theirs}.0") | _mlp(config, ours, f"{theirs}.1")
     for layer in range(config.num_layers):
         ours, theirs = f"decoder.layers.{layer}", f"decoder.block.{layer}.layer"
-        parameters |= _self_attention(ours, f"{theirs}.0") | _cross_attention(ours, f"{theirs}.1")
+        parameters |= _self_attention(config, ours, f"{theirs}.0") | _cross_attention(ours, f"{theirs}.1")
         parameters |= _mlp(config, ours, f"{theirs}.2")
     return WeightMap(parameters=parameters, ignored=IGNORED, aliases=(TOKENS,))
 
 
-def _self_attention(ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
-    return {
+def _bias(attention: str) -> tuple[Part, ...]:
+    return part(f"{attention}.SelfAttention.relative_attention_bias.weight")
+
+
+def _self_attention(config: EncoderDecoderConfig, ours: str, theirs: str) -> dict[str, tuple[Part, ...]]:
+    own_bias = {} if config.shared_relative_bias else {f"{ours}.relative_bias.weight": _bias(theirs)}
+    return own_bias | {
         f"{ours}.attention.query_key_value.weight": parts(*(f"{theirs}.SelfAttention.{x}.weight" for x in "qkv")),
         f"{ours}.attention.output.weight": part(f"{theirs}.SelfAttention.o.weight"),
         f"{ours}.attention_residual.norm.weight": part(f"{theirs}.layer_norm.weight"),
@@ -108,11 +130,36 @@ def _mlp(config: EncoderDecoderConfig, ours: str, theirs: str) -> dict[str, tupl
     }
 
 
+def encoder_weights(config: EncoderDecoderConfig) -> WeightMap:
+    """Those of the encoder alone; a decoder that is stored beside it is not used."""
+    shared = weights(config)
+    kept = {name: sources for name, sources in shared.parameters.items() if name.startswith("encoder.")}
+    return replace(shared, parameters=kept, ignored=(*IGNORED, r"decoder\..*"))
+
+
+def _encoder(configure: Configure) -> Architecture[EncoderDecoderConfig]:
+    """The row of an encoder without a decoder, whose layers are none."""
+
+    def configured(raw: RawConfig, limit: int | None) -> EncoderDecoderConfig:
+        return replace(configure(raw, limit), num_layers=0)
+
+    return Architecture(network="encoder", head="embedding", configure=configured, weights=encoder_weights)
+
+
+ENCODERS = {
+    "T5EncoderModel": _encoder(configure),
+    "MT5EncoderModel": _encoder(configure_mt5),
+    "UMT5EncoderModel": _encoder(configure_umt5),
+}
+
 ARCHITECTURES = {
     "T5ForConditionalGeneration": Architecture(
         network="encoder_decoder", head="language_model", configure=configure, weights=weights
     ),
     "MT5ForConditionalGeneration": Architecture(
         network="encoder_decoder", head="language_model", configure=configure_mt5, weights=weights
+    ),
+    "UMT5ForConditionalGeneration": Architecture(
+        network="encoder_decoder", head="language_model", configure=configure_umt5, weights=weights
     ),
 }

@@ -10,6 +10,7 @@ import transformers
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from model.errors import CheckpointError
+from model.plain_vocabularies import BYTE_LEVEL
 from model.tokenizer import Tokenizer
 
 SENTENCES = [
@@ -40,7 +41,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
     def make(kind: str, **config: Any) -> Path:
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        if kind in ("roberta", "bart", "opt", *LIKE_GPT2):
+        if kind in BYTE_LEVEL:
             trained = ByteLevelBPETokenizer()
             special = ["<|endoftext|>"] if kind in LIKE_GPT2 else special
             trained.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=special, show_progress=False)
@@ -63,10 +64,16 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         ("bert", "BertTokenizer", {"do_lower_case": False}),
         ("bert", "BertTokenizer", {"strip_accents": False, "tokenize_chinese_chars": False}),
         ("distilbert", "DistilBertTokenizer", {"do_lower_case": True}),
+        ("electra", "ElectraTokenizer", {}),
+        ("ernie", "BertTokenizer", {}),
+        ("megatron-bert", "BertTokenizer", {"do_lower_case": False}),
+        ("nomic_bert", "BertTokenizer", {}),
         ("mpnet", "MPNetTokenizer", {}),
         ("roberta", "RobertaTokenizer", {}),
         ("roberta", "RobertaTokenizer", {"add_prefix_space": True}),
         ("roberta", "RobertaTokenizer", {"mask_token": SPACED_MASK}),
+        ("data2vec-text", "RobertaTokenizer", {}),
+        ("roberta-prelayernorm", "RobertaTokenizer", {}),
         ("bart", "BartTokenizer", {}),
         *((kind, "CodeGenTokenizer" if kind == "codegen" else "GPT2Tokenizer", {}) for kind in LIKE_GPT2),
         ("gpt2", "GPT2Tokenizer", {"add_bos_token": True}),

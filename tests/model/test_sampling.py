@@ -98,6 +98,23 @@ def test_each_rule_is_that_of_transformers(name, make_row, logits):
     torch.testing.assert_close(found, processor()(ids, logits[:1].log_softmax(dim=1))[0])
 
 
+SOURCE = [9, 4, 3, 9, 8, 20, 3, 9, 30, 9]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 40])
+def test_what_is_in_the_source_is_not_repeated_beside_what_the_text_itself_has(size, make_row, logits):
+    row = make_row(output_ids=[3, 9, 20, 3, 9], encoder_no_repeat_ngram_size=size, no_repeat_ngram_size=2)
+    row.encoder_ids = SOURCE
+    ids = torch.tensor([row.prompt_ids + row.output_ids])
+    expected = logits[:1].log_softmax(dim=1)
+    for processor in (
+        hf.EncoderNoRepeatNGramLogitsProcessor(size, torch.tensor([SOURCE])),
+        hf.NoRepeatNGramLogitsProcessor(2),
+    ):
+        expected = processor(ids, expected)
+    torch.testing.assert_close(scores_after(row, logits[0]), expected[0])
+
+
 def test_scores_of_beams_sum_to_one_again_where_the_checkpoint_asks_for_it(make_row, logits):
     """`renormalize_logits` of Marian's checkpoints was read by nobody."""
     row = make_row(suppressed_ids=tuple(range(3, 40)))

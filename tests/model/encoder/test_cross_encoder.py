@@ -43,13 +43,16 @@ def reranker(make_model: MakeModel, tokenizer: BertTokenizerFast) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("family", ["bert", "electra", "eurobert", "gte"])
 def test_one_label_gets_a_sigmoid_by_default(
-    reranker: Path, make_runner: MakeRunner, tokenizer: BertTokenizerFast
+    family: str, make_model: MakeModel, make_runner: MakeRunner, tokenizer: BertTokenizerFast
 ) -> None:
-    theirs = CrossEncoder(str(reranker), device="cpu").predict(PAIRS)
-    ours = scores(make_runner, tokenizer, reranker)
+    folder, _ = make_model(family, "ForSequenceClassification", num_labels=1)
+    tokenizer.save_pretrained(folder)
+    theirs = CrossEncoder(str(folder), device="cpu").predict(PAIRS)
+    ours = scores(make_runner, tokenizer, folder)
     assert_allclose(ours, theirs, atol=1e-5)
-    assert describe(reranker).tasks[0] == "rerank"
+    assert describe(folder).tasks[0] == "rerank"
 
 
 @pytest.mark.parametrize(

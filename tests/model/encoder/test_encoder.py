@@ -32,12 +32,35 @@ def test_packed_states_are_those_of_transformers_text_by_text(
         assert_allclose(found, states(model, ids), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "albert"])
+@pytest.mark.parametrize(
+    "family", ["bert", "albert", "electra", "ernie", "gte", "megatron-bert", "nomic-bert", "rembert", "roformer"]
+)
 def test_token_types_reach_the_states(family: str, make_model: MakeModel, run: Run, texts: list[list[int]]) -> None:
     folder, model = make_model(family)
     types = [[int(place * 2 >= len(ids)) for place in range(len(ids))] for ids in texts]
     for ids, kinds, found in zip(texts, types, run(folder, texts, type_ids=types), strict=True):
         assert_allclose(found, states(model, ids, token_type_ids=torch.tensor([kinds])), atol=1e-4)
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ernie without tasks": ("ernie", {"use_task_id": False}),
+    "electra with wide embeddings": ("electra", {"embedding_size": 32}),
+    "eurobert with biases": ("eurobert", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": None}),
+    "roformer with wide embeddings": ("roformer", {"embedding_size": None}),
+    "deberta, content to position alone": ("deberta", {"pos_att_type": ["c2p"]}),
+    "deberta, position to content alone": ("deberta", {"pos_att_type": "p2c"}),
+    "deberta, distances clamped": ("deberta", {"max_relative_positions": 7}),
+    "deberta, positions in the input too": ("deberta", {"position_biased_input": True, "type_vocab_size": 2}),
+    "deberta without relative attention": ("deberta", {"relative_attention": False, "pos_att_type": []}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_a_family_agrees(variant: str, make_model: MakeModel, run: Run, texts: list[list[int]]) -> None:
+    family, changes = VARIANTS[variant]
+    folder, model = make_model(family, **changes)
+    for ids, found in zip(texts, run(folder, texts), strict=True):
+        assert_allclose(found, states(model, ids), atol=1e-4)
 
 
 DEBERTA_VARIANTS: dict[str, dict[str, Any]] = {
@@ -86,7 +109,7 @@ def test_mpnet_bias_covers_distances_past_its_last_bucket(make_model: MakeModel,
     assert_allclose(run(folder, [ids])[0], states(model, ids), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+@pytest.mark.parametrize("family", ["roberta", "mpnet", "data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl"])
 def test_padding_id_inside_a_text_takes_up_no_position(family: str, make_model: MakeModel, run: Run) -> None:
     folder, model = make_model(family)
     texts = [[7, 8, 9], [10, 1, 11, 1, 12, 13]]

@@ -96,6 +96,9 @@ def test_faults_are_named_and_leave_the_others_alone(make_model: MakeModel, make
     assert all(isinstance(result, str) for result in runner.run(list(bad.values())))
 
 
+EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
+
+
 @pytest.mark.parametrize("position", [0, 3])
 def test_text_that_gives_nan_fails_alone(
     position: int, family: str, make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
@@ -103,7 +106,7 @@ def test_text_that_gives_nan_fails_alone(
     """One token's embedding is broken: a padded neighbour that copies it must not take NaN from it."""
     folder, _ = make_model(family)
     weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")))
+    name = next(name for name in weights if name.endswith(EMBEDDINGS))
     weights[name][70] = float("nan")
     save_file(weights, folder / "model.safetensors")
     clean = [[token if token != 70 else 71 for token in ids] for ids in texts]

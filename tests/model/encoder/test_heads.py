@@ -58,6 +58,15 @@ def test_modernbert_head_follows_its_config(
         assert_allclose(found, outputs(model, ids).logits[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["bos", "mean", "late"])
+def test_eurobert_head_pools_as_its_config_says(
+    pooling: str, make_model: MakeModel, run: Run, texts: list[list[int]]
+) -> None:
+    folder, model = make_model("eurobert", "ForSequenceClassification", classifier_pooling=pooling)
+    for ids, found in zip(texts, run(folder, texts, "logits"), strict=True):
+        assert_allclose(found, outputs(model, ids).logits[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "tanh"])
 def test_deberta_pooler_follows_its_config(
     activation: str, make_model: MakeModel, run: Run, texts: list[list[int]]
@@ -74,6 +83,18 @@ def test_checkpoint_of_pre_training_serves_as_bare_encoder(
     folder, model = make_model("bert", suffix)
     for ids, found in zip(texts, run(folder, texts), strict=True):
         assert_allclose(found, outputs(model.bert, ids).last_hidden_state[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("electra", None), ("roformer", "hidden_act"), ("deberta", "pooler_hidden_act")]
+)
+def test_the_activation_of_a_classifier_is_its_familys(
+    family: str, key: str | None, make_model: MakeModel, run: Run, texts: list[list[int]]
+) -> None:
+    """ELECTRA's is GELU, whatever its layers'."""
+    folder, model = make_model(family, "ForSequenceClassification", **{key or "hidden_act": "relu"})
+    for ids, found in zip(texts, run(folder, texts, "logits"), strict=True):
+        assert_allclose(found, outputs(model, ids).logits[0], atol=1e-4)
 
 
 DECODERS = ["Llama", "Qwen3", "Mistral", "GPT2", "GPTNeoX"]

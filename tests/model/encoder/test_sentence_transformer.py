@@ -38,8 +38,8 @@ MakeFolder = Callable[..., Path]
 def make_folder(make_model: MakeModel, tokenizer: BertTokenizerFast, tmp_path: Path) -> MakeFolder:
     """make_folder(modules after the transformer): what sentence-transformers saves of them."""
 
-    def make(*modules: torch.nn.Module, layout: str = "new", **settings: Any) -> Path:
-        folder, _ = make_model("bert")
+    def make(*modules: torch.nn.Module, layout: str = "new", family: str = "bert", **settings: Any) -> Path:
+        folder, _ = make_model(family)
         tokenizer.save_pretrained(folder)
         torch.manual_seed(0)
         model = SentenceTransformer(modules=[models.Transformer(str(folder)), *modules], device="cpu", **settings)
@@ -134,6 +134,21 @@ def test_prompt_is_left_out_of_pooling_where_the_folder_says_so(
     skipped = len(tokenizer(config.prompts["query"])["input_ids"]) - 1
     texts = [prompt + sentence for sentence in SENTENCES]
     assert_same(encode(make_runner, tokenizer, folder, texts, skipped), theirs)
+
+
+@pytest.mark.parametrize("family", ["nomic-bert", "gte", "jina-embeddings-v3", "eurobert", "electra"])
+def test_leading_numbers_of_normed_vectors_behind_a_prompt_in_other_families(
+    family: str, make_folder: MakeFolder, make_runner: MakeRunner, tokenizer: BertTokenizerFast
+) -> None:
+    """As nomic-embed-text-v1.5 makes them: "search_query: ", a LayerNorm, and what is left of the length of 1."""
+    prompt = "query : "
+    chain = (models.Pooling(32), models.LayerNorm(32), models.Normalize())
+    folder = make_folder(*chain, family=family, prompts={"query": prompt}, truncate_dim=12)
+    model = SentenceTransformer(str(folder), device="cpu")
+    theirs = model.encode(SENTENCES, prompt_name="query", normalize_embeddings=True)
+    texts = [prompt + sentence for sentence in SENTENCES]
+    assert_same(encode(make_runner, tokenizer, folder, texts), theirs)
+    assert describe(folder).embedding_size == 12
 
 
 def test_prompts_limits_and_similarity_are_read(make_folder: MakeFolder) -> None:

@@ -27,7 +27,25 @@ from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.packed_linear import PackedLinear
 
 SENTENCES = ["the cat sat on the mat", "good", "very bad film and the dog ran to the far hill", "q", "not a dog"]
-READ = ["bert", "camembert", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta"]
+READ = [
+    "bert",
+    "camembert",
+    "data2vec-text",
+    "distilbert",
+    "ernie",
+    "eurobert",
+    "gte",
+    "jina-embeddings-v3",
+    "megatron-bert",
+    "modernbert",
+    "mpnet",
+    "nomic-bert",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+]
+TIED: dict[str, dict[str, object]] = {"eurobert, tied": {"tie_word_embeddings": True, "mlp_bias": True}}
 TOLERANCE = 1e-4
 
 MakeModel = Callable[..., tuple[Path, PreTrainedModel]]
@@ -102,12 +120,12 @@ def test_every_pooling_gives_the_vectors_of_sparse_encoder(
 
 
 @pytest.mark.parametrize("strategy", ["max", "sum"])
-@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("read", [*READ, *TIED])
 def test_the_heads_of_all_families_give_the_logits_of_transformers(
     read: str, strategy: str, make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
 ) -> None:
     """The texts padded to the longest, as SparseEncoder has them, and here end to end."""
-    folder, model = make_model(read, "ForMaskedLM")
+    folder, model = make_model(read.removesuffix(", tied"), "ForMaskedLM", **TIED.get(read, {}))
     runner = make_runner(folder)
     assert runner.network.splade is not None
     object.__setattr__(runner.network.splade.config, "strategy", strategy)
@@ -138,11 +156,14 @@ def test_a_bare_masked_language_model_is_what_both_references_make_of_it(
     assert_allclose(np.concatenate(mixed[::2], axis=1)[1].sum(), reference(folder).sum(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("dropped", ["cls.", "cls.predictions.transform.LayerNorm.bias"])
+@pytest.mark.parametrize(
+    ("family", "dropped"),
+    [("bert", "cls."), ("bert", "cls.predictions.transform.LayerNorm.bias"), ("eurobert", "lm_head.")],
+)
 def test_without_its_whole_head_a_masked_language_model_is_an_embedder_alone(
-    dropped: str, make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
+    family: str, dropped: str, make_model: MakeModel, make_runner: MakeRunner, texts: list[list[int]]
 ) -> None:
-    folder, _ = make_model("bert", "ForMaskedLM")
+    folder, _ = make_model(family, "ForMaskedLM")
     drop(folder, dropped)
     assert "embed_sparse" not in describe(folder).tasks
     assert "embed" in describe(folder).tasks

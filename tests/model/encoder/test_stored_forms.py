@@ -87,11 +87,22 @@ def test_tensor_without_a_place_is_refused(make_model: MakeModel) -> None:
         load_encode_network(folder)
 
 
-def test_relative_positions_of_bert_are_refused(make_model: MakeModel) -> None:
-    folder, _ = make_model("bert")
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("bert", "position_embedding_type", "relative_key"),
+        ("roformer", "rotary_value", True),
+        ("deberta", "talking_head", True),
+        ("deberta", "position_buckets", 256),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_the_key(
+    family: str, key: str, value: object, make_model: MakeModel
+) -> None:
+    folder, _ = make_model(family)
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"position_embedding_type": "relative_key"}))
-    with pytest.raises(CheckpointError, match="relative_key"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} {value!r}"):
         describe(folder)
 
 

@@ -10,6 +10,10 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
+    BlenderbotSmallConfig,
+    BlenderbotSmallForConditionalGeneration,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MarianConfig,
@@ -18,11 +22,17 @@ from transformers import (
     MBartForConditionalGeneration,
     MT5Config,
     MT5ForConditionalGeneration,
+    MvpConfig,
+    MvpForConditionalGeneration,
     PegasusConfig,
     PegasusForConditionalGeneration,
+    PLBartConfig,
+    PLBartForConditionalGeneration,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 from model.attention.reference import ReferenceAttention
@@ -74,6 +84,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         T5Config(**T5_SIZES, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     ),
     "mt5": lambda: MT5ForConditionalGeneration(MT5Config(**T5_SIZES)),
+    "umt5": lambda: UMT5ForConditionalGeneration(UMT5Config(**T5_SIZES)),
     "bart": lambda: BartForConditionalGeneration(BartConfig(**BART_SIZES)),
     "mbart": lambda: MBartForConditionalGeneration(MBartConfig(**BART_SIZES, scale_embedding=True)),
     "marian": lambda: MarianMTModel(MarianConfig(**BART_SIZES, **MARIAN, pad_token_id=95, decoder_start_token_id=95)),
@@ -91,10 +102,23 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "pegasus": lambda: PegasusForConditionalGeneration(
         PegasusConfig(**BART_SIZES, scale_embedding=True, activation_function="relu")
     ),
+    "blenderbot": lambda: BlenderbotForConditionalGeneration(BlenderbotConfig(**BART_SIZES)),
+    "blenderbot-small": lambda: BlenderbotSmallForConditionalGeneration(BlenderbotSmallConfig(**BART_SIZES)),
+    "mvp": lambda: MvpForConditionalGeneration(MvpConfig(**BART_SIZES)),
+    "plbart": lambda: PLBartForConditionalGeneration(PLBartConfig(**BART_SIZES)),
 }
 
 
-END_BIAS = {"bart": 4.0, "marian": 4.5, "mbart": 1.0, "pegasus": 0.0}
+END_BIAS = {
+    "bart": 4.0,
+    "blenderbot": 0.0,
+    "blenderbot-small": 4.0,
+    "marian": 4.5,
+    "mbart": 1.0,
+    "mvp": 4.0,
+    "pegasus": 0.0,
+    "plbart": 4.0,
+}
 """What makes these seeds' texts end at different lengths."""
 
 

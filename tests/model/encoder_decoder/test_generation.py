@@ -22,7 +22,7 @@ def sources(lengths: list[int], eos_id: int) -> list[list[int]]:
 def reference_ids(model: PreTrainedModel, source: list[int]) -> list[int]:
     """What `generate` adds to the start token, by the parameters in the model's generation config."""
     # The cache that transformers 5 gives T5 has as many layers as the encoder, and the decoder here has more.
-    cached = model.config.model_type not in ("t5", "mt5")
+    cached = model.config.model_type not in ("t5", "mt5", "umt5")
     with torch.no_grad():
         out = model.generate(torch.tensor([source]), use_cache=cached)
     return [int(i) for i in out[0, 1:]]
@@ -38,6 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no-repeats": {"num_beams": 4, "max_new_tokens": 18, "no_repeat_ngram_size": 2},
     "greedy-no-repeats": {"num_beams": 1, "max_new_tokens": 18, "no_repeat_ngram_size": 2},
     "lengths": {"num_beams": 4, "min_length": 9, "max_length": 13},
+    "no-repeats-of-the-source": {"num_beams": 4, "max_new_tokens": 14, "encoder_no_repeat_ngram_size": 1},
+    "greedy-no-repeats-of-the-source": {"num_beams": 1, "max_new_tokens": 14, "encoder_no_repeat_ngram_size": 1},
     "greedy-lengths": {"num_beams": 1, "min_length": 9, "max_length": 13},
     "forced": {"num_beams": 4, "max_length": 11, "forced_bos_token_id": 42, "forced_eos_token_id": "eos"},
     "repetition": {"num_beams": 4, "max_new_tokens": 12, "repetition_penalty": 1.7},

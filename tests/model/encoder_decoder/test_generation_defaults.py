@@ -154,8 +154,14 @@ def test_lengths_stay_within_the_positions_there_are(tmp_path: Path) -> None:
 
 
 def test_parameters_that_would_change_the_output_unseen_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="'encoder_no_repeat_ngram_size': 3"):
-        defaults(tmp_path, {}, BART_CNN | {"encoder_no_repeat_ngram_size": 3})
+    with pytest.raises(CheckpointError, match=r"'encoder_repetition_penalty': 1\.5"):
+        defaults(tmp_path, {}, BART_CNN | {"encoder_repetition_penalty": 1.5})
+
+
+def test_blenderbot_repeats_nothing_of_the_source_unless_its_files_say_otherwise(tmp_path: Path) -> None:
+    assert defaults(tmp_path, {"model_type": "blenderbot"}).sampling().encoder_no_repeat_ngram_size == 3
+    config = {"model_type": "blenderbot", "encoder_no_repeat_ngram_size": 0}
+    assert defaults(tmp_path, config).sampling().encoder_no_repeat_ngram_size == 0
 
 
 def test_a_checkpoint_without_a_start_is_refused(tmp_path: Path) -> None:

@@ -234,6 +234,23 @@ def test_sinusoids_reach_past_the_trained_length_and_learned_positions_do_not(sa
     assert load_network(save_seq2seq("bart")[0], max_model_len=100).config.context_length == 64
 
 
+def test_logits_of_umt5_are_not_scaled_where_nothing_is_tied(save_seq2seq: SaveSeq2Seq) -> None:
+    folder, _ = save_seq2seq("umt5")
+    sources, targets = ids([5], seed=5), ids([6], seed=6)
+    scaled = forward(load(folder), sources, targets)[1]
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    torch.testing.assert_close(forward(load(folder), sources, targets)[1], scaled * 32**0.5, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_of_mvp_are_refused(save_seq2seq: SaveSeq2Seq) -> None:
+    folder, _ = save_seq2seq("mvp")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_prompt": True}))
+    with pytest.raises(CheckpointError, match="use_prompt True"):
+        load(folder)
+
+
 def test_an_unknown_feed_forward_is_refused_with_the_choices(save_seq2seq: SaveSeq2Seq) -> None:
     folder, _ = save_seq2seq("t5")
     path = folder / "config.json"
