@@ -1,4 +1,4 @@
-"""An encoder that is one compiled operator: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT on a CPU.
+"""An encoder that is one compiled operator: BERT and what differs from it in positions, norms' places and MLPs alone.
 
 `compiled_encoder` takes a filled `Encoder`'s weights and packs them; what comes out is what the encoder gives, in the
 operators' order of additions, and can't be saved. Other encoders stay as they are. Runs in the worker process.
@@ -19,9 +19,9 @@ from model.attention.cpu import CpuAttention
 from model.attention.interface import PackedLayout
 from model.compiled_layers import Quantization
 from model.config import EncoderConfig
-from model.encoder import Encoder, EncoderLayer
+from model.encoder import Encoder, EncoderEmbedding, EncoderLayer
 from model.huge_pages import Shelf
-from model.layers import MLP, LayerNorm, Linear
+from model.layers import GatedMLP, LayerNorm, Linear
 from model.ops import library
 
 CALIBRATION_LENGTHS = (8, 16, 32, 64, 128, 256)
@@ -46,30 +46,41 @@ class CompiledEncoder(Module):
         self.embedding = encoder.embedding
         self.head = encoder.head
         self._layers: Any = torch.classes.slimpajama.EncoderLayers(
-            config.num_heads, config.attention_scale, config.norm_epsilon, config.activation
+            config.num_heads,
+            config.attention_scale,
+            config.norm_epsilon,
+            config.activation,
+            config.gated,
+            config.pre_norm,
         )
+        self._rotaries = encoder.rotary_tables
         tables = encoder.embedding
         self._layers.embed_with(
             tables.tokens.weight,
-            None if tables.types is None else tables.types.weight,
+            _types(tables),
             None if tables.positions is None else tables.positions.weight,
-            *[tensor.float().clone() for tensor in _parts(tables.norm)],  # its own: addresses are kept
+            *_parts(tables.norm),
         )
+        if encoder.norm is not None:
+            self._layers.end_with(*_parts(encoder.norm))
         self.num_bytes = 0
         """Of the packed weights."""
         ranges = input_ranges(encoder) if quantization == "int8" else {}
-        for layer in encoder.layers:
+        for index, layer in enumerate(encoder.layers):
             assert isinstance(layer, EncoderLayer)
             tensors = _tensors(layer, ranges, halves)
             shelf = Shelf([tensor.nbytes for tensor in tensors])
-            self._layers.add([shelf.keep(tensor) for tensor in tensors], config.hidden_size, config.intermediate_size)
+            kept, window = [shelf.keep(tensor) for tensor in tensors], config.window(index) or 0
+            self._layers.add(kept, config.hidden_size, config.intermediate_size, window)
             self.num_bytes += sum(tensor.nbytes for tensor in tensors)
 
     def forward(self, ids: Tensor, type_ids: Tensor, positions: Tensor, attend: PackedAttend) -> Tensor:
         """ids, type_ids and positions [T], positions from 0 in each text; returns [T, E]."""
         offset = self.embedding.offset
         places = positions + offset if offset else positions
-        hidden: Tensor = self._layers.run(ids, type_ids, places, attend.layout.starts)
+        rotations = [table.rows(positions) for table in self._rotaries]
+        usual, local = (*rotations, None, None)[:2]
+        hidden: Tensor = self._layers.run(ids, type_ids, places, attend.layout.starts, usual, local)
         return hidden
 
 
@@ -90,61 +101,66 @@ def compiled_encoder(
 
 
 def _has_all_parts(config: EncoderConfig) -> bool:
-    """Whether the network is BERT's but for sizes, activation and where positions begin."""
+    """Whether the network is BERT's but for sizes, activation, positions, windows, gates and where its norms are."""
     unusual = (
-        config.pre_norm,
         config.norm != "layer",
         config.num_kv_heads not in (None, config.num_heads),
-        config.gated,
         config.weight_order,
-        config.windows,
-        config.rotary,
-        config.local_rotary,
         config.relative_buckets,
         config.disentangled,
         config.convolution,
         config.embedding_projection,
-        config.num_task_types,
+        config.num_task_types and not config.num_token_types,
     )
-    biases = config.attention_bias and config.mlp_bias and config.mlp_down_bias is not False and config.norm_bias
-    usual = biases and config.embedding_norm and config.activation != "silu"
     sizes = (config.head_size, config.intermediate_size)
-    return usual and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
+    return config.embedding_norm and not any(unusual) and all(size % LEAST_SIZE == 0 for size in sizes)
+
+
+def _types(tables: EncoderEmbedding) -> Tensor | None:
+    """The table of token types, with what the one task of all tokens adds to each of them."""
+    if tables.types is None or tables.tasks is None:
+        return None if tables.types is None else tables.types.weight
+    return tables.types.weight + tables.tasks.weight[0]
 
 
 def _tensors(layer: EncoderLayer, ranges: Mapping[Linear, Tensor], halves: bool) -> list[Tensor]:
     """What the operator wants of a layer, in its order; int8 where there are ranges of inputs."""
     mlp = layer.mlp
-    assert isinstance(mlp, MLP)
-    linears = (layer.query_key_value, layer.output, mlp.up, mlp.down)
+    up = mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up
+    linears = (layer.query_key_value, layer.output, up, mlp.down)
     parts = [_quantized(linear, ranges.get(linear)) if ranges else _packed(linear, halves) for linear in linears]
     tensors = [part for linear_parts in parts for part in linear_parts]
-    return tensors + [part.float() for part in (*_parts(layer.attention_norm), *_parts(layer.mlp_norm))]
+    return [*tensors, *_parts(layer.attention_norm), *_parts(layer.mlp_norm)]
 
 
 def _packed(linear: Linear, halves: bool) -> list[Tensor]:
-    """The weight, nothing of what int8 has, and the bias."""
-    assert linear.bias is not None
+    """The weight, nothing of what int8 has, and the bias (empty: none)."""
     wide = "halves" if halves else "float32"
     pack = getattr(torch.ops.slimpajama, f"pack_{wide if linear.weight.dtype == torch.float32 else 'bf16'}")
     nothing = torch.empty(0)
-    return [pack(linear.weight), nothing, nothing, nothing, linear.bias.float()]
+    return [pack(linear.weight), nothing, nothing, nothing, _bias(linear)]
 
 
 def _quantized(linear: Linear, inputs: Tensor | None) -> list[Tensor]:
     """The weight in 8 bits, its scales and sums, what the inputs are multiplied by first, and the bias."""
-    assert linear.bias is not None
     weight = linear.weight.float()
     if inputs is None:
-        return [*torch.ops.slimpajama.pack_int8(weight), torch.empty(0), linear.bias.float()]
+        return [*torch.ops.slimpajama.pack_int8(weight), torch.empty(0), _bias(linear)]
     shares = (inputs.clamp(min=LEAST_RANGE) / weight.abs().amax(0).clamp(min=LEAST_RANGE)).sqrt()
-    return [*torch.ops.slimpajama.pack_int8(weight * shares), 1 / shares, linear.bias.float()]
+    return [*torch.ops.slimpajama.pack_int8(weight * shares), 1 / shares, _bias(linear)]
+
+
+def _bias(linear: Linear) -> Tensor:
+    return torch.empty(0) if linear.bias is None else linear.bias.float()
 
 
 def _parts(norm: Module | None) -> list[Tensor]:
+    """Weight and bias in float32, their own, for addresses are kept; both empty where there is no norm."""
+    if norm is None:
+        return [torch.empty(0), torch.empty(0)]
     assert isinstance(norm, LayerNorm)
-    assert norm.bias is not None
-    return [norm.weight, norm.bias]
+    weight = norm.weight.float().clone()
+    return [weight, torch.zeros_like(weight) if norm.bias is None else norm.bias.float().clone()]
 
 
 @torch.inference_mode()
@@ -166,9 +182,8 @@ def input_ranges(encoder: Encoder) -> dict[Linear, Tensor]:
         assert isinstance(linear, Linear)
         found[linear] = inputs[0].abs().amax(0).float()
 
-    readers = [
-        module for name, module in encoder.layers.named_modules() if name.endswith((".query_key_value", ".mlp.up"))
-    ]
+    names = (".query_key_value", ".mlp.up", ".mlp.gate_up")
+    readers = [module for name, module in encoder.layers.named_modules() if name.endswith(names)]
     hooks = [module.register_forward_pre_hook(note) for module in readers]
     positions = torch.cat([torch.arange(length) for length in lengths])
     layout = PackedLayout(starts=starts, max_len=max(lengths))

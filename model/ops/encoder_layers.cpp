@@ -1,11 +1,12 @@
-// A post-norm encoder (BERT, arXiv 1810.04805) in one call: texts end to end without padding, no Python between the
-// steps.
+// An encoder (BERT, arXiv 1810.04805) in one call: texts end to end without padding, no Python between the steps.
+// Positions may be rotary (arXiv 2104.09864), MLPs gated (arXiv 2002.05202), norms on the inputs of sublayers instead of
+// their sums, and attention within windows (ModernBERT, arXiv 2412.13663).
 //
 // Texts are cut into chunks that threads take one after the other, each through all layers by itself: nothing is waited
 // for, and a chunk's activations stay in the core's cache. Texts that cannot be cut evenly are one chunk, whose steps
 // the threads share. What comes out for a text depends on neither.
 //
-// Legend: T tokens, E hidden size, F inner size, H heads, D head size.
+// Legend: T tokens, E hidden size, F inner size, H heads, D head size, R rotated numbers of a head.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -28,21 +29,23 @@ enum class Numbers { float32, halves, bf16, int8 };
 struct Projection {
   Weights weights;
   Numbers numbers;
-  const float *bias, *factors;  // [N], [K] or none: what each input is multiplied by before it is quantized
+  const float *bias, *factors;  // [N], [K], or none; factors: of each input before it is quantized
   int64_t n, k;
 
   bool converts() const { return numbers == Numbers::halves || numbers == Numbers::int8; }
 };
 
 struct Layer {
-  Projection query_key_value, output, up, down;
-  Norm attention_norm, mlp_norm;
+  Projection query_key_value, output, up, down;  // up with the gate above it, where there is one
+  Norm attention_norm, mlp_norm;  // the first may have no weights, where norms come first
+  int64_t window = 0;             // a token sees those less than so many away; 0: all
 };
 
 struct Sizes {
   int64_t hidden, inner, heads;
   float scale;  // of the attention's scores
   Activation activation;
+  bool gated, norms_first;
   int64_t converted = 0;  // bytes of the widest row that is converted on its way into a projection
 };
 
@@ -51,10 +54,16 @@ struct Chunk {
   int64_t first_text, last_text, num_tokens;
 };
 
+// By what a token's queries and keys are turned: R / 2 cosines, then as many sines.
+struct Rotations {
+  const float* rows = nullptr;  // [T, R], or none
+  int64_t width = 0;
+};
+
 // What is between the steps of a chunk; kept from call to call.
 template <typename Value>
 struct Space {
-  Kept<Value> fused, attended, inner;  // [T, 3 E], [T, E], [T, F]
+  Kept<Value> fused, attended, normed, gate_up, inner;  // [T, 3 E], [T, E], [T, E], [T, 2 F], [T, F]
   Kept<float> sums, scales;            // [T, E], [T]
   Kept<uint8_t> converted;             // [T, bytes]
   Kept<int32_t> zeros;                 // [T]
@@ -63,6 +72,8 @@ struct Space {
     grown(fused, (rows + TILE_WIDTH) * 3 * sizes.hidden);
     grown(attended, rows * sizes.hidden);
     grown(inner, rows * sizes.inner);
+    if (sizes.norms_first) grown(normed, rows * sizes.hidden);
+    if (sizes.gated) grown(gate_up, rows * 2 * sizes.inner);
     grown(sums, rows * sizes.hidden);
     grown(scales, rows);
     grown(zeros, rows);
@@ -74,27 +85,31 @@ struct Space {
 template <typename Value>
 class Pass {
  public:
-  static constexpr int64_t MOST_STEPS = 11;  // of a layer: four projections and what they convert, attention, two norms
+  // Of a layer: four projections and what they convert, rotation, attention, gate, two norms.
+  static constexpr int64_t MOST_STEPS = 13;
 
   Pass(const Sizes& sizes, Member member, Space<Value>& space, TextAttention<Value>& attention, const int32_t* starts,
        Chunk chunk, Value* hidden)
       : sizes_(sizes), member_(member), space_(space), attention_(attention), starts_(starts), chunk_(chunk),
         hidden_(hidden + starts[chunk.first_text] * sizes.hidden) {}
 
-  void run(const Embedding<Value>& embedding, const std::vector<Layer>& layers) {
+  // `rotations` of layers without a window, and of those with one.
+  void run(const Embedding<Value>& embedding, const Rotations (&rotations)[2], const std::vector<Layer>& layers,
+           const Norm& last_norm) {
     embed(embedding);
-    Value *fused = space_.fused.data(), *attended = space_.attended.data(), *inner = space_.inner.data();
     for (const Layer& layer : layers) {
-      project(layer.query_key_value, hidden_, output(fused, 3 * sizes_.hidden));
-      attend(fused, attended);
-      project(layer.output, attended, sum());
-      normalize(layer.attention_norm);
-      Output activated = output(inner, sizes_.inner);
-      activated.activation = sizes_.activation;
-      project(layer.up, hidden_, activated);
-      project(layer.down, inner, sum());
-      normalize(layer.mlp_norm);
+      const Rotations& own = rotations[layer.window > 0];
+      if (sizes_.norms_first) {
+        attend(layer, own, layer.attention_norm.weight ? normed(layer.attention_norm) : hidden_, residual());
+        widen(layer, normed(layer.mlp_norm), residual());
+      } else {
+        attend(layer, own, hidden_, sum());
+        normalize(layer.attention_norm);
+        widen(layer, hidden_, sum());
+        normalize(layer.mlp_norm);
+      }
     }
+    if (sizes_.norms_first) norm_rows(last_norm, hidden_);
   }
 
  private:
@@ -109,6 +124,40 @@ class Pass {
       embedding.run(first + begin, first + end, space_.sums.data() + begin * sizes_.hidden,
                     hidden_ + begin * sizes_.hidden);
     });
+  }
+
+  void attend(const Layer& layer, const Rotations& rotations, const Value* x, const Output& out) {
+    Value *fused = space_.fused.data(), *attended = space_.attended.data();
+    project(layer.query_key_value, x, output(fused, 3 * sizes_.hidden));
+    if (rotations.rows) rotate(rotations, fused);
+    attend(fused, layer.window, attended);
+    project(layer.output, attended, out);
+  }
+
+  // The MLP.
+  void widen(const Layer& layer, const Value* x, const Output& out) {
+    Value* inner = space_.inner.data();
+    if (sizes_.gated) {
+      project(layer.up, x, output(space_.gate_up.data(), 2 * sizes_.inner));
+      gate(space_.gate_up.data(), inner);
+    } else {
+      Output activated = output(inner, sizes_.inner);
+      activated.activation = sizes_.activation;
+      project(layer.up, x, activated);
+    }
+    project(layer.down, inner, out);
+  }
+
+  // A projection's result added to the states where they are.
+  Output residual() {
+    Output out = output(hidden_, sizes_.hidden);
+    add(out, hidden_);
+    return out;
+  }
+
+  const Value* normed(const Norm& norm) {
+    norm_rows(norm, space_.normed.data());
+    return space_.normed.data();
   }
 
   // Where a projection's result meets what it is a residual to.
@@ -156,14 +205,39 @@ class Pass {
     });
   }
 
-  void attend(const Value* fused, Value* attended) {
+  // Queries and keys, which lie side by side: [2 H, D] of a token's [3 H, D].
+  void rotate(const Rotations& rotations, Value* fused) {
+    const auto step = FASTEST(turn<Value>);
+    const int64_t size = sizes_.hidden / sizes_.heads, half = rotations.width / 2, origin = starts_[chunk_.first_text];
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const float* cosines = rotations.rows + (origin + row) * rotations.width;
+        for (int64_t head = 0; head < 2 * sizes_.heads; ++head)
+          step(fused + row * 3 * sizes_.hidden + head * size, cosines, cosines + half, half);
+      }
+    });
+  }
+
+  void gate(const Value* gate_up, Value* inner) {
+    const auto step = FASTEST(gate_mul<Value>);
+    const int64_t f = sizes_.inner;
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const Value* both = gate_up + row * 2 * f;
+        step(sizes_.activation, both, both + f, f, inner + row * f);
+      }
+    });
+  }
+
+  void attend(const Value* fused, int64_t window, Value* attended) {
     const int64_t texts = chunk_.last_text - chunk_.first_text, origin = starts_[chunk_.first_text];
     member_.share(texts * sizes_.heads, [&](int64_t begin, int64_t end) {
       attention_.begin();
       for (int64_t item = begin; item < end; ++item) {
         const int32_t* text = starts_ + chunk_.first_text + item / sizes_.heads;
         const int64_t first = text[0] - origin;
-        attention_.run(fused + first * 3 * sizes_.hidden, text[1] - text[0], item % sizes_.heads,
+        const int64_t len = text[1] - text[0];
+        attention_.run(fused + first * 3 * sizes_.hidden, len, item % sizes_.heads, window > 0 ? window : len,
                        attended + first * sizes_.hidden);
       }
       attention_.end();
@@ -175,6 +249,14 @@ class Pass {
     member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         step(space_.sums.data() + row * sizes_.hidden, sizes_.hidden, norm, hidden_ + row * sizes_.hidden);
+    });
+  }
+
+  void norm_rows(const Norm& norm, Value* out) {
+    const auto step = FASTEST(layer_norm_of<Value>);
+    member_.share(chunk_.num_tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        step(hidden_ + row * sizes_.hidden, sizes_.hidden, norm, out + row * sizes_.hidden);
     });
   }
 
@@ -218,13 +300,14 @@ struct Turn {
 
 class EncoderLayers : public torch::CustomClassHolder {
  public:
-  EncoderLayers(int64_t heads, double scale, double epsilon, std::string activation)
-      : sizes_{0, 0, heads, static_cast<float>(scale), named(activation)}, epsilon_(static_cast<float>(epsilon)) {}
+  EncoderLayers(int64_t heads, double scale, double epsilon, std::string activation, bool gated, bool norms_first)
+      : sizes_{0, 0, heads, static_cast<float>(scale), named(activation), gated, norms_first},
+        epsilon_(static_cast<float>(epsilon)) {}
 
-  // Weight (packed), scales, sums and factors (empty unless int8; factors may be empty then too) and bias of the
-  // projections to queries, keys and values, of the output, up and down; then weight and bias of the norm behind the
-  // attention and of the one behind the MLP.
-  void add(std::vector<Tensor> tensors, int64_t hidden, int64_t inner) {
+  // Weight (packed), scales, sums and factors (empty unless int8; factors may be empty then too) and bias (or empty) of
+  // the projections to queries, keys and values, of the output, up (behind the gate, if gated) and down; then weight
+  // and bias of the attention's norm (both may be empty where norms come first) and of the MLP's.
+  void add(std::vector<Tensor> tensors, int64_t hidden, int64_t inner, int64_t window) {
     TORCH_CHECK(tensors.size() == 24, "a layer has 24 tensors, not ", tensors.size());
     TORCH_CHECK(hidden % (32 * sizes_.heads) == 0 && inner % 32 == 0, "heads and the inner size are multiples of 32");
     sizes_.hidden = hidden;
@@ -242,19 +325,23 @@ class EncoderLayers : public torch::CustomClassHolder {
       if (found.converts()) sizes_.converted = std::max(sizes_.converted, weights.groups * 4);
       wide_ = found.numbers == Numbers::float32 || found.numbers == Numbers::halves;
       halves_ = found.numbers == Numbers::halves;
-      found.bias = next[4].const_data_ptr<float>();
+      TORCH_CHECK(next[4].numel() == n || next[4].numel() == 0, "a bias of another size");
+      found.bias = next[4].numel() ? next[4].const_data_ptr<float>() : nullptr;
       next += 5;
       return found;
     };
     const auto norm = [&] {
-      Norm found{next[0].const_data_ptr<float>(), next[1].const_data_ptr<float>(), epsilon_};
+      TORCH_CHECK(next[0].numel() == hidden || (sizes_.norms_first && next[0].numel() == 0), "a norm of another size");
+      Norm found{nullptr, nullptr, epsilon_};
+      if (next[0].numel()) found = {next[0].const_data_ptr<float>(), next[1].const_data_ptr<float>(), epsilon_};
       next += 2;
       return found;
     };
     const auto query_key_value = projection(3 * hidden, hidden), output = projection(hidden, hidden);
-    const auto up = projection(inner, hidden), down = projection(hidden, inner);
+    const auto up = projection(sizes_.gated ? 2 * inner : inner, hidden), down = projection(hidden, inner);
     const auto attention_norm = norm(), mlp_norm = norm();
-    layers_.push_back({query_key_value, output, up, down, attention_norm, mlp_norm});
+    TORCH_CHECK(mlp_norm.weight && window >= 0, "an MLP has a norm, and a window is positive");
+    layers_.push_back({query_key_value, output, up, down, attention_norm, mlp_norm, window});
     kept_.insert(kept_.end(), tensors.begin(), tensors.end());
   }
 
@@ -272,9 +359,17 @@ class EncoderLayers : public torch::CustomClassHolder {
                   "tables are [rows, E], of one type");
   }
 
-  // ids, type_ids and positions [T] int64; starts [B + 1] int32, of texts that are not empty. Returns the states [T, E],
-  // float32 or bfloat16 as the tables are.
-  Tensor run(const Tensor& ids, const Tensor& type_ids, const Tensor& positions, const Tensor& starts) {
+  // What the layers end with, where norms come first: float32 [E].
+  void end_with(const Tensor& weight, const Tensor& bias) {
+    last_norm_ = {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), epsilon_};
+    kept_.insert(kept_.end(), {weight, bias});
+  }
+
+  // ids, type_ids and positions [T] int64; starts [B + 1] int32, of texts that are not empty; `rotations`, if queries
+  // and keys are turned, float32 [T, R] (see `Rotations`), and `local` those of layers with a window. Returns the states
+  // [T, E], float32 or bfloat16 as the tables are.
+  Tensor run(const Tensor& ids, const Tensor& type_ids, const Tensor& positions, const Tensor& starts,
+             const std::optional<Tensor>& rotations, const std::optional<Tensor>& local) {
     TORCH_CHECK(tables_.rows[0] && tables_.rows[0]->size(1) == sizes_.hidden && starts.scalar_type() == at::kInt &&
                 starts.is_contiguous(), "there are tables [rows, E], and starts are int32");
     const auto* first = starts.const_data_ptr<int32_t>();
@@ -282,16 +377,28 @@ class EncoderLayers : public torch::CustomClassHolder {
                 "starts begin with 0 and end with the number of tokens");
     const Tensor numbers[] = {ids, type_ids, positions};
     tables_.check(numbers);
+    const Rotations usual = rotations ? checked(*rotations, ids.numel()) : Rotations{};
+    const Rotations turns[] = {usual, local ? checked(*local, ids.numel()) : usual};
+    TORCH_CHECK(!sizes_.norms_first || last_norm_.weight, "norms that come first end with one");
     const Tensor hidden = at::empty({ids.numel(), sizes_.hidden}, tables_.rows[0]->options());
     TORCH_CHECK((hidden.scalar_type() == at::kFloat) == wide_, "tables and weights are of different types");
     TORCH_CHECK(!halves_ || has_avx512(), "halves are multiplied on AVX-512 and AMX alone");
     const std::lock_guard lock(mutex_);
-    if (wide_) run(floats_, Embedding<float>(tables_, numbers, sizes_.hidden), hidden.data_ptr<float>(), starts);
-    else run(narrow_, Embedding<bf16>(tables_, numbers, sizes_.hidden), mutable_data(hidden), starts);
+    if (wide_)
+      run(floats_, Embedding<float>(tables_, numbers, sizes_.hidden), turns, hidden.data_ptr<float>(), starts);
+    else
+      run(narrow_, Embedding<bf16>(tables_, numbers, sizes_.hidden), turns, mutable_data(hidden), starts);
     return hidden;
   }
 
  private:
+  Rotations checked(const Tensor& rows, int64_t tokens) const {
+    TORCH_CHECK(rows.is_contiguous() && rows.dim() == 2 && rows.scalar_type() == at::kFloat && rows.size(0) == tokens &&
+                rows.size(1) % 2 == 0 && rows.size(1) <= sizes_.hidden / sizes_.heads,
+                "rotations are float32 [T, R], and R is even and no more than a head has");
+    return {rows.const_data_ptr<float>(), rows.size(1)};
+  }
+
   // Of packed weights [N / 16, groups, 16, inputs in a group] that K inputs meet; halves have two numbers for each.
   static Numbers numbers_of(const Tensor& packed, int64_t k) {
     const int64_t groups = packed.size(1), each = packed.size(3);
@@ -310,7 +417,8 @@ class EncoderLayers : public torch::CustomClassHolder {
   };
 
   template <typename Value>
-  void run(Spaces<Value>& kept, const Embedding<Value>& embedding, Value* hidden, const Tensor& starts_tensor) {
+  void run(Spaces<Value>& kept, const Embedding<Value>& embedding, const Rotations (&rotations)[2], Value* hidden,
+           const Tensor& starts_tensor) {
     const auto* starts = starts_tensor.const_data_ptr<int32_t>();
     const int64_t texts = starts_tensor.size(0) - 1;
     const int64_t threads = at::get_num_threads();
@@ -323,7 +431,7 @@ class EncoderLayers : public torch::CustomClassHolder {
         const int64_t space = turn.space;
         const Member member(*kept.steps[space], rank);
         Pass pass(sizes_, member, kept.spaces[space], kept.attentions[rank], starts, turn.chunk, hidden);
-        pass.run(embedding, layers_);
+        pass.run(embedding, rotations, layers_, last_norm_);
       };
       for (size_t index = next++; index < turns.size(); index = next++) {
         const int64_t space = static_cast<int64_t>(turns.size()) < threads ? static_cast<int64_t>(index) : rank;
@@ -354,7 +462,7 @@ class EncoderLayers : public torch::CustomClassHolder {
     kept.steps.resize(kept.spaces.size());
     for (int64_t i = 0; i < spaces; ++i) {
       kept.spaces[i].grow(rows, sizes_);
-      const int64_t steps = 1 + static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
+      const int64_t steps = 2 + static_cast<int64_t>(layers_.size()) * Pass<Value>::MOST_STEPS;
       if (!kept.steps[i] || kept.steps[i]->threads() != threads) kept.steps[i] = std::make_unique<Steps>(steps, threads);
     }
     const int64_t size = sizes_.hidden / sizes_.heads;
@@ -366,6 +474,7 @@ class EncoderLayers : public torch::CustomClassHolder {
   static Activation named(const std::string& name) {
     if (name == "gelu") return Activation::gelu;
     if (name == "gelu_tanh") return Activation::gelu_tanh;
+    if (name == "silu") return Activation::silu;
     TORCH_CHECK(name == "relu", "no activation ", name);
     return Activation::relu;
   }
@@ -373,6 +482,7 @@ class EncoderLayers : public torch::CustomClassHolder {
   Sizes sizes_;
   float epsilon_;
   Tables tables_;
+  Norm last_norm_{};
   std::vector<Layer> layers_;
   bool wide_ = false, halves_ = false;  // what the weights are
   std::vector<Tensor> kept_;  // that the layers point into
@@ -388,15 +498,19 @@ class EncoderLayers : public torch::CustomClassHolder {
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   using slimpajama::EncoderLayers;
   library.class_<EncoderLayers>("EncoderLayers")
-      .def(torch::init<int64_t, double, double, std::string>())
+      .def(torch::init<int64_t, double, double, std::string, bool, bool>())
       .def("add", [](const c10::intrusive_ptr<EncoderLayers>& self, std::vector<at::Tensor> tensors, int64_t hidden,
-                     int64_t inner) { self->add(std::move(tensors), hidden, inner); })
+                     int64_t inner, int64_t window) { self->add(std::move(tensors), hidden, inner, window); })
       .def("embed_with", [](const c10::intrusive_ptr<EncoderLayers>& self, at::Tensor tokens,
                             std::optional<at::Tensor> types, std::optional<at::Tensor> positions,
                             const at::Tensor& weight, const at::Tensor& bias) {
         self->embed_with(std::move(tokens), std::move(types), std::move(positions), weight, bias);
       })
+      .def("end_with", [](const c10::intrusive_ptr<EncoderLayers>& self, const at::Tensor& weight,
+                          const at::Tensor& bias) { self->end_with(weight, bias); })
       .def("run", [](const c10::intrusive_ptr<EncoderLayers>& self, const at::Tensor& ids, const at::Tensor& type_ids,
-                     const at::Tensor& positions,
-                     const at::Tensor& starts) { return self->run(ids, type_ids, positions, starts); });
+                     const at::Tensor& positions, const at::Tensor& starts,
+                     const std::optional<at::Tensor>& rotations, const std::optional<at::Tensor>& local) {
+        return self->run(ids, type_ids, positions, starts, rotations, local);
+      });
 }

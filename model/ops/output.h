@@ -7,7 +7,7 @@ namespace slimpajama {
 
 constexpr int64_t PANEL = 16;  // outputs of a panel of weights: one per 32-bit lane of a 512-bit register
 
-enum class Activation { none, gelu, gelu_tanh, relu };
+enum class Activation { none, gelu, gelu_tanh, relu, silu };
 
 // bfloat16 or float32 [M, N], each activation(sum + bias) + added, of which all but the sum may be missing.
 struct Output {

@@ -50,6 +50,8 @@ VECTORS INLINE Floats exp2_of(Floats x) {  // relative error below 4e-5; of -inf
   return times_power(p, n);
 }
 
+VECTORS INLINE Floats silu(Floats x) { return x / (all(1.0f) + exp_of(zeros() - x)); }
+
 // x / (1 + e^(-2 u)), u the argument of the hyperbolic tangent.
 VECTORS INLINE Floats gelu_tanh(Floats x) {
   const Floats cubic = fma(x * x, all(0.044715f), all(1.0f));
@@ -67,6 +69,7 @@ VECTORS INLINE void activate(Activation activation, Floats (&x)[PANELS]) {
     case Activation::gelu: return each([](Floats& x) VECTORS INLINED { x = gelu(x); });
     case Activation::gelu_tanh: return each([](Floats& x) VECTORS INLINED { x = gelu_tanh(x); });
     case Activation::relu: return each([](Floats& x) VECTORS INLINED { x = greater(zeros(), x); });  // NaN stays NaN
+    case Activation::silu: return each([](Floats& x) VECTORS INLINED { x = silu(x); });
   }
 }
 
@@ -101,8 +104,16 @@ VECTORS INLINE void put_panels(const Output& out, int64_t row, int64_t first, Fl
 
 VECTORS inline void silu_mul(const bf16* gate, const bf16* up, int64_t f, bf16* out) {  // silu(gate) * up
   by_sixteen(f, [&](int64_t i, int64_t count) VECTORS INLINED {
-    const Floats g = widen_some(gate + i, count), share = all(1.0f) + exp_of(zeros() - g);
-    narrow_some(out + i, count, (g / share) * widen_some(up + i, count));
+    narrow_some(out + i, count, silu(widen_some(gate + i, count)) * widen_some(up + i, count));
+  });
+}
+
+template <typename Value>
+VECTORS void gate_mul(Activation activation, const Value* gate, const Value* up, int64_t f, Value* out) {
+  by_sixteen(f, [&](int64_t i, int64_t count) VECTORS INLINED {
+    Floats x[] = {widen_some(gate + i, count)};  // activation(gate) * up
+    activate(activation, x);
+    narrow_some(out + i, count, x[0] * widen_some(up + i, count));
   });
 }
 
@@ -120,8 +131,8 @@ VECTORS inline void split(const float* x, int64_t k, int64_t each, bf16* out) {
 
 // --- norms
 
-template <typename Value>
-VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
+template <typename Row, typename Value>
+VECTORS INLINE void norm_row(const Row* row, int64_t e, const Norm& norm, Value* out) {  // arXiv 1607.06450
   Floats sums[] = {zeros(), zeros()}, squares[] = {zeros(), zeros()};
   in_turn(e, [&](int64_t i, int64_t count, int turn) VECTORS INLINED {
     sums[turn] = sums[turn] + widen_some(row + i, count);
@@ -138,6 +149,17 @@ VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* ou
     const Floats standard = (widen_some(row + i, count) - all(mean)) * factor;
     narrow_some(out + i, count, fma(standard, widen_some(norm.weight + i, count), widen_some(norm.bias + i, count)));
   });
+}
+
+template <typename Value>
+VECTORS void layer_norm(const float* row, int64_t e, const Norm& norm, Value* out) {
+  norm_row(row, e, norm, out);
+}
+
+// Likewise of a row that is no sum; `out` may be the row itself.
+template <typename Value>
+VECTORS void layer_norm_of(const Value* row, int64_t e, const Norm& norm, Value* out) {
+  norm_row(row, e, norm, out);
 }
 
 // sum = the sum of `count` rows side by side.
@@ -189,6 +211,17 @@ VECTORS inline void rotate(bf16* head, const bf16* cosines, const bf16* sines, i
     const Floats a = widen_some(head + i, count), b = widen_some(head + j, count);
     narrow_some(head + i, count, fma(a, widen_some(cosines + i, count), b * widen_some(sines + i, count)));
     narrow_some(head + j, count, fma(b, widen_some(cosines + j, count), a * widen_some(sines + j, count)));
+  });
+}
+
+// Likewise by `half` cosines and as many sines.
+template <typename Value>
+VECTORS void turn(Value* head, const float* cosines, const float* sines, int64_t half) {
+  by_sixteen(half, [&](int64_t i, int64_t count) VECTORS INLINED {
+    const Floats a = widen_some(head + i, count), b = widen_some(head + half + i, count);
+    const Floats cosine = widen_some(cosines + i, count), sine = widen_some(sines + i, count);
+    narrow_some(head + i, count, a * cosine - b * sine);
+    narrow_some(head + half + i, count, fma(b, cosine, a * sine));
   });
 }
 

@@ -1,4 +1,4 @@
-// Attention of one head over one text, every token to every token (arXiv 1706.03762).
+// Attention of one head over one text, every token to every token (arXiv 1706.03762) or to those near it.
 //
 // On lanes keys and values are rearranged as packed weights are (`projection.h`), so that the projections' products
 // make the scores, QUERIES rows at a time, and the results. AVX-512 and AMX have a way of their own (`text_vectors.h`).
@@ -48,12 +48,13 @@ class TextAttention {
     if (on_vectors_) vectors_.end();
   }
 
-  // fused [L, 3, H, D], and behind it TILE_WIDTH rows of anything; writes this head's part of out [L, H, D].
-  void run(const Value* fused, int64_t len, int64_t head, Value* out) {
+  // fused [L, 3, H, D], and behind it TILE_WIDTH rows of anything; writes this head's part of out [L, H, D]. A token
+  // sees those less than `window` away.
+  void run(const Value* fused, int64_t len, int64_t head, int64_t window, Value* out) {
     const int64_t padded_len = padded(len, LEAST), stride = 3 * width_;
     const Value* query = fused + head * size_;
     if (on_vectors_)
-      return vectors_.run({query, query + width_, query + 2 * width_, stride, len}, out + head * size_, width_);
+      return vectors_.run({query, query + width_, query + 2 * width_, stride, len}, window, out + head * size_, width_);
     pack_keys(query + width_, len, padded_len);
     pack_values(query + 2 * width_, len, padded_len);
     const Weights keys{bytes(keys_), size_ / EACH}, values{bytes(values_), padded_len / EACH};
@@ -62,8 +63,11 @@ class TextAttention {
       const Rows queries{reinterpret_cast<const uint8_t*>(query + first * stride), count, size_ / EACH, nullptr, nullptr,
                          stride * static_cast<int64_t>(sizeof(Value))};
       project(queries, keys, {scores_.data(), nullptr, nullptr, padded_len}, padded_len / LEAST, Value{});
-      for (int64_t i = 0; i < count; ++i)
-        softmax(scores_.data() + i * padded_len, len, shares_.data() + i * padded_len);
+      for (int64_t i = 0; i < count; ++i) {
+        float* scores = scores_.data() + i * padded_len;
+        hide(scores, std::max<int64_t>(0, first + i - window + 1), std::min(len, first + i + window), len);
+        softmax(scores, len, shares_.data() + i * padded_len);
+      }
       const Rows shares{bytes(shares_), count, padded_len / EACH};
       Output found = target(out + first * width_ + head * size_);
       found.n = size_;
@@ -106,6 +110,11 @@ class TextAttention {
           for (int64_t lane = 0; lane < PANEL; ++lane) line[lane * EACH] = j < len ? source[lane] : Value{};
         }
       }
+  }
+
+  static void hide(float* scores, int64_t begin, int64_t end, int64_t len) {
+    std::fill(scores, scores + begin, -std::numeric_limits<float>::infinity());
+    std::fill(scores + end, scores + len, -std::numeric_limits<float>::infinity());
   }
 
   void softmax(float* scores, int64_t len, Value* out) const {

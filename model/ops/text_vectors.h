@@ -48,9 +48,9 @@ class TextVectors {
     if (on_tiles_) release_tiles();
   }
 
-  // Writes rows of out, `out_stride` numbers apart.
-  AVX512 void run(const Head<Value>& head, Value* out, int64_t out_stride) {
-    const int64_t keys = padded(head.len, TILE_WIDTH), steps = keys / TILE_WIDTH;
+  // Writes rows of out, `out_stride` numbers apart; a token sees those less than `window` away.
+  AVX512 void run(const Head<Value>& head, int64_t window, Value* out, int64_t out_stride) {
+    const int64_t steps = padded(head.len, TILE_WIDTH) / TILE_WIDTH;  // of all keys
     if constexpr (NARROW) {
       if (on_tiles_) turn_values(head, steps);
       else pair_values(head);
@@ -60,9 +60,13 @@ class TextVectors {
       const Value* query = head.query + first * head.stride;
       for (int64_t i = 0; i < size_; i += 16 * EACH)
         transpose(bytes(query + i), head.stride * BYTES, count, &queries_[i / EACH]);
-      score(head, keys);
-      const __m512 inverse = weigh(head.len, keys);
-      add_up(head, steps);
+      // Keys that one of the queries sees: [begin, end), and as many as tiles take.
+      const int64_t begin = std::max<int64_t>(0, first - window + 1) / TILE_WIDTH * TILE_WIDTH;
+      const int64_t len = std::min(head.len, first + 15 + window) - begin, keys = padded(len, TILE_WIDTH);
+      score(head, begin, len, keys);
+      if (window < head.len) hide(first - begin, len, window);
+      const __m512 inverse = weigh(len, keys);
+      add_up(head, begin, len, steps);
       for (int64_t i = 0; i < size_; i += 16)
         write(&found_[i], inverse, count, out + first * out_stride + i, out_stride);
     }
@@ -75,18 +79,30 @@ class TextVectors {
 
   static const uint8_t* bytes(const Value* values) { return reinterpret_cast<const uint8_t*>(values); }
 
-  // All keys' scores.
-  AVX512 void score(const Head<Value>& head, int64_t keys) {
+  // The scores of `len` keys from `begin` on.
+  AVX512 void score(const Head<Value>& head, int64_t begin, int64_t len, int64_t keys) {
+    const Value* key = head.key + begin * head.stride;
     if constexpr (NARROW)
-      if (on_tiles_) return score_tiles(head, keys);
-    multiply_rows({bytes(head.key), head.stride * BYTES, 4}, head.len, queries_.data(), size_ / EACH, scores_.data());
+      if (on_tiles_) return score_tiles(key, head.stride * BYTES, keys);
+    multiply_rows({bytes(key), head.stride * BYTES, 4}, len, queries_.data(), size_ / EACH, scores_.data());
   }
 
-  // All values by their keys' weights.
-  AVX512 void add_up(const Head<Value>& head, int64_t steps) {
+  // From the sixteen queries those of the keys that are out of their windows; `first` is where the queries are among
+  // the keys.
+  AVX512 void hide(int64_t first, int64_t len, int64_t window) {
+    for (int64_t j = 0; j < len; ++j) {
+      const int64_t begin = std::clamp<int64_t>(j - window + 1 - first, 0, 16);
+      const int64_t end = std::clamp<int64_t>(j + window - first, 0, 16);
+      if (begin > 0 || end < 16)
+        _mm512_store_ps(scores_[j].bytes, avx512::chosen(begin, end, floats_of(scores_[j]), -INFINITY));
+    }
+  }
+
+  // The values of `len` keys from `begin` on, a multiple of TILE_WIDTH, by the keys' weights.
+  AVX512 void add_up(const Head<Value>& head, int64_t begin, int64_t len, int64_t steps) {
     if constexpr (NARROW)
-      if (on_tiles_) return add_up_tiles(steps);
-    multiply_rows(values_of(head), size_, weights_.data(), (head.len + EACH - 1) / EACH, found_.data());
+      if (on_tiles_) return add_up_tiles(begin / TILE_WIDTH, padded(len, TILE_WIDTH) / TILE_WIDTH, steps);
+    multiply_rows(values_of(head, begin), size_, weights_.data(), (len + EACH - 1) / EACH, found_.data());
   }
 
   // --- on vectors
@@ -130,9 +146,9 @@ class TextVectors {
     if (row < count) multiply_some<8>(from(), columns, groups, sums + row);
   }
 
-  Grid values_of(const Head<Value>& head) const {
-    if constexpr (NARROW) return {values_[0].bytes, 4, size_ * 4};
-    else return {bytes(head.value), 4, head.stride * 4};
+  Grid values_of(const Head<Value>& head, int64_t begin) const {
+    if constexpr (NARROW) return {values_[begin / EACH * (size_ / 16)].bytes, 4, size_ * 4};
+    else return {bytes(head.value + begin * head.stride), 4, head.stride * 4};
   }
 
   // Values of two keys side by side, a zero beside the last of an odd number.
@@ -153,18 +169,18 @@ class TextVectors {
     int64_t stride, step;
   };
 
-  AMX void score_tiles(const Head<Value>& head, int64_t keys) {
-    const int64_t stride = head.stride * BYTES;
+  AMX void score_tiles(const Value* first, int64_t stride, int64_t keys) {
     for (int64_t j = 0; j < keys; j += 32) {
-      const uint8_t* key = bytes(head.key) + j * stride;
+      const uint8_t* key = bytes(first) + j * stride;
       multiply_tiles({key, key + 16 * stride, stride, LINE}, queries_.data(), size_ / TILE_WIDTH, &scores_[j]);
     }
   }
 
-  AMX void add_up_tiles(int64_t steps) {
+  // `count` of all `steps` from `begin` on.
+  AMX void add_up_tiles(int64_t begin, int64_t count, int64_t steps) {
     for (int64_t i = 0; i < size_; i += 32) {
-      const uint8_t* value = values_[i * steps].bytes;
-      multiply_tiles({value, value + steps * TILE_BYTES, LINE, TILE_BYTES}, weights_.data(), steps, &found_[i]);
+      const uint8_t* value = values_[i * steps + begin * 16].bytes;
+      multiply_tiles({value, value + steps * TILE_BYTES, LINE, TILE_BYTES}, weights_.data(), count, &found_[i]);
     }
   }
 
@@ -263,7 +279,7 @@ struct TextVectors {  // for processors that have none: never run
   void grow(int64_t) {}
   void begin() const {}
   void end() const {}
-  void run(const Head<Value>&, Value*, int64_t) {}
+  void run(const Head<Value>&, int64_t, Value*, int64_t) {}
 };
 #endif
 

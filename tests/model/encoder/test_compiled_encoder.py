@@ -26,8 +26,20 @@ States = list[NDArray[np.float32]]
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
 NAMED_OTHERWISE = {"distilbert": {"dim": 64, "hidden_dim": 96, "n_heads": 2}}
-COMPILED = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "distilbert")
-ERRORS = {"float32": 1e-5, "halves": 2e-5, "bfloat16": 3e-2}
+ROTARY = ("gte", "jina-embeddings-v3", "nomic-bert")
+NORMS_FIRST = ("modernbert", "roberta-prelayernorm")
+COMPILED = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "data2vec-text",
+    "distilbert",
+    "ernie",
+    *ROTARY,
+    *NORMS_FIRST,
+)
+ERRORS = {"float32": 1e-5, "halves": 4e-5, "bfloat16": 3e-2}
 """By what is multiplied: float32, its halves, or bfloat16."""
 WIDE_ERRORS = {"float32": 1e-5, "halves": 2e-4, "bfloat16": 0.1}
 """Of networks whose random weights magnify errors."""
@@ -70,23 +82,32 @@ def test_compiled_states_are_those_of_transformers(
     assert relative_error(encode(compiled_runner(folder, numbers), texts), model, texts) < ERRORS[numbers]
 
 
-def test_states_in_8_bits_are_near(make_model: MakeModel, texts: list[list[int]], instructions: str) -> None:
-    folder, model = make_model("bert", **SIZES)
+@pytest.mark.parametrize("family", ["bert", *ROTARY, *NORMS_FIRST])
+def test_states_in_8_bits_are_near(
+    family: str, make_model: MakeModel, texts: list[list[int]], instructions: str
+) -> None:
+    folder, model = make_model(family, **SIZES)
     found = encode(compiled_runner(folder, "bfloat16", "int8"), texts)
     assert relative_error(found, model, texts) < 0.1
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("family", ["bert", "gte"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
 def test_every_activation_agrees(
-    activation: str, make_model: MakeModel, texts: list[list[int]], instructions: str
+    activation: str, family: str, make_model: MakeModel, texts: list[list[int]], instructions: str
 ) -> None:
-    folder, model = make_model("bert", **SIZES, hidden_act=activation)
+    folder, model = make_model(family, **SIZES, hidden_act=activation)
     assert relative_error(encode(compiled_runner(folder, "float32"), texts), model, texts) < 1e-5
 
 
-def test_sizes_that_fill_no_panel_agree(numbers: str, make_model: MakeModel, texts: list[list[int]]) -> None:
-    sizes = {"hidden_size": 288, "num_attention_heads": 3, "intermediate_size": 160}
-    folder, model = make_model("bert", **sizes)
+@pytest.mark.parametrize(
+    ("family", "hidden_size"), [("bert", 288), ("nomic-bert", 96), ("gte", 96), ("modernbert", 96)]
+)
+def test_sizes_that_fill_no_panel_agree(
+    family: str, hidden_size: int, numbers: str, make_model: MakeModel, texts: list[list[int]]
+) -> None:
+    sizes = {"hidden_size": hidden_size, "num_attention_heads": 3, "intermediate_size": 160}
+    folder, model = make_model(family, **sizes)
     assert relative_error(encode(compiled_runner(folder, numbers), texts), model, texts) < WIDE_ERRORS[numbers]
 
 
@@ -113,6 +134,17 @@ def test_wide_layers_agree_in_any_company(inner: int, numbers: str, make_model: 
         assert_array_equal(states, encode(runner, [ids])[0])
 
 
+@pytest.mark.parametrize("reach", [2, 20, 62, 64, 130])
+@pytest.mark.parametrize("biases", [False, True])
+def test_windows_of_any_size_agree(reach: int, biases: bool, numbers: str, make_model: MakeModel) -> None:
+    changes = {"norm_bias": biases, "attention_bias": biases, "mlp_bias": biases, "local_attention": reach}
+    folder, model = make_model("modernbert", **SIZES, **changes, max_position_embeddings=256)
+    texts = [[5 + i * (7 + length) % 80 for i in range(length)] for length in (1, 15, 17, 31, 33, 49, 64, 200)]
+    found = encode(compiled_runner(folder, numbers), texts)
+    for states, ids in zip(found, texts, strict=True):
+        assert relative_error([states], model, [ids]) < 2 * ERRORS[numbers]
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """torch.set_num_threads, for the length of the test."""
@@ -121,11 +153,12 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("family", ["bert", "nomic-bert", "modernbert"])
 def test_a_text_depends_on_neither_its_company_nor_the_threads(
-    numbers: str, make_model: MakeModel, set_threads: Callable[[int], None]
+    family: str, numbers: str, make_model: MakeModel, set_threads: Callable[[int], None]
 ) -> None:
     """Alone it is a team's work, among many it lies in a thread's own chunk."""
-    folder, _ = make_model("bert", **SIZES)
+    folder, _ = make_model(family, **SIZES)
     runner = compiled_runner(folder, numbers)
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 70, (40,), generator=generator).tolist()
