@@ -371,6 +371,26 @@ def _bert(facts: Facts) -> Config:
     }
 
 
+def _nomic_bert(facts: Facts) -> Config:
+    hidden_size, num_heads = facts.size("embedding_length"), facts.size("attention.head_count")
+    length = facts.size("context_length")
+    config: Config = {
+        "architectures": ["NomicBertModel"],
+        "model_type": "nomic_bert",
+        "vocab_size": facts.rows("token_embd.weight"),
+        "hidden_size": hidden_size,
+        "intermediate_size": facts.size("feed_forward_length"),
+        "num_hidden_layers": facts.size("block_count"),
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": length,
+        "type_vocab_size": facts.rows("token_types.weight"),
+        "layer_norm_eps": facts.number("attention.layer_norm_epsilon"),
+        "rope_theta": facts.positive("rope.freq_base", 10000.0),
+    }
+    scaling = _scaling(facts, length, hidden_size // num_heads // 2)
+    return config if scaling is None else config | {"rope_scaling": scaling}
+
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(names.LLAMA, _llama),
     "qwen2": Family(names.PLAIN, _qwen2),
@@ -400,4 +420,5 @@ FAMILIES: Mapping[str, Family] = {
     "bloom": Family(names.BLOOM, _bloom),
     "mpt": Family(names.MPT, _mpt),
     "bert": Family(names.BERT, _bert),
+    "nomic-bert": Family(names.NOMIC_BERT, _nomic_bert),
 }

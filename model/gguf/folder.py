@@ -23,7 +23,7 @@ from model.temporary_folder import TemporaryFolder
 
 POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}
 RANKING = 4
-ENCODERS = ("bert",)
+ENCODERS = ("bert", "nomic-bert")
 COMPANIONS = (CALIBRATION_FILE, "golden.json")
 SAMPLING = {
     "temp": "temperature",

@@ -91,6 +91,16 @@ _BERT = {
     "layer_output_norm": "output.LayerNorm",
 }
 
+_NOMIC_BERT = {
+    "attn_qkv": "attn.Wqkv",
+    "attn_output": "attn.out_proj",
+    "attn_output_norm": "norm1",
+    "ffn_up": "mlp.fc11",
+    "ffn_gate": "mlp.fc12",
+    "ffn_down": "mlp.fc2",
+    "layer_output_norm": "norm2",
+}
+
 PLAIN = Naming(outer=_OUTER, layers="model.layers", inner=_INNER)
 LLAMA = Naming(
     outer=_OUTER,
@@ -177,4 +187,13 @@ BERT = Naming(
     },
     layers="bert.encoder.layer",
     inner=_BERT,
+)
+NOMIC_BERT = Naming(
+    outer={
+        "token_embd": "bert.embeddings.word_embeddings",
+        "token_types": "bert.embeddings.token_type_embeddings",
+        "token_embd_norm": "bert.emb_ln",
+    },
+    layers="bert.encoder.layers",
+    inner=_NOMIC_BERT,
 )

@@ -12,7 +12,7 @@ llama.cpp (here as llama-cpp-python 0.3.36 has it) in LLAMA_CPP:
 import gzip
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,22 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+NOMIC: dict[str, Any] = {
+    "activation_function": "swiglu",
+    "causal": False,
+    "max_trained_positions": 2048,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "n_inner": 16,
+    "n_positions": 8192,
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "rotary_emb_base": 1000,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+}
+"""What the authors of nomic-embed-text wrote and the converter asks for, beside what transformers writes."""
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -338,6 +354,19 @@ def record_vocabularies() -> None:
     )
     bert = t.BertModel(config, add_pooling_layer=False)
     record_vocabulary("bert", bert, with_pooling(saved(words)), "bert", whole=True, **BERT_MARKS)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    nomic = t.NomicBertModel(t.NomicBertConfig(vocab_size=words.get_vocab_size(), **sizes))
+    write = with_keys(with_pooling(saved(words)), NOMIC)
+    record_vocabulary("nomic-bert", nomic, write, "bert", whole=True, **BERT_MARKS)
+
+
+def with_keys(write: Callable[[Path], None], more: Mapping[str, Any]) -> Callable[[Path], None]:
+    def written(folder: Path) -> None:
+        write(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(more)))
+
+    return written
 
 
 def with_pooling(write: Callable[[Path], None]) -> Callable[[Path], None]:
