@@ -91,20 +91,21 @@ def fill(
         wanted = [source.name for sources in weight_map.parameters.values() for source in sources]
         total = sum(stored.tensors[name].num_bytes for name in {names[name] for name in wanted if name in names})
         done = 0
-        filled: dict[tuple[str, bool, torch.Size], nn.Parameter] = {}
+        filled: dict[tuple[str, bool, tuple[int, int] | None, torch.Size], nn.Parameter] = {}
         for target, sources in weight_map.parameters.items():
             present = {source: stored.tensors[names[source.name]] for source in sources if source.name in names}
             shape = network.get_parameter(target).shape
             # One stored tensor may stand for several parameters (`aliases`): they share its memory.
             single = present[sources[0]].name if len(sources) == 1 and present else target
-            key = (single, sources[0].transposed, shape)
+            key = (single, sources[0].transposed, sources[0].matrix, shape)
             if key not in filled:
-                empty = torch.zeros(shape, dtype=dtype, device=device if part is None else "cpu")
+                own = torch.float32 if target in weight_map.wide else dtype
+                empty = torch.zeros(shape, dtype=own, device=device if part is None else "cpu")
                 filled[key] = nn.Parameter(empty, requires_grad=False)
                 _fill_parameter(filled[key], present, sources, stored)
                 if part is not None:
                     filled[key] = nn.Parameter(part(target, filled[key].data).to(device), requires_grad=False)
-                done += sum(tensor.num_bytes for tensor in present.values())
+                done += sum(_num_bytes(tensor, source) for source, tensor in present.items())
             _set_parameter(network, target, filled[key])
             if progress is not None:
                 progress(done, total)
@@ -175,8 +176,13 @@ def _fill_parameter(
         start = end
 
 
+def _num_bytes(tensor: StoredTensor, source: Part) -> int:
+    return tensor.num_bytes if source.matrix is None else tensor.num_bytes // source.matrix[1]
+
+
 def _read(tensor: StoredTensor, source: Part, stored: StoredWeights) -> Tensor:
     value = stored.read(tensor)
+    value = value if source.matrix is None else value[source.matrix[0]]
     value = value.T if _is_turned(tensor, source) else value
     value = value.flatten() if source.flattened else value
     return value if source.order is None else reordered(value, source.order)
@@ -200,8 +206,9 @@ def _check_shapes(parameter: Tensor, present: Mapping[Part, StoredTensor]) -> No
         others = num_rows - shape[0] if shape else num_rows
         rows = parameter.shape[0] - others if source.rows is None else source.rows
         expected = (rows, *parameter.shape[1:])
-        if shape != expected:
-            wanted = list(expected[::-1] if _is_turned(tensor, source) else expected)
+        count = () if source.matrix is None else source.matrix[1:]
+        if shape != expected or tensor.shape[: len(count)] != count:
+            wanted = [*count, *(expected[::-1] if _is_turned(tensor, source) else expected)]
             raise tensor.refused(f"has shape {list(tensor.shape)}; config.json asks for {wanted}")
 
 
@@ -209,7 +216,8 @@ def _shape(tensor: StoredTensor, source: Part) -> tuple[int, ...]:
     """The tensor's as it goes into the parameter."""
     if source.flattened:
         return (math.prod(tensor.shape),)
-    return tensor.shape[::-1] if _is_turned(tensor, source) else tensor.shape
+    shape = tensor.shape if source.matrix is None else tensor.shape[1:]
+    return shape[::-1] if _is_turned(tensor, source) else shape
 
 
 def _is_turned(tensor: StoredTensor, source: Part) -> bool:

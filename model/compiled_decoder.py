@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.adapters.low_rank import AdapterWeights, PackedLowRank, StepAdapters
 from model.attention.attend import CachedAttend
 from model.attention.interface import Attend
-from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm
+from model.compiled_layers import CompiledGatedMLP, CompiledLinear, CompiledRMSNorm, CompiledSparseMLP
 from model.config import DecoderConfig
 from model.decoder import Decoder, DecoderLayer
 from model.layers import Rotation
@@ -33,18 +33,23 @@ class JoinedLayers(nn.Module):
         super().__init__()
         self.layers = layers
         self._sizes: list[tuple[list[int], list[int]]] = []
-        """Inputs and outputs of each layer's four projections."""
+        """Inputs and outputs of each layer's four projections, the last two of which one with experts does not have."""
         self._head_size = config.head_size
         self._operator: Any = torch.classes.slimpajama.DecoderLayers(
             config.num_heads, config.num_kv_heads, config.attention_scale, config.norm_epsilon, config.residual_scale
         )
         for index, layer in enumerate(layers):
             linears = _linears(layer)
-            tensors = [tensor for linear in linears for tensor in _tensors(linear)]
+            tensors = [tensor for linear in linears for tensor in linear.tensors]
             norms = [torch.empty(0) if norm is None else norm.weight for norm in _norms(layer)]
             inputs, outputs = ([getattr(linear, name) for linear in linears] for name in ("num_inputs", "num_outputs"))
-            self._operator.add(tensors + norms, inputs, outputs, config.window(index) or 0, config.rotates(index))
-            self._sizes.append((inputs, outputs))
+            rules = config.window(index) or 0, config.rotates(index)
+            if isinstance(layer.mlp, CompiledSparseMLP):
+                self._operator.add_sparse(tensors + norms, inputs, outputs, *rules, layer.mlp.operator)
+            else:
+                self._operator.add(tensors + norms, inputs, outputs, *rules)
+            missing = [0] * (len(PROJECTIONS) - len(linears))
+            self._sizes.append((inputs + missing, outputs + missing))
 
     def forward(
         self,
@@ -114,7 +119,7 @@ def _is_usual(config: DecoderConfig) -> bool:
 
 
 def _is_compiled(layer: nn.Module) -> bool:
-    if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP):
+    if not isinstance(layer, DecoderLayer) or not isinstance(layer.mlp, CompiledGatedMLP | CompiledSparseMLP):
         return False
     linears = all(isinstance(linear, CompiledLinear) for linear in _linears(layer))
     whole = linears and all(linear.num_inputs % 32 == 0 for linear in _linears(layer))
@@ -127,11 +132,6 @@ def _norms(layer: Any) -> list[Any]:
 
 
 def _linears(layer: Any) -> list[Any]:
-    return [layer.attention.query_key_value, layer.attention.output, layer.mlp.gate_up, layer.mlp.down]
-
-
-def _tensors(linear: CompiledLinear) -> list[Tensor]:
-    """Packed weights, the two tensors at most that they have beside them, and bias, empty if there are none."""
-    nothing = torch.empty(0)
-    factors = [*linear.factors, nothing, nothing][:2]
-    return [linear.packed, *factors, nothing if linear.bias is None else linear.bias]
+    """Those of `PROJECTIONS` that a layer has: experts are an operator of their own."""
+    mlp = [] if isinstance(layer.mlp, CompiledSparseMLP) else [layer.mlp.gate_up, layer.mlp.down]
+    return [layer.attention.query_key_value, layer.attention.output, *mlp]

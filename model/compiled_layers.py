@@ -5,19 +5,24 @@ order of additions. What has no operator stays as it is. Runs in the worker proc
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import CheckpointError
+from model.experts import SparseMLP
 from model.fp8_linear import quantize_network
 from model.huge_pages import Shelf
 from model.layers import AddingNorm, Additions, GatedMLP, Linear, RMSNorm, project
 from model.ops import library
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
+MULTIPLE = 32
+"""Of which the inputs of experts must be multiples for the operator of all of them, and"""
+MOST_CHOSEN = 64
+"""how many of them a token may have."""
 
 
 class CompiledLinear(nn.Module):
@@ -46,6 +51,14 @@ class CompiledLinear(nn.Module):
     @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.packed, *self.factors))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As operators of several projections take them: packed weights, the two tensors at most that they have beside
+        them, and bias, empty where there are none."""
+        nothing = torch.empty(0)
+        factors = [*self.factors, nothing, nothing][:2]
+        return [self.packed, *factors, nothing if self.bias is None else self.bias]
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, ...]:
         found: Tensor | tuple[Tensor, ...] = getattr(torch.ops.slimpajama, f"pack_{self.numbers}")(weight)
@@ -105,6 +118,45 @@ class CompiledGatedMLP(nn.Module):
         return project(self.down, "down", torch.ops.slimpajama.silu_mul(both), additions)
 
 
+def compiled_router(weight: Tensor) -> CompiledLinear:
+    """weight [N, E], in 16 bits whatever else is packed in 8 or 4."""
+    linear = Linear(weight.shape[1], weight.shape[0])
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return CompiledLinear(linear, wide=True)
+
+
+class CompiledSparseMLP(nn.Module):
+    """All that a layer's experts make of a step in one operator, from the router's scores to the sum by shares."""
+
+    def __init__(self, mlp: SparseMLP) -> None:
+        super().__init__()
+        self.config = mlp.config
+        scores: list[Tensor] = [router.weight for router in (mlp.router, mlp.shared_gate) if router is not None]
+        self.router = compiled_router(torch.cat(scores))
+        self.selection_bias = mlp.selection_bias
+        self.experts = nn.ModuleList(mlp for mlp in (*mlp.experts, mlp.shared) if mlp is not None)
+        self.operator: Any = None
+
+    def join(self) -> None:
+        """Once the experts are packed."""
+        config = self.config
+        self.operator = torch.classes.slimpajama.Experts(
+            config.num_chosen, config.scores == "sigmoid", config.normalized, config.scale,
+            config.shared_size is not None, config.shared_gate,
+        )  # fmt: skip
+        for expert in self.experts:
+            linears: list[Any] = [expert.gate_up, expert.down]
+            tensors = [tensor for linear in linears for tensor in linear.tensors]
+            sizes = ([getattr(linear, name) for linear in linears] for name in ("num_inputs", "num_outputs"))
+            self.operator.add(tensors, *sizes)
+        bias = torch.empty(0) if self.selection_bias is None else self.selection_bias
+        self.operator.set_router(self.router.packed, bias)
+
+    def forward(self, x: Tensor, _: Additions | None = None) -> Tensor:
+        out: Tensor = self.operator.run(x.contiguous())
+        return out
+
+
 def compile_layers(network: nn.Module, quantization: Quantization = "none", *, wide: nn.Module | None = None) -> None:
     """Replaces the layers that have a compiled form. `wide` is the projection whose results are wanted in float32: the
     logits, which are least sure of 4 bits, and get 8.
@@ -122,6 +174,7 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
         )
     if not usable:
         return
+    _compile_experts(network)
     gated = [
         (module, name, child)
         for module in network.modules()
@@ -144,6 +197,29 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
     shelf = Shelf([module.packed.nbytes for module in compiled])
     for module in compiled:
         module.packed = shelf.keep(module.packed)
+    for sparse in [module for module in network.modules() if isinstance(module, CompiledSparseMLP)]:
+        sparse.join()
+
+
+def _compile_experts(network: nn.Module) -> None:
+    """Puts the place of the operator around experts that it takes, which are still to be packed."""
+    for module in list(network.modules()):
+        for name, mlp in list(module.named_children()):
+            if not isinstance(mlp, SparseMLP) or not library.serves(mlp.router.weight):
+                continue
+            if _joins(mlp):
+                module.add_module(name, CompiledSparseMLP(mlp))
+                continue
+            mlp.add_module("router", compiled_router(mlp.router.weight))
+            if mlp.shared_gate is not None:
+                mlp.add_module("shared_gate", compiled_router(mlp.shared_gate.weight))
+
+
+def _joins(mlp: SparseMLP) -> bool:
+    config, hidden_size = mlp.config, mlp.router.weight.shape[1]
+    sizes = (hidden_size, config.intermediate_size, config.shared_size or MULTIPLE)
+    usual = mlp.activation is F.silu and config.num_chosen <= MOST_CHOSEN
+    return usual and not any(size % MULTIPLE for size in sizes)
 
 
 def weight_bytes(network: nn.Module) -> int:

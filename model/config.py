@@ -5,7 +5,7 @@ Says what a network is, not where its tensors are stored (that is an architectur
 Every config has `architecture`, `vocab_size` and `context_length`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -50,6 +50,41 @@ class QueryGrowth:
 
     beta: float
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """Gated MLPs in the place of a layer's only one: a router has each token computed by a few (arXiv 2101.03961)."""
+
+    num_experts: int
+    num_chosen: int
+    """Of them for each token."""
+    intermediate_size: int
+    """Of one expert."""
+    layers: frozenset[int]
+    """Those that have experts; the others have the usual MLP."""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes an expert's share of the router's scores: of all of them, or of its own."""
+    normalized: bool = False
+    """The shares of a token's experts are divided by their sum."""
+    scale: float = 1.0
+    """And then multiplied by it."""
+    selection_bias: bool = False
+    """Experts are chosen by their share plus a number of their own (arXiv 2408.15664)."""
+    shared_size: int | None = None
+    """Intermediate size of one more MLP, which computes every token."""
+    shared_gate: bool = False
+    """What that makes is multiplied by the sigmoid of a score of its own (Qwen2)."""
+
+    @property
+    def num_inner(self) -> int:
+        """Inner values of all the MLPs that compute a token."""
+        return self.num_chosen * self.intermediate_size + (self.shared_size or 0)
+
+    def divided(self, num_parts: int) -> "ExpertsConfig":
+        """Experts of which each has so much less of its inner values."""
+        shared = None if self.shared_size is None else self.shared_size // num_parts
+        return replace(self, intermediate_size=self.intermediate_size // num_parts, shared_size=shared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +152,7 @@ class DecoderConfig:
     activation: DecoderActivation = "silu"
     gated: bool = True
     mlp_bias: bool = False
+    experts: ExpertsConfig | None = None
 
     embedding_scale: float = 1.0
     embedding_scale_in_dtype: bool = False
@@ -139,6 +175,9 @@ class DecoderConfig:
 
     def rotates(self, layer: int) -> bool:
         return self.rotary is not None and (not self.rotary_layers or self.rotary_layers[layer])
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        return self.experts if self.experts is not None and layer in self.experts.layers else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.attention.attend import CachedAttend
 from model.attention.interface import AttentionBackend, PagedLayout
 from model.decoder import Decoder
+from model.experts import SparseMLP
 from model.kv_cache import KVCache
 from model.step_inputs import Fed, StepInputs
 from model.transfer import HostNumbers, on_device, upload
@@ -33,6 +34,11 @@ def ladder_size(num_rows: int) -> int | None:
     """
     place = bisect_left(LADDER, num_rows)
     return LADDER[place] if place < len(LADDER) else None
+
+
+def can_be_captured(network: Decoder) -> bool:
+    """Whether no step of it waits for the device: experts one after another ask which of them have rows."""
+    return not any(isinstance(module, SparseMLP) for module in network.modules())
 
 
 class DecodeBuffers:

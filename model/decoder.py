@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.adapters.low_rank import StepAdapters
 from model.attention.interface import Attend, AttentionRules
 from model.config import DecoderConfig, QueryGrowth
+from model.experts import SparseMLP
 from model.layers import (
     MLP,
     AddingNorm,
@@ -98,8 +99,7 @@ class DecoderLayer(nn.Module):
         self.attention = DecoderAttention(config, index, slopes)
         self.attention_output_norm = make_norm(config) if after else None
         self.mlp_norm = make_norm(config) if before and not config.shared_norm else None
-        mlp = GatedMLP if config.gated else MLP
-        self.mlp = mlp(config.hidden_size, config.intermediate_size, activation=config.activation, bias=config.mlp_bias)
+        self.mlp = make_mlp(config, index)
         self.mlp_output_norm = make_norm(config) if after else None
         self.parallel_residual = config.parallel_residual
         self.shared_norm = config.shared_norm
@@ -204,6 +204,14 @@ class DecoderAttention(nn.Module):
             return out
         flat: Tensor = norm(heads.flatten(1))  # [T, H * D]
         return flat.view(heads.shape)
+
+
+def make_mlp(config: DecoderConfig, layer: int) -> MLP | GatedMLP | SparseMLP:
+    experts = config.experts_of(layer)
+    if experts is not None:
+        return SparseMLP(config.hidden_size, experts, activation=config.activation)
+    mlp = GatedMLP if config.gated else MLP
+    return mlp(config.hidden_size, config.intermediate_size, activation=config.activation, bias=config.mlp_bias)
 
 
 def make_norm(config: DecoderConfig, size: int | None = None) -> nn.Module:

@@ -92,8 +92,10 @@ class EncodeNetwork(nn.Module):
     def num_layer_weights(self) -> int:
         """About how many weights each token is multiplied with in the layers (plain ones; the head is left out)."""
         config, size = self.config, self.config.hidden_size
-        matrices = 3 if config.gated else 2
-        own = config.num_layers * size * (4 * size + matrices * config.intermediate_size)
+        inner, matrices = config.intermediate_size, 3 if config.gated else 2
+        if isinstance(config, DecoderConfig) and config.experts is not None:
+            inner = config.experts.num_inner
+        own = config.num_layers * size * (4 * size + matrices * inner)
         if not isinstance(config, EncoderDecoderConfig):
             return own
         # A text goes through both, and the decoder has attention twice.

@@ -3,10 +3,14 @@
 The network computes the same afterwards. What has no kernel stays as it is. Runs in the worker process.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from model.decoder import Decoder, DecoderAttention
+from model.experts import SparseMLP
+from model.gpu_experts import GroupedMLP, groups
 from model.gpu_layers import ACTIVATION_NAMES, FusedGatedMLP, FusedHeads, FusedLayerNorm, FusedRMSNorm, triton_layers
 from model.layers import GatedMLP, LayerNorm, RMSNorm
 from model.one_row_layers import add_short_cuts
@@ -29,6 +33,7 @@ def convert(network: nn.Module) -> None:
         for attention in attentions:
             if _fuses(attention):
                 attention.attend_heads = FusedHeads(attention, arrived)
+    _group_experts(network)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, RMSNorm):
@@ -40,6 +45,16 @@ def convert(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Decoder):
             add_short_cuts(module)
+
+
+def _group_experts(network: nn.Module) -> None:
+    """First of all, for what is done to MLPs is done to experts, too."""
+    assert triton_layers is not None
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, SparseMLP) and child.activation in ACTIVATION_NAMES and groups(child):
+                gate = partial(triton_layers.gated, activation=ACTIVATION_NAMES[child.activation])
+                module.add_module(name, GroupedMLP(child, gate))
 
 
 def _fuses(attention: DecoderAttention) -> bool:

@@ -22,7 +22,7 @@ from model.attention.attend import CachedAttend, CrossAttendPaged, PackedAttend
 from model.attention.interface import AttentionBackend
 from model.batch import Batch, Row, RowOutput, StepOutput, TokenLogprobs
 from model.config import DecoderConfig, EncoderDecoderConfig
-from model.cuda_graphs import DecodeGraphs
+from model.cuda_graphs import DecodeGraphs, can_be_captured
 from model.decoder import Decoder
 from model.encoder_decoder import EncoderDecoder
 from model.grammar import GrammarCompiler
@@ -82,7 +82,7 @@ class Runner:
         self._collected = 0.0
         self._source_vocab_size = getattr(config, "source_vocab_size", None) or config.vocab_size
         self._graphs: DecodeGraphs | None = None
-        if isinstance(network, Decoder) and self.device.type == "cuda":
+        if isinstance(network, Decoder) and self.device.type == "cuda" and can_be_captured(network):
             self._graphs = DecodeGraphs(network, kv_cache, backend, config.context_length)
 
     def run(self, batch: Batch) -> StepOutput:

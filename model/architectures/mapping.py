@@ -74,6 +74,8 @@ class Part:
     order: HeadOrder | None = None
     flattened: bool = False
     """Stored with a dimension for the heads, which the parameter does not have (Cohere's norms)."""
+    matrix: tuple[int, int] | None = None
+    """Which of how many matrices of the stored tensor, where they lie one behind the other (Granite's experts)."""
     rows: int | None = None
     """Rows it must have; needed to tell which of several parts has the wrong shape, or to leave one out (`zeros`)."""
 
@@ -109,6 +111,8 @@ class WeightMap:
     divided: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Ends of stored modules' names, and of those whose rows, equally many of each, lie in them one below the other:
     what the authors of a checkpoint fused and the names that are asked for (an adapter's, say) have apart."""
+    wide: frozenset[str] = frozenset()
+    """Parameters that stay in float32 whatever the network's dtype is."""
     zeros: tuple[str, ...] = ()
     """Stored names that may be missing and are zeros then."""
 

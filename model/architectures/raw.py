@@ -106,6 +106,12 @@ class RawConfig:
             raise self.wrong(key, "a list of positive whole numbers")
         return tuple(value)
 
+    def wholes(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise self.wrong(key, "a list of whole numbers, 0 or more")
+        return tuple(value)
+
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._get(key, None)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -21,6 +21,8 @@ Config = dict[str, Any]
 LARGEST_GEMMA: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the width of a head that they do not have."""
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+SOFTMAX = 1
+"""Of llama.cpp's ways to make shares of a router's scores."""
 GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 
@@ -28,6 +30,7 @@ GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 class Family:
     naming: Naming
     configure: Callable[[Facts], Config]
+    may_have_experts: bool = False
 
 
 def family_of(facts: Facts) -> Family:
@@ -44,8 +47,8 @@ def family_of(facts: Facts) -> Family:
 def read_config(facts: Facts) -> Config:
     """The `config.json` of the checkpoint; raises CheckpointError where a key is missing or makes no sense."""
     family = family_of(facts)
-    if "expert_count" in facts and facts.keys.whole(facts.key("expert_count")) > 0:
-        raise facts.refused("a mixture of experts is not supported")
+    if _has_experts(facts) and not family.may_have_experts:
+        raise facts.refused(f"a mixture of experts is not supported of {facts.architecture!r}")
     found = family.configure(facts)
     ids = {
         f"{name}_token_id": facts.token_id(key) for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
@@ -132,7 +135,28 @@ def _yarn(facts: Facts) -> Config:
     return {ours: facts.number(key) for ours, key in found.items() if key in facts}
 
 
+def _has_experts(facts: Facts) -> bool:
+    return "expert_count" in facts and facts.keys.whole(facts.key("expert_count")) > 0
+
+
+def _experts(facts: Facts, *, normalized: bool) -> Config:
+    """`normalized`: whether llama.cpp divides the shares of a token's experts by their sum, for all of a family."""
+    if "expert_weights_scale" in facts and facts.number("expert_weights_scale") not in (0.0, 1.0):
+        raise facts.refused(f"{facts.key('expert_weights_scale')!r} is not supported")
+    if facts.keys.whole(facts.key("expert_gating_func"), SOFTMAX) != SOFTMAX:
+        raise facts.keys.wrong(facts.key("expert_gating_func"), f"{SOFTMAX} (softmax)")
+    if facts.keys.flag(facts.key("expert_weights_norm"), normalized) != normalized:
+        raise facts.keys.wrong(facts.key("expert_weights_norm"), f"{str(normalized).lower()}, as llama.cpp has it")
+    return {
+        "num_experts": facts.size("expert_count"),
+        "num_experts_per_tok": facts.size("expert_used_count"),
+        "norm_topk_prob": normalized,
+    }
+
+
 def _llama(facts: Facts) -> Config:
+    if _has_experts(facts):
+        return _decoder(facts, "MixtralForCausalLM", "mixtral") | _experts(facts, normalized=True)
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
     found = {key: name in facts.tensors for key, name in biases.items()}
     return _decoder(facts, "LlamaForCausalLM", "llama") | found
@@ -144,6 +168,28 @@ def _qwen2(facts: Facts) -> Config:
 
 def _qwen3(facts: Facts) -> Config:
     return _decoder(facts, "Qwen3ForCausalLM", "qwen3") | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _qwen2moe(facts: Facts) -> Config:
+    config = _decoder(facts, "Qwen2MoeForCausalLM", "qwen2_moe") | _experts(facts, normalized=False)
+    config |= _expert_size(facts, config) | {"qkv_bias": "blk.0.attn_q.bias" in facts.tensors}
+    shared = facts.size("expert_shared_feed_forward_length", config["intermediate_size"])
+    return config | {"shared_expert_intermediate_size": shared}
+
+
+def _qwen3moe(facts: Facts) -> Config:
+    config = _decoder(facts, "Qwen3MoeForCausalLM", "qwen3_moe") | _experts(facts, normalized=True)
+    return config | _expert_size(facts, config) | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
+
+
+def _expert_size(facts: Facts, config: Config) -> Config:
+    """Where a file leaves it out, so much that all of a token's experts are as wide as the MLP would be."""
+    usual = max(1, config["intermediate_size"] // config["num_experts_per_tok"])
+    return {"moe_intermediate_size": facts.size("expert_feed_forward_length", usual)}
+
+
+def _olmoe(facts: Facts) -> Config:
+    return _decoder(facts, "OlmoeForCausalLM", "olmoe") | _experts(facts, normalized=False)
 
 
 def _phi3(facts: Facts) -> Config:
@@ -392,9 +438,11 @@ def _nomic_bert(facts: Facts) -> Config:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(names.LLAMA, _llama),
+    "llama": Family(names.LLAMA, _llama, may_have_experts=True),
     "qwen2": Family(names.PLAIN, _qwen2),
+    "qwen2moe": Family(names.EXPERTS, _qwen2moe, may_have_experts=True),
     "qwen3": Family(names.PLAIN, _qwen3),
+    "qwen3moe": Family(names.EXPERTS, _qwen3moe, may_have_experts=True),
     "gemma": Family(names.GEMMA1, _gemma1),
     "gemma2": Family(names.GEMMA, _gemma2),
     "gemma3": Family(names.GEMMA, _gemma3),
@@ -414,6 +462,7 @@ FAMILIES: Mapping[str, Family] = {
     "command-r": Family(names.PLAIN, _command_r),
     "cohere2": Family(names.PLAIN, _cohere2),
     "nemotron": Family(names.GEMMA1, _nemotron),
+    "olmoe": Family(names.EXPERTS, _olmoe, may_have_experts=True),
     "gpt2": Family(names.GPT2, _gpt2),
     "starcoder": Family(names.GPT2, _starcoder),
     "gptneox": Family(names.GPT_NEOX, _gptneox),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 OUTER = re.compile(r"(\w+)\.(weight|bias)")
+ONE_ROW = re.compile(r"blk\.\d+\.ffn_gate_inp_shexp\.weight")
+"""A matrix of one row, which some converters store as a vector."""
 ROTARY = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """What positions are divided by: part of the config elsewhere."""
 
@@ -32,7 +34,8 @@ class Naming:
     """Tensors of a layer that lay head by head, each with its query, key and value, and now kind by kind."""
 
     def original(self, name: str) -> str:
-        """The name in the checkpoint; one that is not known here stays as it is."""
+        """The name in the checkpoint; one that is not known here stays as it is. {} in it stands for an expert's
+        number: such a tensor has the matrices of all, one behind the other."""
         if (found := LAYER.fullmatch(name)) and found[2] in self.inner:
             return f"{self.layers}.{found[1]}.{self.inner[found[2]]}.{found[3]}"
         if (found := OUTER.fullmatch(name)) and found[1] in self.outer:
@@ -66,6 +69,22 @@ _INNER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
 }
 _AROUND = {
     "post_attention_norm": "post_attention_layernorm",
@@ -102,10 +121,11 @@ _NOMIC_BERT = {
 }
 
 PLAIN = Naming(outer=_OUTER, layers="model.layers", inner=_INNER)
+EXPERTS = Naming(outer=_OUTER, layers="model.layers", inner=_INNER | _EXPERTS)
 LLAMA = Naming(
     outer=_OUTER,
     layers="model.layers",
-    inner=_INNER,
+    inner=_INNER | _MIXTRAL,
     interleaved={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
 )
 GEMMA1 = Naming(outer=_OUTER, layers="model.layers", inner=_INNER, norm_offset=1.0)

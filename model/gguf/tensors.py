@@ -5,7 +5,7 @@ names, not what a tensor is for. Runs in the worker process.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from model.gguf.blocks import plain
 from model.gguf.container import GgufFile, TensorInfo, files_of
 from model.gguf.facts import Facts
 from model.gguf.families import family_of
-from model.gguf.names import ROTARY, Naming
+from model.gguf.names import ONE_ROW, ROTARY, Naming
 from model.stored_tensors import DTYPES, StoredTensor
 
 QUANTIZED_DTYPE = torch.bfloat16
@@ -54,7 +54,7 @@ class GgufTensors:
             for file in facts.files:
                 for info in file.tensors.values():
                     if info.name not in ROTARY:
-                        self._add(naming.original(info.name), _place(facts, naming, file, info))
+                        self._add_all(facts, naming, file, info)
             self._stack = self._stack.pop_all()
         return self
 
@@ -71,6 +71,25 @@ class GgufTensors:
         if place.num_regrouped is not None:
             return _by_head(values, place.num_regrouped, tensor)
         return values if place.num_heads is None else _apart(values, place.num_heads, tensor)
+
+    def _add_all(self, facts: Facts, naming: Naming, file: GgufFile, info: TensorInfo) -> None:
+        """A tensor, or each expert's matrix of a tensor that has those of all."""
+        name = naming.original(info.name)
+        if "{}" not in name:
+            flat = len(info.shape) == 1 and ONE_ROW.fullmatch(info.name)
+            shape = (1, *info.shape) if flat else info.shape
+            self._add(name, _place(facts, naming, file, replace(info, shape=shape)))
+            return
+        count = facts.size("expert_count")
+        if len(info.shape) != 3 or info.shape[0] != count:
+            message = (
+                f"{file.path.name}: tensor {info.name!r} has shape {list(info.shape)}, not matrices of {count} experts"
+            )
+            raise CheckpointError(message, file=file.path.name, tensor=info.name)
+        size = info.num_bytes // count
+        for expert in range(count):
+            part = replace(info, shape=info.shape[1:], start=info.start + expert * size, num_bytes=size)
+            self._add(name.format(expert), _place(facts, naming, file, part))
 
     def _add(self, name: str, place: Place) -> None:
         info, path = place.info, place.file.path

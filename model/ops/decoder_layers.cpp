@@ -3,7 +3,7 @@
 // a step that is a third of the time.
 //
 // Pre-norm layers as Llama has them: norm, attention with rotary positions (and, as in Qwen3, norms of the heads), norm,
-// gated SiLU; sums are left to who norms them. What is added may be scaled (Granite), and layers may know nothing of
+// gated SiLU or experts of that kind; sums are left to who norms them. What is added may be scaled (Granite), and layers may know nothing of
 // positions (SmolLM3).
 //
 // Legend: T tokens, E hidden size, H query heads, G key heads, D head size, F inner size.
@@ -16,49 +16,18 @@
 #include <tuple>
 #include <vector>
 
-#include "crew.h"
+#include "experts.h"
 #include "low_rank.h"
 #include "paged_attention.h"
-#include "projection.h"
 
 namespace slimpajama {
 
 namespace {
 
-struct Projection {
-  Weights weights;
-  decltype(&project_bf16) multiply;
-  bool narrow;        // whether inputs are quantized first
-  const float* bias;  // [N] or none
-  int64_t n, k;
-};
-
-// Of packed weights, what else they consist of (two tensors, empty where there is nothing) and a bias, empty likewise.
-Projection projection_of(const Tensor* tensors, int64_t n, int64_t k) {
-  const Tensor &packed = tensors[0], &bias = tensors[3];
-  Projection found{{}, project_bf16, false, bias.numel() ? bias.const_data_ptr<float>() : nullptr, n, k};
-  switch (packed.scalar_type()) {
-    case at::kChar:
-      found.weights = weights_in_8_bits(packed, tensors[1], tensors[2]);
-      found.multiply = project_int8;
-      found.narrow = true;
-      break;
-    case at::kByte:
-      found.weights = weights_in_4_bits(packed, tensors[1]);
-      found.multiply = project_int4;
-      found.narrow = true;
-      break;
-    default: found.weights = {static_cast<const uint8_t*>(packed.const_data_ptr()), packed.size(1)};
-  }
-  const int64_t width = found.narrow ? padded(k, LINE) / 4 : k / 2;
-  TORCH_CHECK(k % 32 == 0 && found.weights.groups == width &&
-                  packed.numel() * packed.element_size() == found.weights.panel_bytes() * padded(n, 2 * PANEL) / PANEL,
-              "packed weights of other sizes, or inputs that are no multiple of 32");
-  return found;
-}
-
 struct Layer {
-  Projection query_key_value, output, gate_up, down;
+  Projection query_key_value, output;
+  Projection gate_up, down;               // or
+  const Experts* experts;                 // in their place
   const bf16 *attention_norm, *mlp_norm;  // weights, [E]
   const bf16 *query_norm, *key_norm;      // [D] or none
   int64_t window;                         // 0: none
@@ -116,11 +85,13 @@ struct Space {
 // The step's way through the layers, in the hands of one of the threads that work on it.
 class Pass {
  public:
-  static constexpr int64_t MOST_STEPS = 10, MOST_ADAPTED_STEPS = 8, LAST_STEPS = 1;  // of a layer; behind the last one
+  static constexpr int64_t MOST_STEPS = 7 + std::max<int64_t>(3, Mixing::STEPS);  // of a layer
+  static constexpr int64_t MOST_ADAPTED_STEPS = 8, LAST_STEPS = 1;                // of a layer; behind the last one
 
-  Pass(const Sizes& sizes, Member member, Space& space, const Tokens& tokens, const std::vector<AttentionWork>& works,
-       const Adapted& adapted)
-      : sizes_(sizes), member_(member), space_(space), tokens_(tokens), works_(works), adapted_(adapted) {}
+  Pass(const Sizes& sizes, Member member, Space& space, MixingSpace& mixing_space, const Tokens& tokens,
+       const std::vector<AttentionWork>& works, const Adapted& adapted)
+      : sizes_(sizes), member_(member), space_(space), mixing_space_(mixing_space), tokens_(tokens), works_(works),
+        adapted_(adapted) {}
 
   void run(const Layer& layer, Cache cache, bool first) {
     normalize(first ? nullptr : tokens_.delta, layer.attention_norm, layer.query_key_value.narrow);
@@ -131,6 +102,12 @@ class Pass {
     if (layer.output.narrow) rows([&](int64_t row) { quantize(space_.attended.data(), layer.output.k, row); });
     project(layer.output, space_.attended.data(), tokens_.delta);
     adapt(layer.output, space_.attended.data(), tokens_.delta);
+    if (layer.experts) {
+      normalize(tokens_.delta, layer.mlp_norm, false);
+      Mixing(*layer.experts, member_, mixing_space_, tokens_.count).run(space_.normed.data(), tokens_.delta);
+      place_ += 2;  // nothing is added to experts
+      return;
+    }
     normalize(tokens_.delta, layer.mlp_norm, layer.gate_up.narrow);
     project(layer.gate_up, space_.normed.data(), space_.gate_up.data());
     adapt(layer.gate_up, space_.normed.data(), space_.gate_up.data());
@@ -182,9 +159,7 @@ class Pass {
     const Output target{nullptr, out, projection.bias, projection.n};
     const Rows wide{reinterpret_cast<const uint8_t*>(x), tokens_.count, weights.groups};
     const Rows narrow{space_.quantized.data(), tokens_.count, weights.groups, space_.scales.data(), space_.zeros.data()};
-    member_.share(padded(projection.n, 2 * PANEL) / (2 * PANEL), [&](int64_t begin, int64_t end) {
-      projection.multiply(projection.narrow ? narrow : wide, weights, target, begin, end);
-    });
+    slimpajama::project(member_, projection, projection.narrow ? narrow : wide, target);
   }
 
   // What the rows' adapters add to that: projections are asked for in their order, layer by layer.
@@ -223,6 +198,7 @@ class Pass {
   const Sizes& sizes_;
   Member member_;
   Space& space_;
+  MixingSpace& mixing_space_;
   const Tokens& tokens_;
   const std::vector<AttentionWork>& works_;
   const Adapted& adapted_;
@@ -241,22 +217,18 @@ class DecoderLayers : public torch::CustomClassHolder {
            bool turned) {
     TORCH_CHECK(tensors.size() == 20 && inputs.size() == 4 && outputs.size() == 4,
                 "a layer has 20 tensors and four projections");
-    const auto projection = [&](int64_t index) {
-      return projection_of(&tensors[4 * index], outputs[index], inputs[index]);
-    };
-    const auto norm = [&](int64_t index) { return tensors[index].numel() ? data(tensors[index]) : nullptr; };
-    layers_.push_back({projection(0), projection(1), projection(2), projection(3), norm(16), norm(17), norm(18), norm(19),
-                       window, turned});
-    sizes_.hidden = inputs[0];
     sizes_.inner = inputs[3];
-    sizes_.head_size = inputs[1] / sizes_.heads;
-    for (const Layer& layer : layers_)
-      TORCH_CHECK(layer.query_key_value.n == sizes_.fused() && layer.query_key_value.k == sizes_.hidden &&
-                      layer.output.n == sizes_.hidden && layer.output.k == sizes_.heads * sizes_.head_size &&
-                      layer.gate_up.n == 2 * sizes_.inner && layer.gate_up.k == sizes_.hidden &&
-                      layer.down.n == sizes_.hidden && layer.down.k == sizes_.inner,
-                  "layers of several sizes");
-    kept_.insert(kept_.end(), tensors.begin(), tensors.end());
+    add_layer(tensors, inputs, outputs, {window, turned}, nullptr);
+  }
+
+  // Likewise without gate_up and down, in whose place the experts are.
+  void add_sparse(std::vector<Tensor> tensors, std::vector<int64_t> inputs, std::vector<int64_t> outputs,
+                  int64_t window, bool turned, const c10::intrusive_ptr<Experts>& experts) {
+    TORCH_CHECK(tensors.size() == 12 && inputs.size() == 2 && outputs.size() == 2,
+                "a layer with experts has 12 tensors and two projections beside them");
+    TORCH_CHECK(experts->hidden() == inputs[0], "experts of another size");
+    kept_experts_.push_back(experts);
+    add_layer(tensors, inputs, outputs, {window, turned}, experts.get());
   }
 
   // hidden [T, E], which is written to; cos and sin [T, 1, R]; pool [layers, 2, blocks, block_size, G, D], keys first
@@ -282,12 +254,13 @@ class DecoderLayers : public torch::CustomClassHolder {
                         slots.const_data_ptr<int64_t>()};
     const Adapted adapted = adapted_by(adapters, bounds, tokens.count);
     space_.grow(tokens.count, sizes_, adapted);
+    for (const auto& experts : kept_experts_) mixing_space_.grow(tokens.count, *experts);
     const auto works = attention_works(space_.fused.data(), space_.attended.data(), first,
                                        sizes_.shape(0), sequences_of(block_tables, query_starts, context_lens),
                                        at::get_num_threads());
     const int64_t most_steps = Pass::MOST_STEPS + (adapted.runs.empty() ? 0 : Pass::MOST_ADAPTED_STEPS);
     go_through(static_cast<int64_t>(layers_.size()) * most_steps + Pass::LAST_STEPS, [&](Member member) {
-      Pass pass(sizes_, member, space_, tokens, works, adapted);
+      Pass pass(sizes_, member, space_, mixing_space_, tokens, works, adapted);
       for (size_t index = 0; index < layers_.size(); ++index)
         pass.run(layers_[index], cache_of(pool, static_cast<int64_t>(index)), index == 0);
       pass.finish();
@@ -296,6 +269,33 @@ class DecoderLayers : public torch::CustomClassHolder {
   }
 
  private:
+  struct Rules {
+    int64_t window;
+    bool turned;
+  };
+
+  void add_layer(const std::vector<Tensor>& tensors, const std::vector<int64_t>& inputs,
+                 const std::vector<int64_t>& outputs, Rules rules, const Experts* experts) {
+    const size_t norms = 4 * inputs.size();
+    const auto projection = [&](size_t index) {
+      return index < inputs.size() ? projection_of(&tensors[4 * index], outputs[index], inputs[index]) : Projection{};
+    };
+    const auto norm = [&](size_t index) {
+      return tensors[norms + index].numel() ? data(tensors[norms + index]) : nullptr;
+    };
+    layers_.push_back({projection(0), projection(1), projection(2), projection(3), experts, norm(0), norm(1), norm(2),
+                       norm(3), rules.window, rules.turned});
+    sizes_.hidden = inputs[0];
+    sizes_.head_size = inputs[1] / sizes_.heads;
+    for (const Layer& layer : layers_)
+      TORCH_CHECK(layer.query_key_value.n == sizes_.fused() && layer.query_key_value.k == sizes_.hidden &&
+                      layer.output.n == sizes_.hidden && layer.output.k == sizes_.heads * sizes_.head_size &&
+                      (layer.experts || (layer.gate_up.n == 2 * sizes_.inner && layer.gate_up.k == sizes_.hidden &&
+                                         layer.down.n == sizes_.hidden && layer.down.k == sizes_.inner)),
+                  "layers of several sizes");
+    kept_.insert(kept_.end(), tensors.begin(), tensors.end());
+  }
+
   Adapted adapted_by(const std::vector<c10::intrusive_ptr<LowRankLayers>>& adapters, const std::vector<int64_t>& bounds,
                      int64_t count) const {
     Adapted found;
@@ -318,8 +318,10 @@ class DecoderLayers : public torch::CustomClassHolder {
   Sizes sizes_;
   std::vector<Layer> layers_;
   std::vector<Tensor> kept_;  // that the layers point into
+  std::vector<c10::intrusive_ptr<Experts>> kept_experts_;
   std::mutex mutex_;
   Space space_;
+  MixingSpace mixing_space_;
 };
 
 }  // namespace
@@ -328,8 +330,22 @@ class DecoderLayers : public torch::CustomClassHolder {
 
 TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
   using slimpajama::DecoderLayers;
+  using slimpajama::Experts;
   using slimpajama::LowRankLayers;
-  // First, for the other one takes it.
+  // First, for the last one takes them.
+  library.class_<Experts>("Experts")
+      .def(torch::init([](int64_t chosen, bool sigmoid, bool normalized, double scale, bool shared, bool gated) {
+        const slimpajama::Routing routing{chosen, sigmoid, normalized, static_cast<float>(scale), shared, gated};
+        return c10::make_intrusive<Experts>(routing);
+      }))
+      .def("add", [](const c10::intrusive_ptr<Experts>& self, std::vector<at::Tensor> tensors,
+                     std::vector<int64_t> inputs, std::vector<int64_t> outputs) {
+        self->add(std::move(tensors), inputs, outputs);
+      })
+      .def("set_router", [](const c10::intrusive_ptr<Experts>& self, const at::Tensor& packed, const at::Tensor& bias) {
+        self->set_router(packed, bias);
+      })
+      .def("run", [](const c10::intrusive_ptr<Experts>& self, const at::Tensor& x) { return self->run(x); });
   library.class_<LowRankLayers>("LowRankLayers")
       .def(torch::init<>())
       .def("add", [](const c10::intrusive_ptr<LowRankLayers>& self, std::vector<at::Tensor> tensors,
@@ -341,6 +357,11 @@ TORCH_LIBRARY_FRAGMENT(slimpajama, library) {
       .def("add", [](const c10::intrusive_ptr<DecoderLayers>& self, std::vector<at::Tensor> tensors,
                      std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window, bool turned) {
         self->add(std::move(tensors), std::move(inputs), std::move(outputs), window, turned);
+      })
+      .def("add_sparse", [](const c10::intrusive_ptr<DecoderLayers>& self, std::vector<at::Tensor> tensors,
+                            std::vector<int64_t> inputs, std::vector<int64_t> outputs, int64_t window,
+                            bool turned, const c10::intrusive_ptr<Experts>& experts) {
+        self->add_sparse(std::move(tensors), std::move(inputs), std::move(outputs), window, turned, experts);
       })
       .def("run", [](const c10::intrusive_ptr<DecoderLayers>& self, const at::Tensor& hidden, const at::Tensor& cos,
                      const at::Tensor& sin, const at::Tensor& pool, const at::Tensor& slots,

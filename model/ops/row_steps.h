@@ -183,6 +183,15 @@ VECTORS void add_rows(const Value* const (&rows)[3], int64_t e, float* sum) {
   });
 }
 
+// The sum of some rows, each times its share, in their order.
+VECTORS inline void mix_rows(const float* const* rows, const float* shares, int64_t count, int64_t e, bf16* out) {
+  by_sixteen(e, [&](int64_t i, int64_t width) VECTORS INLINED {
+    Floats x = zeros();
+    for (int64_t row = 0; row < count; ++row) x = fma(widen_some(rows[row] + i, width), all(shares[row]), x);
+    narrow_some(out + i, width, x);
+  });
+}
+
 // Adds `more` to the values in place, if there is any, then writes values / rms(values) * weights (arXiv 1910.07467).
 VECTORS inline void add_rms_norm(bf16* values, const bf16* more, const bf16* weights, int64_t e, float epsilon,
                                  bf16* out) {

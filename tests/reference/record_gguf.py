@@ -138,10 +138,10 @@ def convert(folder: Path, target: Path, kind: gguf.LlamaFileType, pre: str | Non
 
 
 def quantize(model: torch.nn.Module) -> None:
-    """Gives all matrices the values that they have in Q8_0."""
+    """Gives all matrices the values that they have in Q8_0; the converter leaves routers alone."""
     kind = gguf.GGMLQuantizationType.Q8_0
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and not name.endswith("mlp.gate.weight"):
             parameter.data = torch.from_numpy(gguf.dequantize(gguf.quantize(parameter.detach().numpy(), kind), kind))
 
 
@@ -442,6 +442,13 @@ def main() -> None:
     more_decoders()
     gpt2 = {"vocab_size": 32, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "n_ctx": 64}
     record("gpt2", t.GPT2LMHeadModel(t.GPT2Config(**gpt2)))
+    experts = {"num_experts": 3, "num_experts_per_tok": 2}
+    qwen = experts | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 16}
+    record("mixtral", t.MixtralForCausalLM(t.MixtralConfig(**SHAPE, num_local_experts=3)))
+    record("qwen2moe", t.Qwen2MoeForCausalLM(t.Qwen2MoeConfig(**SHAPE, **qwen)))
+    qwen3moe = t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**wide, **qwen, norm_topk_prob=True))
+    record("qwen3moe-q8", qwen3moe, quantized=True)
+    record("olmoe", t.OlmoeForCausalLM(t.OlmoeConfig(**SHAPE | {"head_dim": 4, "rms_norm_eps": 1e-5}, **experts)))
     record_vocabularies()
     record_types()
     save_file(expected, OUTPUT / "expected.safetensors", {"ids": json.dumps(expected_ids)})

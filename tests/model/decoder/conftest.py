@@ -29,6 +29,15 @@ SIZES: dict[str, Any] = {
 }
 HALVES = {"hidden_size": 48}
 """For those whose head size is always hidden_size / num_attention_heads."""
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+ROUTED = {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+ERNIE = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 24}
 NEOX = {"hidden_size": 64, "head_dim": None}
 GPT2_SIZES = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 96}
 LLAMA3 = {
@@ -120,6 +129,73 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     },
     "olmo2": {"model_type": "olmo2", **SIZES, **HALVES},
+    "qwen3_moe": {"model_type": "qwen3_moe", **SIZES, **EXPERTS, "norm_topk_prob": True},
+    "qwen3_moe, some layers": {
+        "model_type": "qwen3_moe",
+        **SIZES,
+        **EXPERTS,
+        "num_hidden_layers": 6,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "use_sliding_window": True,
+        "sliding_window": 6,
+    },
+    "mixtral": {"model_type": "mixtral", **SIZES, "num_local_experts": 5},
+    "mixtral, sliding": {"model_type": "mixtral", **SIZES, "num_experts_per_tok": 3, "sliding_window": 7},
+    "qwen2_moe": {"model_type": "qwen2_moe", **SIZES, **HALVES, **EXPERTS, "shared_expert_intermediate_size": 40},
+    "qwen2_moe, sliding": {
+        "model_type": "qwen2_moe",
+        **SIZES,
+        **HALVES,
+        **EXPERTS,
+        "shared_expert_intermediate_size": 40,
+        "norm_topk_prob": True,
+        "qkv_bias": False,
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 2,
+    },
+    "olmoe": {"model_type": "olmoe", **SIZES, **HALVES, "num_experts": 6, "num_experts_per_tok": 3},
+    "olmoe, normalized, biased": {
+        "model_type": "olmoe",
+        **SIZES,
+        **HALVES,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "attention_bias": True,
+    },
+    "glm4_moe": {"model_type": "glm4_moe", **SIZES, **ROUTED, "routed_scaling_factor": 1.5},
+    "glm4_moe, normed, biased": {
+        "model_type": "glm4_moe",
+        **SIZES,
+        **ROUTED,
+        "norm_topk_prob": False,
+        "use_qk_norm": True,
+        "attention_bias": True,
+    },
+    "dots1": {
+        "model_type": "dots1",
+        **SIZES,
+        **ROUTED,
+        "norm_topk_prob": True,
+        "n_shared_experts": 2,
+        "sliding_window": 6,
+        "max_window_layers": 2,
+    },
+    "granitemoe": {"model_type": "granitemoe", **SIZES, **HALVES, **MUP, "num_local_experts": 5},
+    "ernie4_5_moe": {"model_type": "ernie4_5_moe", **SIZES, **ERNIE, "moe_num_shared_experts": 2},
+    "ernie4_5_moe, some layers": {
+        "model_type": "ernie4_5_moe",
+        **SIZES,
+        **ERNIE,
+        "num_hidden_layers": 7,
+        "moe_num_shared_experts": 0,
+        "moe_layer_interval": 2,
+        "moe_layer_start_index": 2,
+        "moe_layer_end_index": 4,
+        "tie_word_embeddings": False,
+    },
     "gpt2": {"model_type": "gpt2", **GPT2_SIZES},
     "gpt2, untied, gelu": {
         "model_type": "gpt2",
@@ -273,6 +349,9 @@ def randomize(model: torch.nn.Module) -> None:
             tensor.data = noise * 1.2 * tensor.shape[-1] ** -0.5
         else:
             tensor.data = noise * 0.3 + (1.0 if name.endswith("weight") else 0.0)
+    for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
+        if name.endswith("e_score_correction_bias"):
+            tensor.data = torch.randn(tensor.shape, generator=generator) * 0.3
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ SIZES = {
     "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 101, "head_dim": 32,
 }  # fmt: skip
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [1]}
 FAMILIES = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
@@ -36,6 +37,16 @@ FAMILIES = {
         transformers.GraniteConfig(**SIZES, residual_multiplier=0.22, attention_multiplier=0.1)
     ),
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=9)),
+    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES, **EXPERTS)),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=32)
+    ),
+    "granitemoe": lambda: transformers.GraniteMoeForCausalLM(
+        transformers.GraniteMoeConfig(**SIZES, residual_multiplier=0.4, num_local_experts=5)
+    ),
+    "glm4_moe": lambda: transformers.Glm4MoeForCausalLM(
+        transformers.Glm4MoeConfig(**SIZES, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=64)
+    ),
 }
 QUERIES, CONTEXTS = (1, 7, 1, 20), (1, 7, 30, 41)
 
@@ -107,10 +118,13 @@ def test_a_cache_in_8_bits_changes_little(folder: Path) -> None:
     network = load(folder, "none", joined=True)
     found, expected = (states(network, 16, dtype=dtype)[0].float() for dtype in (torch.int8, torch.bfloat16))
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
-    assert 0 < float(error.max()) < 0.03
+    assert 0 < float(error.median()) < 0.03
+    # Of two experts that are nearly tied the other one may be chosen.
+    assert float(error.max()) < (0.03 if network.config.experts is None else 0.2)
 
 
-def adapter(seed: int, rank: int, projections: tuple[str, ...], layers: range) -> AdapterWeights:
+def adapter(seed: int, rank: int, projections: tuple[str, ...], layers: range, network: Decoder) -> AdapterWeights:
+    """Beside these projections of these layers, as far as there are any: to experts nothing is added."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"query_key_value": (256, 128), "output": (128, 128), "gate_up": (192, 128), "down": (128, 96)}
 
@@ -118,7 +132,12 @@ def adapter(seed: int, rank: int, projections: tuple[str, ...], layers: range) -
         a = torch.randn(rank, inputs, generator=generator)
         return a, 0.1 * torch.randn(outputs, rank, generator=generator)
 
-    pairs = [(layer, name, *pair(*sizes[name])) for layer in layers for name in projections]
+    pairs = [
+        (layer, name, *pair(*sizes[name]))
+        for layer in layers
+        for name in projections
+        if name in ("query_key_value", "output") or network.config.experts_of(layer) is None
+    ]
     return AdapterWeights(pairs, torch.bfloat16, torch.device("cpu"))
 
 
@@ -138,10 +157,10 @@ def test_joined_layers_add_what_adapters_add_layer_by_layer(
 ) -> None:
     """Of different ranks, beside some of the projections of some of the layers; the rows between have none."""
     set_num_threads(num_threads)
-    one = adapter(1, 5, ("query_key_value", "output", "gate_up", "down"), range(3))
-    other = adapter(2, 40, ("query_key_value", "down"), range(1, 2))
-    adapters = StepAdapters([Run(0, 1, one), Run(8, 9, one), Run(9, 29, other)])
     apart, joined = (load(folder, quantization, joined=value) for value in (False, True))
+    one = adapter(1, 5, ("query_key_value", "output", "gate_up", "down"), range(3), joined)
+    other = adapter(2, 40, ("query_key_value", "down"), range(1, 2), joined)
+    adapters = StepAdapters([Run(0, 1, one), Run(8, 9, one), Run(9, 29, other)])
     plain = states(joined, 16)[0]
     found = states(joined, 16, adapters)
     for value, expected in zip(found, states(apart, 16, adapters), strict=True):

@@ -91,13 +91,15 @@ def test_packed_projections_give_the_same_logits(saved: Saved, run_packed: Run, 
 def test_compiled_layers_stay_near_the_plain_ones(
     saved: Saved, texts: list[list[int]], quantization: Quantization, most: float
 ) -> None:
-    """Whatever of a family has operators and whatever has none: `most` times the error that bfloat16 has anyway."""
+    """Whatever of a family has operators and whatever has none: `most` times the error that bfloat16 has anyway, and
+    more where the other one of two experts that are nearly tied may be chosen."""
     exact = paged_logits(load(saved[0]), texts[2], CHUNKS)
     plain = paged_logits(load(saved[0], torch.bfloat16), texts[2], CHUNKS)
     compiled = load(saved[0], torch.bfloat16)
     compile_layers(compiled, quantization, wide=compiled.output)
     join_layers(compiled)
     found = paged_logits(compiled, texts[2], CHUNKS)
+    most *= 1 if compiled.config.experts is None else 3
     assert (found - exact).square().mean().sqrt() < most * (plain - exact).square().mean().sqrt()
 
 
@@ -144,6 +146,7 @@ KINDS = {
 }
 NAMED_OTHERWISE = {"internlm3": "InternLM3ForCausalLM", "iquestcoder": "IQuestCoderForCausalLM"}
 """Which transformers reads as Llama."""
+WITHOUT_DEFAULTS = {"dots1": {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3}}
 SIZES = {
     "vocab_size", "hidden_size", "d_model", "n_embd", "intermediate_size", "num_hidden_layers", "num_layers", "n_layer",
     "n_layers", "num_attention_heads", "num_heads", "n_head", "n_heads",
@@ -155,14 +158,14 @@ SIZES = {
 )
 def test_each_key_that_a_config_leaves_out_has_the_value_of_its_class(kind: str, name: str) -> None:
     """But for sizes, which every config has: those are asked for."""
-    whole = json.loads(json.dumps(AutoConfig.for_model(kind).to_dict()))
+    whole = json.loads(json.dumps(AutoConfig.for_model(kind, **WITHOUT_DEFAULTS.get(kind, {})).to_dict()))
     configured = DECODERS[name].configure(RawConfig(whole), None)
     for key in whole:
         rest = RawConfig({other: value for other, value in whole.items() if other != key})
         try:
             found = DECODERS[name].configure(rest, None)
         except CheckpointError:
-            assert key in SIZES
+            assert key in SIZES or key in WITHOUT_DEFAULTS.get(kind, {})
         else:
             assert found == configured, key
 

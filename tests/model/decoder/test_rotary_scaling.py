@@ -208,7 +208,7 @@ def test_frequencies_of_real_head_sizes_are_those_of_transformers(rope: dict[str
     assert our_factor == pytest.approx(their_factor)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "granite"])
 def test_what_a_config_leaves_out_is_what_it_is_in_transformers(kind: str) -> None:
     """Mistral's window and heads, Qwen3's head size: small configs leave out what their class says already."""
     given = {"vocab_size": 97, "hidden_size": 4096, "intermediate_size": 48, "num_hidden_layers": 2}

@@ -29,7 +29,8 @@ from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
 from model.description import describe
 from model.encode_network import load_encode_network
-from model.errors import UnsupportedArchitectureError
+from model.errors import CheckpointError, UnsupportedArchitectureError
+from tests.model.decoder.conftest import CASES
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 Save = Callable[..., tuple[Path, PreTrainedModel]]
@@ -98,6 +99,63 @@ def test_gpt_neox_of_before_transformers_5_is_the_same_network(
     old = {"rope_parameters": None, "rotary_emb_base": 10000, "rotary_pct": 0.5}
     found = run_packed(load_network(rewrite(folder, tmp_path, change, **old)), [TEXT])[0]
     torch.testing.assert_close(found, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "extra"),
+    [
+        ("glm4_moe", ("model.layers.3.eh_proj.weight", "model.layers.3.mlp.experts.3.up_proj.weight")),
+        ("ernie4_5_moe", ("model.mtp_block.0.self_attn.q_proj.weight", "model.mtp_emb_norm.0.weight")),
+    ],
+)
+def test_layers_that_guess_ahead_are_left_aside(
+    save_reference: Save, run_packed: Run, tmp_path: Path, case: str, extra: tuple[str, ...]
+) -> None:
+    """GLM-4.5 and ERNIE 4.5 store one more behind the last, for speculation."""
+    folder, reference = save_reference(**CASES[case])
+    more = {name: torch.ones(3, 3) for name in extra}
+    ours = run_packed(load_network(rewrite(folder, tmp_path, lambda tensors: tensors | more)), [TEXT])[0]
+    torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda experts: experts[:4],
+            r"input_linear.weight' has shape \[4, 96, 48\]; config.json asks for \[5, 96, 48\]",
+        ),
+        (lambda experts: experts[:, :90], r"has shape \[5, 90, 48\]; config.json asks for \[5, 96, 48\]"),
+        (lambda experts: experts[0], r"has shape \[96, 48\]; config.json asks for \[5, 96, 48\]"),
+    ],
+    ids=["too few", "too narrow", "one"],
+)
+def test_experts_in_one_tensor_must_be_as_many_and_as_wide_as_config_says(
+    save_reference: Save, tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    folder, _ = save_reference(**CASES["granitemoe"])
+    name = "model.layers.1.block_sparse_moe.input_linear.weight"
+    with pytest.raises(CheckpointError, match=message):
+        load_network(rewrite(folder, tmp_path, lambda tensors: tensors | {name: change(tensors[name]).contiguous()}))
+
+
+def test_all_that_is_read_is_told_once(save_reference: Save) -> None:
+    """Where many parameters are of one tensor, too."""
+    folder, _ = save_reference(**CASES["granitemoe"])
+    told: list[tuple[int, int]] = []
+    load_network(folder, progress=lambda done, total: told.append((done, total)))
+    assert (
+        told[-1][0] == told[-1][1] == sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    )
+
+
+def test_a_bias_that_chooses_experts_stays_in_float32(save_reference: Save) -> None:
+    """In bfloat16 others would be chosen, or all alike."""
+    folder, _ = save_reference(**CASES["dots1"])
+    network = load_network(folder, dtype=torch.bfloat16)
+    stored = load_file(folder / "model.safetensors")["model.layers.1.mlp.gate.e_score_correction_bias"]
+    assert torch.equal(network.get_parameter("layers.1.mlp.selection_bias"), stored)
+    assert network.get_parameter("layers.1.mlp.router.weight").dtype == torch.bfloat16
 
 
 def test_stories260k_writes_what_it_is_published_to_write(run_packed: Run) -> None:

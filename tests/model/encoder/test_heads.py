@@ -97,7 +97,7 @@ def test_the_activation_of_a_classifier_is_its_familys(
         assert_allclose(found, outputs(model, ids).logits[0], atol=1e-4)
 
 
-DECODERS = ["Llama", "Qwen3", "Mistral", "GPT2", "GPTNeoX"]
+DECODERS = ["Llama", "Qwen3", "Mistral", "GPT2", "GPTNeoX", "Qwen3Moe", "Mixtral"]
 SIZES = {
     "vocab_size": 90,
     "hidden_size": 32,

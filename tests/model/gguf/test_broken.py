@@ -29,6 +29,7 @@ LLAMA: dict[str, Any] = {
     "llama.context_length": 64,
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }
+EXPERTS = {"llama.expert_count": 2, "llama.expert_used_count": 1}
 EMBEDDING = {"token_embd.weight": (0, (4, 32), bytes(4 * 32 * 4))}
 EIGHT = (0, (8,), struct.pack("<8f", *[1.0] * 8))
 WORDS: dict[str, Any] = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "c", "ab"]}
@@ -108,7 +109,11 @@ def test_any_damage_is_read_or_refused_and_nothing_else(
         ({"general.architecture": "mamba"}, {}, "'mamba' cannot be read, only of llama, qwen2"),
         ({}, {"blk.0.ffn_up.weight": (16, (32, 32), bytes(9000))}, "stored as IQ2_XXS; read are F32, F16, Q4_0"),
         ({}, {"x": (99, (32, 32), b"")}, "stored as type 99"),
-        ({"llama.expert_count": 8}, {}, "mixture of experts"),
+        ({"general.architecture": "qwen2", "qwen2.expert_count": 8}, {}, "mixture of experts .* 'qwen2'"),
+        ({"llama.expert_count": 8}, {}, "'llama.expert_used_count'"),
+        ({**EXPERTS, "llama.expert_weights_scale": 2.5}, {}, "'llama.expert_weights_scale' is not supported"),
+        ({**EXPERTS, "llama.expert_gating_func": 2}, {}, "expert_gating_func' is 2; expected 1"),
+        ({**EXPERTS, "llama.expert_weights_norm": False}, {}, "expert_weights_norm' is False; expected true"),
         ({"llama.attention.value_length": 8}, {}, "another width"),
         ({"llama.rope.scaling.type": "spiral", "llama.rope.scaling.factor": 2.0}, {}, "rotary scaling 'spiral'"),
         ({"llama.attention.head_count_kv": [1, 2]}, {}, "head_count_kv"),
@@ -141,6 +146,21 @@ def test_any_damage_is_read_or_refused_and_nothing_else(
 def test_what_is_not_read_is_named(write: Write, keys: dict[str, Any], tensors: dict[str, Any], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         config(write(LLAMA | keys, EMBEDDING | tensors))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 32), (32,)])
+def test_a_tensor_that_has_not_a_matrix_of_each_expert_is_named(write: Write, shape: tuple[int, ...]) -> None:
+    path = write(LLAMA | EXPERTS, EMBEDDING | {"blk.0.ffn_up_exps.weight": (0, shape, bytes(math.prod(shape) * 4))})
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_up_exps\.weight' has shape .* matrices of 2 experts"):
+        GgufTensors(path.parent).__enter__()
+
+
+def test_a_gate_that_is_stored_as_a_vector_is_a_row(write: Write) -> None:
+    keys = {key.replace("llama", "qwen2moe"): value for key, value in (LLAMA | EXPERTS).items()}
+    gate = {"blk.0.ffn_gate_inp_shexp.weight": (0, (32,), bytes(128))}
+    path = write(keys | {"general.architecture": "qwen2moe"}, EMBEDDING | gate)
+    with GgufTensors(path.parent) as stored:
+        assert stored.tensors["model.layers.0.mlp.shared_expert_gate.weight"].shape == (1, 32)
 
 
 @pytest.mark.parametrize(

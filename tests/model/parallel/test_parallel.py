@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -47,8 +49,13 @@ MODELS = {
     "falcon": lambda: of_kind("falcon", new_decoder_architecture=True, num_kv_heads=2, bias=True),
     "bloom": lambda: of_kind("bloom", n_head=4, n_layer=2),
     "codegen": lambda: of_kind("codegen", n_embd=32, n_head=4, n_layer=2, n_positions=64, rotary_dim=4),
+    "qwen2_moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **EXPERTS)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
 }
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "shared_expert_intermediate_size": 6,
+    "mlp_only_layers": [0],
+}  # fmt: skip
 RANK = Path(__file__).parent / "rank.py"
 
 
@@ -88,8 +95,9 @@ def test_two_ranks_give_the_logits_of_one(name, make_folder, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_ranks_parts_are_the_whole(make_folder):
-    folder = make_folder("qwen2")
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_moe"])
+def test_the_ranks_parts_are_the_whole(name, make_folder):
+    folder = make_folder(name)
     whole = load_network(folder)
     assert isinstance(whole, Decoder)
     halves = [Division(whole.config, rank, 2) for rank in range(2)]
@@ -106,3 +114,14 @@ def test_the_ranks_parts_are_the_whole(make_folder):
 def test_what_cannot_be_divided_says_so(size, what, make_folder):
     with pytest.raises(CheckpointError, match=what):
         load_network(make_folder("llama"), rank=0, num_ranks=size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"moe_intermediate_size": 9}, "9 inner values of an expert"),
+     ({"shared_expert_intermediate_size": 7}, "7 inner values of the shared expert")],
+)  # fmt: skip
+def test_experts_that_cannot_be_divided_say_so(changes, what, tmp_path):
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **EXPERTS | changes)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=what):
+        load_network(tmp_path, rank=0, num_ranks=2)

@@ -13,6 +13,7 @@ from model.encode_network import load_encode_network
 from tests.model.quantized.conftest import Store
 
 SIZES = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+EXPERTS = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "phi3": (AutoModelForCausalLM, {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}),
     "gpt_neox": (AutoModelForCausalLM, SIZES),
@@ -20,6 +21,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "codegen": (AutoModelForCausalLM, {"vocab_size": 90, "n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}),
     "falcon": (AutoModelForCausalLM, {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "qwen3": (AutoModelForCausalLM, {**SIZES, "num_key_value_heads": 2, "head_dim": 8}),
+    "qwen3_moe": (AutoModelForCausalLM, {**SIZES, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}),
+    "mixtral": (AutoModelForCausalLM, {**SIZES, **EXPERTS, "num_local_experts": 4}),
     "bert": (AutoModelForSequenceClassification, SIZES),
     "distilbert": (AutoModelForSequenceClassification, {"vocab_size": 90, "dim": 32, "n_heads": 4, "n_layers": 2}),
     "t5": (AutoModelForSeq2SeqLM, {"vocab_size": 90, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4}),
