@@ -6,8 +6,10 @@ Runs in the worker process.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,9 @@ from model.stored_weights import StoredWeights
 Progress = Callable[[int, int], None]
 """Called with bytes read so far and bytes in total."""
 
+Finished = Callable[[str, nn.Module], nn.Module]
+"""Given a module's name and the module, whose parameters are all filled: what takes its place, or itself."""
+
 Network = Decoder | Encoder | EncoderDecoder
 
 NETWORKS: Mapping[type, Callable[..., Network]] = {
@@ -46,10 +51,13 @@ def load_network(
     max_model_len: int | None = None,
     rank: int = 0,
     num_ranks: int = 1,
+    finished: Finished | None = None,
 ) -> Network:
     """The network of a checkpoint folder, its parameters filled, in `dtype` (None: as stored).
 
-    With several ranks, this rank's part of a decoder; it never holds more than one whole parameter.
+    `finished` is asked module by module, so that what it packs need not be held as it is stored, too.
+    With several ranks (and without `finished`), this rank's part of a decoder; it never holds more than one whole
+    parameter.
     Raises: CheckpointError, naming the file and the tensor at fault.
     """
     folder = Path(folder)
@@ -58,8 +66,9 @@ def load_network(
     network = NETWORKS[type(config)](config, device)
     weights = architecture.weights(config)
     if num_ranks == 1:
-        fill(network, folder, weights, device=device, dtype=dtype, progress=progress)
+        fill(network, folder, weights, device=device, dtype=dtype, progress=progress, finished=finished)
         return network
+    assert finished is None, "a division is of projections as they are"
     if not isinstance(network, Decoder):
         raise CheckpointError("only decoders are divided over ranks")
     division = Division(network.config, rank, num_ranks)
@@ -77,12 +86,14 @@ def fill(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     part: Callable[[str, Tensor], Tensor] | None = None,
+    finished: Finished | None = None,
 ) -> None:
     """Replaces the network's meta parameters by stored tensors, one parameter at a time.
 
-    `part` says what is kept of a whole parameter, given its name; only that goes to the device.
-    Peak memory is the network and the largest stored tensor (in float32, where it is quantized or an adapter is merged
-    into it): files are mapped, not read whole.
+    `part` says what is kept of a whole parameter, given its name; only that goes to the device. `finished` says what
+    takes a module's place when its parameters are filled.
+    Peak memory is the network, as `finished` has it, with the largest parameter and the largest stored tensor (this in
+    float32, where it is quantized or an adapter is merged into it): files are mapped, not read whole.
     Raises: CheckpointError for tensors that are missing, left over, misshapen, or files that are broken.
     """
     with open_weights(folder, weight_map) as stored:
@@ -91,26 +102,58 @@ def fill(
         wanted = [source.name for sources in weight_map.parameters.values() for source in sources]
         total = sum(stored.tensors[name].num_bytes for name in {names[name] for name in wanted if name in names})
         done = 0
-        filled: dict[tuple[str, bool, tuple[int, int] | None, torch.Size], nn.Parameter] = {}
+        present = {
+            target: {source: stored.tensors[names[source.name]] for source in sources if source.name in names}
+            for target, sources in weight_map.parameters.items()
+        }
+        keys = {target: _memory_of(network, target, found, weight_map) for target, found in present.items()}
+        uses = Counter(keys.values())
+        filled: dict[_Memory, nn.Parameter] = {}
         for target, sources in weight_map.parameters.items():
-            present = {source: stored.tensors[names[source.name]] for source in sources if source.name in names}
-            shape = network.get_parameter(target).shape
-            # One stored tensor may stand for several parameters (`aliases`): they share its memory.
-            single = present[sources[0]].name if len(sources) == 1 and present else target
-            key = (single, sources[0].transposed, sources[0].matrix, shape)
+            key = keys[target]
             if key not in filled:
                 own = torch.float32 if target in weight_map.wide else dtype
-                empty = torch.zeros(shape, dtype=own, device=device if part is None else "cpu")
-                filled[key] = nn.Parameter(empty, requires_grad=False)
-                _fill_parameter(filled[key], present, sources, stored)
-                if part is not None:
-                    filled[key] = nn.Parameter(part(target, filled[key].data).to(device), requires_grad=False)
-                done += sum(_num_bytes(tensor, source) for source, tensor in present.items())
+                whole = torch.zeros(key.shape, dtype=own, device=device if part is None else "cpu")
+                _fill_parameter(whole, present[target], sources, stored)
+                kept = whole if part is None else part(target, whole).to(device)
+                filled[key] = nn.Parameter(kept, requires_grad=False)
+                done += sum(_num_bytes(tensor, source) for source, tensor in present[target].items())
+                del whole, kept
             _set_parameter(network, target, filled[key])
+            uses[key] -= 1
+            if not uses[key]:
+                del filled[key]
+            if finished is not None:
+                _finish(network, target.rpartition(".")[0], finished)
             if progress is not None:
                 progress(done, total)
     unfilled = [name for name, tensor in network.named_parameters() if tensor.is_meta]
     assert not unfilled, f"the weight map leaves out {unfilled}"
+
+
+class _Memory(NamedTuple):
+    """What a parameter is filled with: one stored tensor may stand for several (`aliases`), which share its memory."""
+
+    name: str
+    transposed: bool
+    matrix: tuple[int, int] | None
+    shape: torch.Size
+
+
+def _memory_of(network: nn.Module, target: str, present: Mapping[Part, StoredTensor], weight_map: WeightMap) -> _Memory:
+    sources = weight_map.parameters[target]
+    single = present[sources[0]].name if len(sources) == 1 and present else target
+    return _Memory(single, sources[0].transposed, sources[0].matrix, network.get_parameter(target).shape)
+
+
+def _finish(network: nn.Module, name: str, finished: Finished) -> None:
+    """Once the last of a module's parameters is filled."""
+    module = network.get_submodule(name)
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return
+    made = finished(name, module)
+    if made is not module:
+        network.set_submodule(name, made)
 
 
 def _resolve(stored: StoredWeights, weight_map: WeightMap) -> dict[str, str]:

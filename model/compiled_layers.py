@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.experts import SparseMLP
-from model.fp8_linear import quantize_network
+from model.fp8_linear import quantize_network, quantized
 from model.huge_pages import Shelf
 from model.layers import AddingNorm, Additions, GatedMLP, Linear, RMSNorm, project
 from model.ops import library
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
+
+SLICE = 4096
+"""Outputs that are packed at a time; a multiple of those that are padded to."""
 MULTIPLE = 32
 """Of which the inputs of experts must be multiples for the operator of all of them, and"""
 MOST_CHOSEN = 64
@@ -31,13 +34,16 @@ class CompiledLinear(nn.Module):
     numbers: ClassVar[str] = "bf16"
     """What the weights are kept in, as the operators' names have it."""
 
-    def __init__(self, linear: Linear, *, wide: bool = False) -> None:
+    def __init__(self, linear: Linear, *, wide: bool = False, shelf: Shelf | None = None) -> None:
+        """Where there is a `shelf`, the weights are packed onto it."""
         super().__init__()
         self.num_outputs: int
         self.num_inputs: int
         self.num_outputs, self.num_inputs = linear.weight.shape
         self.packed: Tensor
-        self.packed, *self.factors = self._pack(linear.weight)
+        self.packed, *self.factors = (
+            self._pack(linear.weight) if shelf is None else self._pack_onto(shelf, linear.weight)
+        )
         """`factors`: what else the operator takes of the weights."""
         self.bias = None if linear.bias is None else linear.bias.float()
         self.wide = wide
@@ -60,6 +66,20 @@ class CompiledLinear(nn.Module):
         factors = [*self.factors, nothing, nothing][:2]
         return [self.packed, *factors, nothing if self.bias is None else self.bias]
 
+    def _pack_onto(self, shelf: Shelf, weight: Tensor) -> tuple[Tensor, ...]:
+        """In slices, so that what packing takes beside the weights is small."""
+        first, *others = torch.split(weight, SLICE)
+        part, *factors = self._pack(first)
+        length = len(part) * _padded(len(weight)) // _padded(len(first))
+        packed, all_factors, end = shelf.room((length, *part.shape[1:]), part.dtype), [factors], len(part)
+        packed[:end] = part
+        for rows in others:
+            part, *factors = self._pack(rows)
+            packed[end : end + len(part)] = part
+            all_factors.append(factors)
+            end += len(part)
+        return packed, *(torch.cat(parts) for parts in zip(*all_factors, strict=True))
+
     def _pack(self, weight: Tensor) -> tuple[Tensor, ...]:
         found: Tensor | tuple[Tensor, ...] = getattr(torch.ops.slimpajama, f"pack_{self.numbers}")(weight)
         return (found,) if isinstance(found, Tensor) else found
@@ -81,6 +101,11 @@ class Int4Linear(CompiledLinear):
         if not math.isfinite(float(weight.abs().max())):
             raise CheckpointError("a weight is not finite, which 4 bits with a scale cannot tell")
         return super()._pack(weight)
+
+
+def _padded(num_outputs: int) -> int:
+    """As they are packed: in pairs of panels (`model/ops/output.h`)."""
+    return -(-num_outputs // 32) * 32
 
 
 LINEARS: dict[Quantization, type[CompiledLinear]] = {"none": CompiledLinear, "int8": Int8Linear, "int4": Int4Linear}
@@ -157,16 +182,41 @@ class CompiledSparseMLP(nn.Module):
         return out
 
 
+class Packing:
+    """Packs a network's projections one at a time, so that their plain weights can go: while it is read, or afterwards.
+    What they become lies side by side in huge pages."""
+
+    def __init__(self, quantization: Quantization = "none") -> None:
+        self._quantization = quantization
+        self._shelf = Shelf()
+
+    def packed(self, linear: Linear, *, wide: bool = False) -> nn.Module:
+        """What takes a filled projection's place; itself, where nothing does. `wide` if its results are wanted in
+        float32: the logits, which are least sure of few bits. For int4 they get int8, for fp8 they stay.
+
+        Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
+        """
+        if self._quantization == "fp8":
+            return linear if wide else quantized(linear)
+        if not library.serves(linear.weight):
+            return linear
+        kind = Int8Linear if wide and self._quantization == "int4" else LINEARS[self._quantization]
+        return kind(linear, wide=wide, shelf=self._shelf)
+
+
 def compile_layers(network: nn.Module, quantization: Quantization = "none", *, wide: nn.Module | None = None) -> None:
-    """Replaces the layers that have a compiled form. `wide` is the projection whose results are wanted in float32: the
-    logits, which are least sure of 4 bits, and get 8.
+    """Replaces the layers that have a compiled form, and projections that are not packed yet; `wide` is the one whose
+    results are wanted in float32.
 
     Raises: CheckpointError if a quantization is asked for that the device or dtype does not have.
     """
     if quantization == "fp8":
         quantize_network(network, kept=wide)
         return
-    usable = any(isinstance(module, Linear) and library.serves(module.weight) for module in network.modules())
+    usable = any(
+        isinstance(module, CompiledLinear) or (isinstance(module, Linear) and library.serves(module.weight))
+        for module in network.modules()
+    )
     if quantization != "none" and not usable:
         raise CheckpointError(
             f"quantization {quantization} is not to be had here: {quantization} needs a CPU, dtype bfloat16 and the "
@@ -175,30 +225,24 @@ def compile_layers(network: nn.Module, quantization: Quantization = "none", *, w
     if not usable:
         return
     _compile_experts(network)
-    gated = [
-        (module, name, child)
-        for module in network.modules()
-        for name, child in module.named_children()
-        if isinstance(child, GatedMLP) and child.activation is F.silu and library.serves(child.gate_up.weight)
-    ]
-    projection = LINEARS[quantization]
-    wide_projection = Int8Linear if quantization == "int4" else projection
+    packing = Packing(quantization)
     # The list holds no projections: each one's plain weights go as soon as they are packed.
     for module in [module for module in network.modules() if not isinstance(module, Linear)]:
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear) and library.serves(child.weight):
-                made = wide_projection(child, wide=True) if child is wide else projection(child)
-                module.add_module(name, made)
+            if isinstance(child, Linear):
+                module.add_module(name, packing.packed(child, wide=child is wide))
             elif isinstance(child, RMSNorm) and library.serves(child.weight) and child.offset == 0.0:
                 module.add_module(name, CompiledRMSNorm(child))
-    for module, name, mlp in gated:
-        module.add_module(name, CompiledGatedMLP(mlp))
-    compiled = [module for module in network.modules() if isinstance(module, CompiledLinear)]
-    shelf = Shelf([module.packed.nbytes for module in compiled])
-    for module in compiled:
-        module.packed = shelf.keep(module.packed)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GatedMLP) and child.activation is F.silu and _is_packed(child.gate_up):
+                module.add_module(name, CompiledGatedMLP(child))
     for sparse in [module for module in network.modules() if isinstance(module, CompiledSparseMLP)]:
         sparse.join()
+
+
+def _is_packed(projection: nn.Module) -> bool:
+    return isinstance(projection, CompiledLinear)
 
 
 def _compile_experts(network: nn.Module) -> None:

@@ -85,19 +85,39 @@ def quantize_network(network: nn.Module, *, kept: nn.Module | None = None) -> No
     """
     linears = [module for module in network.modules() if isinstance(module, Linear) and module is not kept]
     for linear in linears[:1]:
-        found = fault(linear.weight.device, linear.weight.dtype)
-        if found is not None:
-            raise CheckpointError(found)
-    if convert(network, kept=kept) == 0:
+        _check(linear)
+    del linears
+    convert(network, kept=kept)
+    if not any(isinstance(module, Fp8Linear) for module in network.modules()):
         raise CheckpointError(f"fp8 needs projections whose sizes are multiples of {MULTIPLE}; there are none here")
+
+
+def quantized(linear: Linear) -> nn.Module:
+    """What takes its place; itself, where its sizes are not of the matrix units.
+
+    Raises: CheckpointError where the device or the dtype does not do it.
+    """
+    _check(linear)
+    return Fp8Linear(linear) if _fits(linear) else linear
 
 
 def convert(network: nn.Module, *, kept: nn.Module | None = None) -> int:
     """The replacing itself, on any device; how many were."""
     count = 0
-    for module in list(network.modules()):
+    # The list holds no projections: each one's plain weights go as soon as they are quantized.
+    for module in [module for module in network.modules() if not isinstance(module, Linear)]:
         for name, child in list(module.named_children()):
-            if isinstance(child, Linear) and child is not kept and not any(n % MULTIPLE for n in child.weight.shape):
+            if isinstance(child, Linear) and child is not kept and _fits(child):
                 module.add_module(name, Fp8Linear(child))
                 count += 1
     return count
+
+
+def _fits(linear: Linear) -> bool:
+    return not any(size % MULTIPLE for size in linear.weight.shape)
+
+
+def _check(linear: Linear) -> None:
+    found = fault(linear.weight.device, linear.weight.dtype)
+    if found is not None:
+        raise CheckpointError(found)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 PAGE = 1 << 21
 LINE = 64
+PIECE = 16 * PAGE
+"""What a shelf grows by."""
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -27,17 +29,22 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class Shelf:
-    """Room for tensors of so many bytes in all, side by side."""
+    """Room for tensors side by side: of so many bytes, and piece by piece what they take beyond that."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int] = ()) -> None:
         self._free = zeros([sum(map(_padded, sizes))], torch.uint8)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A copy of the tensor, on the shelf."""
-        size = tensor.nbytes
-        kept = self._free[:size].view(tensor.dtype).view(tensor.shape)
-        self._free = self._free[_padded(size) :]
-        return kept.copy_(tensor)
+        return self.room(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor that is still to be filled."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(self._free):
+            self._free = zeros([max(PIECE, _padded(size))], torch.uint8)
+        taken, self._free = self._free[:size], self._free[_padded(size) :]
+        return taken.view(dtype).view(tuple(shape))
 
 
 def _padded(size: int) -> int:

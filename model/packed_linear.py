@@ -43,7 +43,8 @@ class PackedLinear(nn.Module):
 def pack(network: nn.Module, *, kept: nn.Module | None = None) -> None:
     """Replaces every `Linear` of a CPU network but `kept` by its packed form, where this processor has kernels for its
     dtype."""
-    for module in list(network.modules()):
+    # The list holds no projections: each one's plain weights go as soon as they are packed.
+    for module in [module for module in network.modules() if not isinstance(module, Linear)]:
         if isinstance(module, MLP) and module.activation in _FUSED and _packable(module.up):
             packed = PackedLinear(module.up, _FUSED[module.activation])
             module.add_module("up", packed)

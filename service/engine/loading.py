@@ -17,7 +17,7 @@ from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
 from model.checkpoint import load_network
 from model.compiled_decoder import join_layers
-from model.compiled_layers import compile_layers, weight_bytes
+from model.compiled_layers import Packing, compile_layers, weight_bytes
 from model.config import DecoderConfig, EncoderDecoderConfig
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
@@ -28,6 +28,7 @@ from model.errors import CheckpointError
 from model.gpu_network import fuse_layers
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
+from model.layers import Linear
 from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
 from model.packed_linear import pack
@@ -40,6 +41,7 @@ from service.engine.divided_runner import DividedRunner
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane
+from service.engine.memory import free_pages
 from service.engine.protocol import Loaded, ModelSpec, Quantization, WorkerConfig, max_batch_items
 from service.engine.ranks import Ranks
 from service.engine.scheduler import Scheduler, SchedulerLimits
@@ -53,6 +55,8 @@ CPU_STEP_TOKENS = 512
 """From here on a step's own cost is small beside that of BERT's tokens."""
 BASE_LAYER_WEIGHTS = 85_000_000
 """Of BERT's base size."""
+FREED_EVERY = 128 << 20
+"""Bytes read of a checkpoint after which pages that were freed go back to the machine."""
 MAX_STEPS_AT_ONCE = 8
 """MiniLM's: a step of a smaller network is over sooner."""
 
@@ -151,10 +155,35 @@ def load_generating(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Decoder | EncoderDecoder:
-    """A generating network, or this rank's part of it, on the fastest layers that the device has."""
+    """A generating network, or this rank's part of it, on the fastest layers that the device has.
+
+    Where it is whole its projections are packed as they are read: their weights are never all there as they are stored.
+    """
+
+    packing = Packing(spec.quantization)
+    freed = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal freed
+        if done - freed >= FREED_EVERY:
+            free_pages()
+            freed = done
+        if progress is not None:
+            progress(done, total)
+
+    def finished(name: str, module: nn.Module) -> nn.Module:
+        return packing.packed(module, wide=name == "output") if isinstance(module, Linear) else module
+
     with folder_of(spec) as folder:
         network = load_network(
-            folder, device, dtype, progress, max_model_len=spec.max_model_len, rank=rank, num_ranks=num_ranks
+            folder,
+            device,
+            dtype,
+            told,
+            max_model_len=spec.max_model_len,
+            rank=rank,
+            num_ranks=num_ranks,
+            finished=finished if num_ranks == 1 else None,
         )
     assert isinstance(network, Decoder | EncoderDecoder)
     compile_layers(network, spec.quantization, wide=network.output)

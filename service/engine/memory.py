@@ -35,6 +35,12 @@ def keep_what_is_here() -> None:
 def free_memory() -> None:
     """After something large has gone: cycles first (a chat template is one), then every page that is free."""
     gc.collect()
+    free_pages()
+
+
+def free_pages() -> None:
+    """Every page that is free, now: glibc does not put an aligned block where one of its size has been, so that many
+    large ones, one after the other, leave as many holes."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import huge_pages
-from model.huge_pages import PAGE, Shelf
+from model.huge_pages import PAGE, PIECE, Shelf
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (3, PAGE)])
@@ -40,8 +40,12 @@ def test_what_is_kept_is_equal_and_stays_when_its_shelf_has_gone() -> None:
         assert found.data_ptr() % 64 == 0
 
 
-def test_a_shelf_holds_no_more_than_it_was_made_for() -> None:
-    shelf = Shelf([64])
-    shelf.keep(torch.zeros(16))
-    with pytest.raises(RuntimeError):
-        shelf.keep(torch.zeros(16))
+def test_a_shelf_grows_by_pieces_in_which_tensors_lie_side_by_side() -> None:
+    shelf = Shelf()
+    tensors = [torch.randn(5, 16) for _ in range(3)] + [torch.randn(PIECE // 4)]
+    kept = [shelf.keep(tensor) for tensor in tensors]
+    places = [found.data_ptr() for found in kept]
+    assert places[1] - places[0] == places[2] - places[1] == 5 * 16 * 4
+    assert not 0 <= places[3] - places[0] < PIECE
+    for tensor, found in zip(tensors, kept, strict=True):
+        assert torch.equal(found, tensor)
