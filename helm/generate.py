@@ -20,8 +20,8 @@ from service.settings import Settings, setting_lines
 
 CHART = Path(__file__).parent
 DERIVED_SETTINGS = {
-    "config", "host", "port", "tls_certificate", "tls_key", "model", "adapter", "revision", "offline", "cache_dir",
-    "device", "drain_timeout", "api_keys_file", "api_key", "admin_keys_file", "no_auth",
+    "config", "host", "port", "tls_certificate", "tls_key", "model", "adapter", "draft", "revision", "offline",
+    "cache_dir", "device", "drain_timeout", "api_keys_file", "api_key", "admin_keys_file", "no_auth",
 }  # fmt: skip
 """What other values of the chart say, each in one place alone."""
 
@@ -108,6 +108,7 @@ def definitions() -> dict[str, Any]:
             {"reference": NAME, "pullPolicy": pull_policy, "path": {"type": "string"}}, required=("reference",)
         ),
         "adapter": {"type": "boolean"},
+        "draftFor": served_name,
     }
     return {
         "labels": LABEL_MAP,

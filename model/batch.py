@@ -127,6 +127,10 @@ class Row:
     """Which of the runner's adapters it is computed with, a number above 0."""
     num_drafted: int = 0
     """How many of `token_ids`, the last ones, are guesses at what follows the known one; each has a token sampled."""
+    draft_ids: list[int] = field(default_factory=list)
+    """Known ids that the draft network computes in this step, at `draft_start`, `draft_start + 1`, ...; where there are
+    guesses, too, `token_ids` holds places for them, and it is the draft network that makes them, behind these."""
+    draft_start: int = 0
 
 
 @dataclass(slots=True)

@@ -38,9 +38,9 @@ class KVCacheShape:
         num_values = room_of_head(self.head_size, self.dtype) * self.num_kv_heads * self.block_size
         return 2 * self.num_layers * num_values * self.dtype.itemsize
 
-    def num_blocks_for(self, budget_bytes: int) -> int:
-        """Blocks that fit in the budget, the null block apart."""
-        return max(budget_bytes // self.block_bytes - 1, 0)
+    def num_blocks_for(self, budget_bytes: int, *, bytes_beside: int = 0) -> int:
+        """Blocks that fit in the budget with `bytes_beside` each, the null block apart."""
+        return max(budget_bytes // (self.block_bytes + bytes_beside) - 1, 0)
 
 
 class KVCache:

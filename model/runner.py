@@ -75,6 +75,8 @@ class Runner:
         """Those that rows may name; steps of which none does are what they are without any."""
         self.forward_seconds = 0.0
         """What the last batch took, from its launch to its results."""
+        self.draft_seconds = 0.0
+        """How much of that was spent on guesses."""
         self._sampler = Sampler(config.vocab_size)
         self._tokens: Tensor | None = None
         """What the last step sampled, [R] on the device, and whose token is where in it."""

@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         (),
         "FOLDER_OR_HUB_NAME[=SERVED_NAME][@VERSION]: a LoRA adapter over the weights of a --model; may be repeated",
     )
+    draft: Models = _setting(
+        "Models",
+        (),
+        "FOLDER_OR_GGUF_OR_HUB_NAME=SERVED_NAME: a smaller checkpoint that guesses a --model's next tokens, for it to "
+        "check in one step; on CPUs; may be repeated",
+    )
     alias: Aliases = _setting("Models", (), "ALIAS=SERVED_NAME: another name for a checkpoint; may be repeated")
     revision: str | None = _setting("Models", None, "hub revision (branch, tag or commit) of every hub model")
     offline: bool = _setting("Models", False, "take hub models from the cache alone")
@@ -151,12 +157,11 @@ class Settings(BaseSettings):
     max_step_stretch: float = _setting(
         "Worker", 2.2, "on CPUs, how many times as long a decoding step may take for the prompts in it", ge=1
     )
-    speculative_tokens: int = _setting(
+    speculative_tokens: Annotated[int, Field(ge=0, le=32)] | None = _setting(
         "Worker",
-        0,
-        "on CPUs, how many next tokens to guess from a request's own text and check in one step",
-        ge=0,
-        le=32,
+        None,
+        "on CPUs, how many next tokens to guess (by a --draft, else from a request's own text) and check in one step; "
+        "unset: 5 with a draft, else 0",
     )
     prefix_caching: bool = _setting("Worker", True, "share the KV blocks of equal beginnings")
     deterministic: bool = _setting("Worker", False, "bitwise the same answer alone and in a crowd (slower; on CPUs)")
@@ -242,6 +247,7 @@ class Settings(BaseSettings):
             raise ValueError("overlap is not to be had with speculative_tokens: leave it at auto")
         if self.adapter and self.tensor_parallel_size > 1:
             raise ValueError("adapter is not to be had with tensor_parallel_size above 1: give it as a model, merged")
+        self._check_drafts()
         seen: set[tuple[str, str | None]] = set()
         for source in (*self.model, *self.adapter):
             if (source.name, source.version) in seen:
@@ -251,6 +257,25 @@ class Settings(BaseSettings):
             raise ValueError(f"'{name}' is the name of a checkpoint and of an adapter; tell them apart with =NAME")
         self._check_targets()
         return self
+
+    def _check_drafts(self) -> None:
+        if self.draft and self.tensor_parallel_size > 1:
+            raise ValueError("draft is not to be had with tensor_parallel_size above 1: drop one")
+        if self.draft and self.overlap == "on":
+            raise ValueError("overlap is not to be had with draft: leave it at auto")
+        if self.draft and self.speculative_tokens == 0:
+            raise ValueError("draft and speculative_tokens 0 contradict each other: drop one")
+        names = [source.name for source in self.model]
+        for source in self.draft:
+            if source.version is not None:
+                raise ValueError(f"draft '{source}': it goes with all versions of a name; leave out @{source.version}")
+            if source.name not in names:
+                raise ValueError(
+                    f"draft '{source.location}': there is no checkpoint '{source.name}' that it could guess for; write "
+                    f"{source.location}=SERVED_NAME; served: {', '.join(names) or 'none'}"
+                )
+        if len(self.drafts) < len(self.draft):
+            raise ValueError("a name has two drafts: one is all that it can have")
 
     def _check_targets(self) -> None:
         sources = (*self.model, *self.adapter)
@@ -267,6 +292,11 @@ class Settings(BaseSettings):
     def aliases(self) -> dict[str, str]:
         """Which served name each other name stands for."""
         return dict(parse_alias(entry) for entry in self.alias)
+
+    @property
+    def drafts(self) -> dict[str, str]:
+        """Where the draft of each served name is that has one."""
+        return {source.name: source.location for source in self.draft}
 
     @property
     def has_keys(self) -> bool:

@@ -110,9 +110,12 @@ app.kubernetes.io/part-of: slimpajama
 {{- $values := .Values }}
 {{- $models := list }}
 {{- $adapters := list }}
+{{- $drafts := list }}
 {{- range $values.models }}
 {{- $source := printf "%s=%s%s" (include "slimpajama.modelLocation" .) .name (ternary "" (printf "@%s" .version) (empty .version)) }}
-{{- if .adapter }}
+{{- if .draftFor }}
+{{- $drafts = append $drafts (printf "%s=%s" (include "slimpajama.modelLocation" .) .draftFor) }}
+{{- else if .adapter }}
 {{- $adapters = append $adapters $source }}
 {{- else }}
 {{- $models = append $models $source }}
@@ -121,6 +124,9 @@ app.kubernetes.io/part-of: slimpajama
 {{- $config := dict "host" $values.server.host "port" (int $values.server.port) "model" $models }}
 {{- if $adapters }}
 {{- $_ := set $config "adapter" $adapters }}
+{{- end }}
+{{- if $drafts }}
+{{- $_ := set $config "draft" $drafts }}
 {{- end }}
 {{- $_ := set $config "device" (ternary "cuda" "cpu" (eq $values.accelerator.type "nvidia")) }}
 {{- $_ := set $config "drain_timeout" (int $values.lifecycle.drainTimeoutSeconds) }}

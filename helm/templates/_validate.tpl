@@ -10,6 +10,10 @@ tests/helm/test_refusals.py. */ -}}
 {{- fail "auth.enabled=false contradicts auth.apiKeys and auth.singleKey: drop one" }}
 {{- end }}
 {{- $names := list }}
+{{- $served := list }}
+{{- range $values.models }}
+{{- if not .draftFor }}{{ $served = append $served .name }}{{ end }}
+{{- end }}
 {{- range $values.models }}
 {{- $model := . }}
 {{- $sources := list }}
@@ -19,13 +23,19 @@ tests/helm/test_refusals.py. */ -}}
 {{- if ne (len $sources) 1 }}
 {{- fail (printf "models: %s has %d sources (%s); give exactly one of path, hub, pvc, image" .name (len $sources) (join ", " $sources)) }}
 {{- end }}
-{{- $served := printf "%s@%s" .name (default "" .version) }}
-{{- if has $served $names }}
+{{- $entry := printf "%s@%s" .name (default "" .version) }}
+{{- if has $entry $names }}
 {{- fail (printf "models: the name %s is given twice; tell them apart by name or version" .name) }}
 {{- end }}
-{{- $names = append $names $served }}
+{{- $names = append $names $entry }}
 {{- if and .adapter (gt (include "slimpajama.ranks" $ | int) 1) }}
 {{- fail (printf "models: %s is an adapter, which cannot share a base that is divided over %s devices: leave adapter out, and it is merged" .name (include "slimpajama.ranks" $)) }}
+{{- end }}
+{{- if and .draftFor (not (has .draftFor $served)) }}
+{{- fail (printf "models: %s is the draft of %s, which is no other entry" .name .draftFor) }}
+{{- end }}
+{{- if and .draftFor (or (eq $.Values.accelerator.type "nvidia") (gt (include "slimpajama.ranks" $ | int) 1)) }}
+{{- fail (printf "models: %s is a draft, which guesses on CPUs alone and for what is not divided over devices: leave it out" .name) }}
 {{- end }}
 {{- if and .image (semverCompare "<1.35.0-0" $.Capabilities.KubeVersion.Version) }}
 {{- fail (printf "models: %s is an image volume, which needs Kubernetes 1.35 or later (this is %s); use pvc or hub" .name $.Capabilities.KubeVersion.Version) }}
@@ -66,7 +76,7 @@ tests/helm/test_refusals.py. */ -}}
 {{- fail (printf "podLabels and commonLabels cannot hold %s: pods are found by it; nameOverride and the release's name say what it is" $label) }}
 {{- end }}
 {{- end }}
-{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "adapter" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "api_key" "admin_keys_file" "no_auth" }}
+{{- $derived := list "config" "host" "port" "tls_certificate" "tls_key" "model" "adapter" "draft" "revision" "offline" "cache_dir" "device" "drain_timeout" "api_keys_file" "api_key" "admin_keys_file" "no_auth" }}
 {{- range $values.extraEnv }}
 {{- if and (hasPrefix "slimpajama_" (lower .name)) (has (lower .name | trimPrefix "slimpajama_") $derived) }}
 {{- fail (printf "extraEnv: %s would contradict what the chart derives from other values (probes, ports, grace, mounts); set those" .name) }}

@@ -34,6 +34,9 @@ class DeployBody(Strict):
     source: str = Field(min_length=1, max_length=1024, description="folder or GGUF file on the server, or hub name")
     version: VersionLabel | None = Field(None, description="label; by default the checkpoint's fingerprint")
     adapter: bool = Field(False, description="a LoRA adapter, over the weights of its base, which is served")
+    draft: str | None = Field(
+        None, max_length=1024, description="folder, GGUF file or hub name of what guesses its tokens; empty: nothing"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     quantization: Literal["none", "int8", "int4", "fp8"] | None = None
     kv_cache_memory: CacheMemory | None = None
@@ -60,6 +63,7 @@ class VersionCard(Strict):
     shadow: bool = False
     source: str
     base: str | None = Field(None, description="name@version whose weights an adapter shares")
+    draft: str | None = Field(None, description="what guesses its tokens")
     tasks: list[str]
     dtype: str | None = None
     quantization: str | None = None
@@ -163,6 +167,7 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         shadow=shadow,
         source=model.location,
         base=None if model.base is None else model.base.key,
+        draft=None if model.draft is None else model.draft.location,
         tasks=list(model.tasks),
         dtype=loaded.dtype if loaded is not None else None,
         quantization=loaded.quantization if loaded is not None else None,

@@ -47,7 +47,13 @@ def load_adapter(source: ModelSource, settings: Settings, models: ModelDirectory
         name=source.name,
         version=version,
         spec=msgspec.structs.replace(
-            base.spec, key=key, folder=str(folder), base=base.spec.folder, shares=base.key, kv_cache_bytes=None
+            base.spec,
+            key=key,
+            folder=str(folder),
+            base=base.spec.folder,
+            shares=base.key,
+            draft=None,
+            kv_cache_bytes=None,
         ),
         description=replace(description, folder=folder),
         tokenizer=tokenizer,

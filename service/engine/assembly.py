@@ -23,6 +23,7 @@ from service.engine.accounting import Accounting
 from service.engine.adapters import load_adapter
 from service.engine.client import EngineClient
 from service.engine.deployment import Deployment
+from service.engine.draft_models import with_draft
 from service.engine.models import LoadedModel, ModelDirectory
 from service.engine.protocol import ModelSpec, WorkerConfig
 from service.engine.supervisor import SupervisorLimits
@@ -63,13 +64,15 @@ def load_model(source: ModelSource, settings: Settings) -> LoadedModel:
     """Raises: CheckpointError, if it cannot be found or is not what it should be."""
     found = resolve(source.location, revision=settings.revision, cache_dir=settings.cache_dir, offline=settings.offline)
     unpacked = unpack(found)
-    if unpacked is None:
-        return _read_model(source, found, settings)
     try:
-        return replace(_read_model(source, unpacked.folder, settings), unpacked=unpacked)
+        model = _read_model(source, found if unpacked is None else unpacked.folder, settings)
+        draft = settings.drafts.get(source.name)
+        model = model if draft is None else with_draft(model, draft, settings)
     except BaseException:
-        unpacked.remove()
+        if unpacked is not None:
+            unpacked.remove()
         raise
+    return replace(model, unpacked=unpacked)
 
 
 def _read_model(source: ModelSource, folder: Path, settings: Settings) -> LoadedModel:
@@ -104,7 +107,9 @@ def prepare_model(settings: Settings, name: str, deployment: Deployment, served:
     source = ModelSource.parse(f"{deployment.source}={name}" + (f"@{deployment.version}" if deployment.version else ""))
     if source.name != name:
         raise ValueError(f"'{name}' is no name to serve under: letters, digits, '.', '_', '/' or '-'")
+    draft = deployment.draft
     wanted = {
+        "draft": (ModelSource(draft, name),) if draft else () if draft is not None else None,
         "dtype": deployment.dtype,
         "quantization": deployment.quantization,
         "kv_cache_memory": deployment.kv_cache_memory,

@@ -21,6 +21,8 @@ class Deployment:
     version: str | None = None
     adapter: bool = False
     """It shares the weights of its base, which is served; dtype and the like are that one's."""
+    draft: str | None = None
+    """What guesses its tokens: a folder, GGUF file or hub name; empty: nothing does."""
     dtype: str | None = None
     quantization: str | None = None
     kv_cache_memory: int | None = None

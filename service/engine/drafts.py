@@ -1,14 +1,16 @@
-"""Guesses at a request's next tokens, which one step checks all at once: prompt lookup.
+"""Guesses at a request's next tokens, which one step checks all at once: how many, and of which by prompt lookup.
 
-What stood behind the last few tokens where they stood before is likely to follow again: names, quotations, code, the
-sentences of a text that is summarized. A step computes the guesses behind the last known token, a token is sampled at
-each of them as ever, and those count whose guess was right, so that no token is another than without. Knows ids and
-how often guesses held; neither the scheduler nor the network. Runs in the worker process.
+A step computes the guesses behind the last known token, a token is sampled at each of them as ever, and those count
+whose guess was right, so that no token is another than without. A draft network makes them, or the request's own text:
+what stood behind the last few tokens where they stood before is likely to follow again (names, quotations, code, the
+sentences of a text that is summarized). Knows ids and how often guesses held; neither the scheduler nor networks. Runs
+in the worker process.
 
-Source: prompt lookup decoding (A. Saxena, 2023), a form of speculative decoding (arXiv 2211.17192).
+Source: speculative decoding (arXiv 2211.17192); of its forms, prompt lookup decoding (A. Saxena, 2023).
 """
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +23,22 @@ MEMORY = 0.9
 """How much of what is known of its guesses counts in the next step."""
 
 
-class Drafts:
-    """The guesses of one request: `draft` before a step, `learn` after it."""
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """`token_ids` are guessed to follow; where the draft network is to say which, they are zeros."""
 
-    def __init__(self, ids: list[int]) -> None:
-        """`ids`: what it has read and written so far."""
-        self._ids = np.array(ids, np.int64)
-        self._num_ids = len(ids)
+    token_ids: list[int] = field(default_factory=list)
+    by_draft: bool = False
+    """Whether the draft network makes them, or catches up to make some later."""
+
+
+NOTHING = Guess()
+
+
+class Record:
+    """How often guesses at the tokens of one request held: `num_worthwhile` before a step, `learn` after it."""
+
+    def __init__(self) -> None:
         self._right = 0.0
         self._tried = 0.0
 
@@ -36,14 +47,14 @@ class Drafts:
         """How likely a guess is right, if those before it are, by what is known."""
         return (self._right + PRIOR_RIGHT) / (self._tried + PRIOR_TRIED)
 
-    def draft(self, most: int, least_odds: float) -> list[int]:
-        """At most `most` ids, and only as many as are all right with a probability of `least_odds`."""
-        count = min(most, self._num_worthwhile(least_odds))
+    def num_worthwhile(self, most: int, least_odds: float) -> int:
+        """At most `most` guesses, and only as many as are all right with a probability of `least_odds`."""
+        count = min(most, int(math.log(max(least_odds, 1e-9)) / math.log(self.odds)))
         if count > 0:
-            return continuation(self._ids[: self._num_ids], count)
+            return count
         self._right *= MEMORY  # it will be tried again some time
         self._tried *= MEMORY
-        return []
+        return 0
 
     def learn(self, new_ids: list[int], num_drafted: int) -> None:
         """`new_ids`: what a step has sampled, all but the last as drafted."""
@@ -51,14 +62,29 @@ class Drafts:
         if num_drafted:
             self._right = self._right * MEMORY + num_right
             self._tried = self._tried * MEMORY + num_right + (num_right < num_drafted)
+
+
+class Drafts(Record):
+    """The guesses of one request from its own text: `draft` before a step, `learn` after it."""
+
+    def __init__(self, ids: list[int]) -> None:
+        """`ids`: what it has read and written so far."""
+        super().__init__()
+        self._ids = np.array(ids, np.int64)
+        self._num_ids = len(ids)
+
+    def draft(self, most: int, least_odds: float) -> list[int]:
+        """As many ids as are worthwhile, if there are any to be guessed."""
+        count = self.num_worthwhile(most, least_odds)
+        return continuation(self._ids[: self._num_ids], count) if count else []
+
+    def learn(self, new_ids: list[int], num_drafted: int) -> None:
+        super().learn(new_ids, num_drafted)
         end = self._num_ids + len(new_ids)
         if end > len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros(max(64, end), np.int64)])
         self._ids[self._num_ids : end] = new_ids
         self._num_ids = end
-
-    def _num_worthwhile(self, least_odds: float) -> int:
-        return int(math.log(max(least_odds, 1e-9)) / math.log(self.odds))
 
 
 def continuation(ids: NDArray[np.int64], count: int) -> list[int]:

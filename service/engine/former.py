@@ -44,5 +44,5 @@ def again(copy: LoadedModel, models: ModelDirectory) -> LoadedModel:
 
 
 def _copy(model: LoadedModel) -> LoadedModel:
-    base = None if model.base is None else dataclasses.replace(_copy(model.base), unpacked=None)
+    base = None if model.base is None else dataclasses.replace(_copy(model.base), unpacked=None, draft=None)
     return dataclasses.replace(model, state="loading", loaded=None, base=base)

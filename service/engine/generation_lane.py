@@ -171,7 +171,7 @@ class GenerationLane:
             return self._fail(flight.batch)
         # Ahead of results, what the host does costs the device no time.
         took = self._runner.forward_seconds if self._look_ahead else time.monotonic() - self._began
-        self._scheduler.record(flight.batch, took)
+        self._scheduler.record(flight.batch, took, self._runner.draft_seconds)
         return self._forget_ended(self._scheduler.update(flight.batch, output, time.monotonic()))
 
     def _follow(self, batch: Batch, launched: LaunchedStep | None) -> list[TokenOutput]:

@@ -15,10 +15,7 @@ from torch import nn
 from model.attention.backend import backend_for
 from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
-from model.checkpoint import load_network
-from model.compiled_decoder import join_layers
-from model.compiled_layers import Packing, compile_layers, weight_bytes
-from model.config import DecoderConfig, EncoderDecoderConfig
+from model.compiled_layers import weight_bytes
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
 from model.encode_network import EncodeNetwork, load_encode_network
@@ -27,21 +24,20 @@ from model.encoder_runner import EncoderRunner
 from model.errors import CheckpointError
 from model.gpu_network import fuse_layers
 from model.grammar import GrammarCompiler
-from model.kv_cache import KVCache, KVCacheShape, free_device_bytes
-from model.layers import Linear
+from model.kv_cache import KVCache, free_device_bytes
 from model.memory_profile import largest_batch, step_bytes
 from model.ops import library
-from model.packed_linear import pack
 from model.runner import Runner
 from model.tokenizer import Tokenizer
 from service.engine.batcher import Batcher
 from service.engine.cache_budget import ALONE, Neighbours
 from service.engine.chosen_numbers import cache_dtype_of, device_of, dtype_of, has_plain_scores, quantization_of
 from service.engine.divided_runner import DividedRunner
+from service.engine.draft_loading import USUAL_TOKENS, LoadedDraft, load_draft
+from service.engine.generating_network import Progress, cache_shape, load_generating
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane
-from service.engine.memory import free_pages
 from service.engine.protocol import Loaded, ModelSpec, Quantization, WorkerConfig, max_batch_items
 from service.engine.ranks import Ranks
 from service.engine.scheduler import Scheduler, SchedulerLimits
@@ -49,14 +45,10 @@ from service.engine.single_pass_lane import SinglePassLane
 
 log = logging.getLogger("slimpajama.worker")
 
-Progress = Callable[[int, int], None]
-
 CPU_STEP_TOKENS = 512
 """From here on a step's own cost is small beside that of BERT's tokens."""
 BASE_LAYER_WEIGHTS = 85_000_000
 """Of BERT's base size."""
-FREED_EVERY = 128 << 20
-"""Bytes read of a checkpoint after which pages that were freed go back to the machine."""
 MAX_STEPS_AT_ONCE = 8
 """MiniLM's: a step of a smaller network is over sooner."""
 
@@ -92,21 +84,24 @@ def load_lane(
     network: nn.Module
     if tokenizer is not None:
         divided = ranks if description.network == "decoder" else None
+        draft = load_draft(spec, config, device)
         with divided.hold(spec, loaded.dtype) if divided is not None else nullcontext():
             num_ranks = divided.size if divided is not None else 1
             network = load_generating(spec, device, dtype, progress, num_ranks=num_ranks)
         _check_promises(config, network, dtype, device)
         grammars = _make_grammars(tokenizer, network, description, config, wake)
         make_runner = partial(_make_runner, network, backend, grammars, divided, spec.key)
-        cache = _make_cache(loaded, network, make_runner, spec, config, neighbours=neighbours)
-        scheduler = _make_scheduler(cache, description, config)
+        cache = _make_cache(loaded, network, make_runner, spec, config, draft=draft, neighbours=neighbours)
+        scheduler = _make_scheduler(cache, description, config, draft)
+        runner = make_runner(cache) if draft is None else draft.runner(network, cache, backend, grammars)
+        loaded.weight_bytes = 0 if draft is None else weight_bytes(draft.network)
         look_ahead = _looks_ahead(config, device, divided)
-        lane: Lane = GenerationLane(loaded, scheduler, make_runner(cache), grammars, look_ahead=look_ahead)
+        lane: Lane = GenerationLane(loaded, scheduler, runner, grammars, look_ahead=look_ahead)
     else:
         network = encoder = _load_encoding(spec, device, dtype, loaded.quantization, progress)
         loaded.max_step_tokens = step_tokens_alone(config.max_batch_tokens, encoder, device)
         lane = SinglePassLane(loaded, _make_batcher(loaded, encoder, config), EncoderRunner(encoder, backend, device))
-    loaded.weight_bytes = weight_bytes(network)
+    loaded.weight_bytes += weight_bytes(network)
     loaded.load_seconds = time.monotonic() - began
     log.info(
         "checkpoint loaded",
@@ -143,54 +138,6 @@ def _load_encoding(
             exact=spec.dtype == "float32",
         )
     fuse_layers(network)
-    return network
-
-
-def load_generating(
-    spec: ModelSpec,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Progress | None = None,
-    *,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> Decoder | EncoderDecoder:
-    """A generating network, or this rank's part of it, on the fastest layers that the device has.
-
-    Where it is whole its projections are packed as they are read: their weights are never all there as they are stored.
-    """
-
-    packing = Packing(spec.quantization)
-    freed = 0
-
-    def told(done: int, total: int) -> None:
-        nonlocal freed
-        if done - freed >= FREED_EVERY:
-            free_pages()
-            freed = done
-        if progress is not None:
-            progress(done, total)
-
-    def finished(name: str, module: nn.Module) -> nn.Module:
-        return packing.packed(module, wide=name == "output") if isinstance(module, Linear) else module
-
-    with folder_of(spec) as folder:
-        network = load_network(
-            folder,
-            device,
-            dtype,
-            told,
-            max_model_len=spec.max_model_len,
-            rank=rank,
-            num_ranks=num_ranks,
-            finished=finished if num_ranks == 1 else None,
-        )
-    assert isinstance(network, Decoder | EncoderDecoder)
-    compile_layers(network, spec.quantization, wide=network.output)
-    if isinstance(network, Decoder):
-        join_layers(network)
-    fuse_layers(network)
-    pack(network)
     return network
 
 
@@ -253,16 +200,6 @@ def _check_deterministic(network: nn.Module, dtype: torch.dtype, device: torch.d
         )
 
 
-def cache_shape(config: DecoderConfig | EncoderDecoderConfig, block_size: int, dtype: torch.dtype) -> KVCacheShape:
-    return KVCacheShape(
-        num_layers=config.num_layers,
-        block_size=block_size,
-        num_kv_heads=config.num_kv_heads,
-        head_size=config.head_size,
-        dtype=dtype,
-    )
-
-
 def _make_cache(
     loaded: Loaded,
     network: Decoder | EncoderDecoder,
@@ -270,14 +207,17 @@ def _make_cache(
     spec: ModelSpec,
     config: WorkerConfig,
     *,
+    draft: LoadedDraft | None,
     neighbours: Neighbours,
 ) -> KVCache:
     """A KV cache of the bytes asked for; without being told, a share of a GiB on CPUs, and on GPUs of what the largest
-    step leaves of the memory that may be used."""
+    step leaves of the memory that may be used. A draft's blocks, as many, are of the same bytes."""
     shape_of = network.config
     device = torch.device(loaded.device)
     dtype = cache_dtype_of(spec, shape_of, config.block_size, getattr(torch, loaded.dtype), device)
     shape = cache_shape(shape_of, config.block_size, dtype)
+    beside = 0 if draft is None else draft.cache_shape(config.block_size).block_bytes
+    block_bytes = shape.block_bytes + beside
     if spec.kv_cache_bytes is not None:
         budget = spec.kv_cache_bytes
     elif device.type == "cuda":
@@ -297,24 +237,28 @@ def _make_cache(
         budget = neighbours.gpu_share(free_device_bytes(device, config.kv_cache_fraction) - step)
     else:
         budget = neighbours.cpu_share()
-    loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget), config.block_size
-    loaded.kv_cache_bytes = (loaded.num_blocks + 1) * shape.block_bytes
+    loaded.num_blocks, loaded.block_size = shape.num_blocks_for(budget, bytes_beside=beside), config.block_size
+    loaded.kv_cache_bytes = (loaded.num_blocks + 1) * block_bytes
     loaded.kv_cache_dtype = str(dtype).removeprefix("torch.")
     if loaded.num_blocks < 1:
-        raise ValueError(f"kv_cache_memory: {budget:,} bytes hold no block; a block takes {shape.block_bytes:,} bytes")
+        raise ValueError(f"kv_cache_memory: {budget:,} bytes hold no block; a block takes {block_bytes:,} bytes")
     return KVCache.of_shape(shape, loaded.num_blocks, device)
 
 
-def _make_scheduler(cache: KVCache, description: CheckpointDescription, config: WorkerConfig) -> Scheduler:
+def _make_scheduler(
+    cache: KVCache, description: CheckpointDescription, config: WorkerConfig, draft: LoadedDraft | None
+) -> Scheduler:
     """Prompts are sized by their time where that is in their tokens: on a GPU a captured graph is far faster than any
     step with prompts, and a source is encoded whole."""
+    usual = 0 if draft is None else USUAL_TOKENS
     by_time = cache.device.type == "cpu" and description.network == "decoder"
     limits = SchedulerLimits(
         max_batch_tokens=config.max_batch_tokens,
         max_sequences=config.max_sequences,
         max_model_len=description.context_length,
         max_step_stretch=config.max_step_stretch if by_time else None,
-        speculative_tokens=config.speculative_tokens,
+        speculative_tokens=usual if config.speculative_tokens is None else config.speculative_tokens,
+        draft_len=None if draft is None else draft.network.config.context_length,
     )
     return Scheduler(BlockManager(cache.num_blocks, cache.block_size, config.prefix_caching), limits)
 

@@ -22,6 +22,15 @@ from service.errors import ModelNotFound, TaskNotSupported
 ModelState = Literal["loading", "ready", "failed", "draining"]
 
 
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A smaller checkpoint that guesses another one's tokens."""
+
+    location: str
+    """The folder or the file that it came from."""
+    unpacked: Unpacked | None = None
+
+
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class LoadedModel:
     """A checkpoint as the API process sees it; `loaded` is set once the worker holds its weights."""
@@ -39,6 +48,7 @@ class LoadedModel:
     base: "LoadedModel | None" = None
     """An adapter's that shares its base's weights: the version that it was bound to, which is kept for as long as it is
     here."""
+    draft: DraftModel | None = None
     step_tokens: int = 0
     """Of single-pass work, of a step that has the worker to itself: what the worker said last, whether or not it is
     there now."""

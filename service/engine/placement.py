@@ -76,6 +76,7 @@ class Placement:
             branch.block_ids = []
             branch.num_computed = 0
             branch.num_pending = 0
+            branch.num_drafted = 0
             branch.fork_of = None
         self.blocks.release(sequence.cross_block_ids)
         sequence.cross_block_ids = []

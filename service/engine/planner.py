@@ -13,10 +13,10 @@ from operator import attrgetter
 
 from model.batch import Batch
 from model.block_manager import BlockManager
-from service.engine.drafts import Drafts
+from service.engine.guesser import Guesser
 from service.engine.placement import Placement
 from service.engine.rows import RowMaker, Step
-from service.engine.sequence import Branch, Phase, Sequence
+from service.engine.sequence import Phase, Sequence
 from service.engine.step_costs import StepCosts
 from service.engine.trials import Trials
 from service.engine.waiting import WaitingQueue
@@ -27,7 +27,8 @@ class SchedulerLimits:
     """`max_batch_tokens` per step, `max_sequences` rows per step, `prefill_chunk` tokens of one row per step;
     `max_step_stretch`: how many times as long as without prompts, and with all requests decoding, a step may take in
     which requests decode; `speculative_tokens`: how many of a request's next tokens may be guessed and checked in one
-    step."""
+    step; `draft_len`: the context of the network that guesses them, None where they are read off the request's own
+    text."""
 
     max_batch_tokens: int
     max_sequences: int
@@ -35,6 +36,7 @@ class SchedulerLimits:
     prefill_chunk: int | None = None
     max_step_stretch: float | None = None
     speculative_tokens: int = 0
+    draft_len: int | None = None
 
 
 MIN_BATCH_TOKENS = 32
@@ -51,15 +53,20 @@ class StepPlanner:
         self.max_sequences = min(limits.max_sequences, limits.max_batch_tokens)
         self._blocks = blocks
         self.max_batch_tokens = limits.max_batch_tokens
-        self._rows = RowMaker(self.placement, limits.prefill_chunk or limits.max_batch_tokens)
         self._costs = StepCosts()
         self._max_step_stretch = limits.max_step_stretch
-        self._speculative_tokens = limits.speculative_tokens
         self._weighs_steps = limits.max_step_stretch is not None or limits.speculative_tokens > 0
         """Whether anything hangs on what steps cost."""
-        self._least_odds: float | None = None
-        """How likely a guess must be right to be worth its computation in the step being made; None: none are made."""
         self._watermark = max(1, self.placement.capacity // 20)
+        self._guesser = Guesser(
+            self.placement,
+            self._costs,
+            limits.speculative_tokens,
+            draft_len=limits.draft_len,
+            watermark=self._watermark,
+        )
+        chunk = limits.prefill_chunk or limits.max_batch_tokens
+        self._rows = RowMaker(self.placement, chunk, self._guesser.progress)
         self._waiting = WaitingQueue()
         self._trials = Trials()
         self.running: list[Sequence] = []
@@ -87,7 +94,7 @@ class StepPlanner:
     def can_look_ahead(self) -> bool:
         """Whether the next step can be made while the results of the last one are still unknown: nobody in it has to
         see them first, and nobody will have to give way, which would lose what is on its way."""
-        if self._trials.active is not None or self._speculative_tokens:
+        if self._trials.active is not None or self._guesser.most:
             return False
         head = self._waiting.head()
         if head is not None and self.running and head.priority > self.running[-1].priority:
@@ -118,10 +125,12 @@ class StepPlanner:
         if not self.running:
             self._shrink(self._trials.close_empty())
         num_decoding, has_prompts = self._composition()
-        self._least_odds = self._worthwhile_odds(num_decoding) if not has_prompts else None
         budget = self._budget(num_decoding) if has_prompts else self.max_batch_tokens
         self.step = Step(budget=budget, reserved=self._num_rows)
         self.step.filled = self.placement.begin_step()
+        # Beside prompts there is enough to compute.
+        guesses = not has_prompts and self._trials.active is None
+        self._guesser.begin_step(self.step, num_decoding if guesses else 0)
         if not self._plan_long_source(now):
             self._plan_all(now)
         self.step.group_by_adapter()
@@ -135,12 +144,6 @@ class StepPlanner:
         num_decoding = sum(branch.num_computed + 1 == branch.num_tokens for branch in branches)
         return num_decoding, num_decoding < len(branches) or self._queue.head() is not None
 
-    def _worthwhile_odds(self, num_decoding: int) -> float | None:
-        """What guesses are measured by where all requests decode: beside prompts there is enough to compute."""
-        if not self._speculative_tokens or not num_decoding or self._trials.active is not None:
-            return None
-        return self._costs.least_odds(num_decoding)
-
     def _budget(self, num_decoding: int) -> int:
         """Tokens of a step with prompts: no more of these than the requests that decode beside them can bear."""
         if num_decoding == 0 or self._max_step_stretch is None:
@@ -151,12 +154,21 @@ class StepPlanner:
 
     # --- after a step
 
-    def record(self, batch: Batch, seconds: float) -> None:
-        """Learns from what a step took."""
+    def forget_step(self, step: Step) -> None:
+        """The step failed: nothing that it should have written is relied on."""
+        self.placement.forget_step(step.filled)
+        self._guesser.forget_step(step)
+
+    def record(self, batch: Batch, seconds: float, draft_seconds: float = 0.0) -> None:
+        """Learns from what a step took, and guesses in it; what a draft takes for prompts is part of their price."""
         if not self._weighs_steps:
             return
         num_decoding = sum([1 + row.num_drafted for row in batch.rows if len(row.token_ids) == 1 + row.num_drafted])
-        self._costs.record(num_decoding, batch.num_tokens - num_decoding, seconds)
+        num_prompt_tokens = batch.num_tokens - num_decoding
+        if draft_seconds and not num_prompt_tokens:
+            self._guesser.record(batch, draft_seconds)
+            seconds -= draft_seconds
+        self._costs.record(num_decoding, num_prompt_tokens, seconds)
 
     def suspect_running(self, too_many_tokens: int = 0) -> None:
         """The step failed: its requests, and all others that run, are tried apart from each other from now on.
@@ -281,28 +293,10 @@ class StepPlanner:
         if not (decodes and start < len(branch.block_ids) * size) and not self._make_room(sequence):
             return False
         if decodes:
-            self._rows.add_next(self.step, sequence, branch, self._draft(sequence, branch))
+            self._rows.add_next(self.step, sequence, branch, self._guesser.guess(self.step, sequence, branch))
         else:
             self._rows.add(self.step, sequence, self.step.budget - self.step.reserved)
         return True
-
-    def _draft(self, sequence: Sequence, branch: Branch) -> list[int]:
-        """Guesses at the tokens behind its next one, with the blocks for them; as many as are worth their computation,
-        take no budget from others and leave blocks free, one at least for each row that has its turn later."""
-        if self._least_odds is None or sequence.sampling.reads_outputs:
-            return []
-        reserve = max(self._watermark, self.step.reserved)
-        most = min(
-            self._speculative_tokens,
-            sequence.max_output - len(branch.output_ids) - 1,
-            self.step.budget - self.step.reserved - 1,
-            self.placement.num_tokens_with_room(branch, reserve) - branch.num_tokens,
-        )
-        if sequence.drafts is None:
-            sequence.drafts = Drafts([*sequence.encoder_ids, *branch.prompt_ids, *branch.output_ids])
-        drafted = sequence.drafts.draft(most, self._least_odds)
-        self.placement.make_room(branch, branch.num_tokens + len(drafted))
-        return drafted
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Sees to the blocks of its next step, if need be from the least urgent; False if that was itself."""

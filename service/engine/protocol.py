@@ -34,6 +34,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The folder of the checkpoint that an adapter in `folder` was trained on."""
     shares: str | None = None
     """An adapter that is computed beside its base: the key of that, whose weights, cache and queue it shares."""
+    draft: str | None = None
+    """The folder of a smaller checkpoint that guesses its next tokens, which it checks."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Quantization = "none"
     kv_cache_bytes: int | None = None
@@ -51,7 +53,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     max_step_stretch: float | None = None
-    speculative_tokens: int = 0
+    speculative_tokens: int | None = None
+    """None: as many as are usual where a draft guesses them, else none."""
     kv_cache_fraction: float = 0.9
     grammar_timeout_seconds: float = 10.0
     prefix_caching: bool = True

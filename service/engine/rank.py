@@ -22,7 +22,7 @@ from model.kv_cache import KVCache
 from model.runner import Runner
 from service import logs
 from service.engine import ranks
-from service.engine.loading import cache_shape, load_generating
+from service.engine.generating_network import cache_shape, load_generating
 from service.engine.protocol import WorkerConfig
 from service.engine.ranks import Cache, Drop, Forward, Held, Hold
 from service.engine.worker import die_with_parent

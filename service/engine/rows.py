@@ -6,6 +6,8 @@ Knows placed sequences and a number of tokens to spend; nothing of queues, order
 from dataclasses import dataclass, field
 
 from model.batch import Batch, Row
+from service.engine.draft_progress import DraftProgress
+from service.engine.drafts import Guess
 from service.engine.placement import Placement
 from service.engine.sequence import Branch, Sequence
 
@@ -23,6 +25,8 @@ class Step:
     num_preempted: int = 0
     filled: list[int] = field(default_factory=list)
     """Blocks that it fills and that can be found by their content."""
+    draft_filled: list[int] = field(default_factory=list)
+    """Blocks that the draft network fills in it."""
 
     def group_by_adapter(self) -> None:
         """Puts rows with the same adapter side by side, each group's in the order that they had."""
@@ -35,19 +39,23 @@ class Step:
 
 
 class RowMaker:
-    def __init__(self, placement: Placement, prefill_chunk: int) -> None:
-        """`prefill_chunk`: tokens of one row per step at the most."""
+    def __init__(self, placement: Placement, prefill_chunk: int, progress: DraftProgress | None = None) -> None:
+        """`prefill_chunk`: tokens of one row per step at the most; `progress`: the draft network's, where there is one,
+        which follows what it may have to guess behind."""
         self._placement = placement
         self._prefill_chunk = prefill_chunk
+        self._progress = progress
 
-    def add_next(self, step: Step, sequence: Sequence, branch: Branch, drafted: list[int]) -> None:
-        """Adds one token more, and those drafted behind it, in blocks that the branch has."""
+    def add_next(self, step: Step, sequence: Sequence, branch: Branch, guess: Guess) -> None:
+        """Adds one token more, and those guessed to follow it, in blocks that the branch has."""
         self._add_row(step, sequence, branch, 1)
-        if drafted:
-            row = step.batch.rows[-1]
-            row.token_ids += drafted
-            row.num_drafted = len(drafted)
-            step.budget -= len(drafted)
+        row, guessed = step.batch.rows[-1], guess.token_ids
+        if guessed:
+            row.token_ids += guessed
+            row.num_drafted = len(guessed)
+            step.budget -= len(guessed)
+        if self._progress is not None:
+            self._progress.add(row, branch, follows=guess.by_draft)
 
     def add(self, step: Step, sequence: Sequence, available: int) -> None:
         """Adds its rows to the batch, with at most `available` tokens, the source's included."""
@@ -68,6 +76,8 @@ class RowMaker:
             if length > 0:
                 self._add_row(step, sequence, branch, length, encode=encode)
                 encode = False
+                if self._progress is not None:
+                    self._progress.add(step.batch.rows[-1], branch, follows=sequence.may_be_guessed)
         assert not encode
 
     def _gap(self, sequence: Sequence, branch: Branch) -> int:

@@ -217,9 +217,9 @@ class Scheduler:
         delivered += late.values()
         return delivered
 
-    def record(self, batch: Batch, seconds: float) -> None:
-        """Learns from what the batch took how large the next ones may be."""
-        self._planner.record(batch, seconds)
+    def record(self, batch: Batch, seconds: float, draft_seconds: float = 0.0) -> None:
+        """Learns from what the batch took, and the guesses in it, how large the next ones may be."""
+        self._planner.record(batch, seconds, draft_seconds)
 
     def awaits(self, batch: Batch) -> bool:
         """Whether the batch's results are still wanted: those of one made after a step that failed are not."""
@@ -238,7 +238,7 @@ class Scheduler:
         assert batch is self._in_flight[0].batch, "failure of a step that is not the oldest in flight"
         members = {sequence.request_id: sequence for sequence, _ in self._in_flight[0].entries}
         for step in self._in_flight:
-            self._placement.forget_step(step.filled)
+            self._planner.forget_step(step)
         self._in_flight.clear()
         if len(members) > 1:
             self._planner.suspect_running(batch.num_tokens if out_of_memory else 0)

@@ -9,7 +9,7 @@ from enum import Enum
 
 from model.batch import SamplingParams, TokenLogprobs
 from service.engine.beam_search import BeamSearch
-from service.engine.drafts import Drafts
+from service.engine.drafts import Record
 from service.engine.protocol import Generate
 
 
@@ -40,6 +40,9 @@ class Branch:
     num_computed: int = 0
     num_pending: int = 0
     """Tokens that steps in flight sample: they count as known, but only the device knows them yet."""
+    num_drafted: int = 0
+    """How many of its tokens, the first ones, the draft network has computed; those behind `num_computed` are guesses
+    that were wrong."""
     fork_of: "Branch | None" = None
     """A beam's child whose blocks are not made yet: the sibling that went on with their parent's blocks."""
 
@@ -90,8 +93,8 @@ class Sequence:
     num_cached_tokens: int = 0
     started: float | None = None
     delivered: bool = False
-    drafts: Drafts | None = None
-    """Guesses at its next tokens, where they may be made."""
+    drafts: Record | None = None
+    """How guesses at its next tokens fared, where they may be made."""
     urgency: tuple[int, float, int] = field(init=False)
     """Sorts the most urgent first: by priority, then first come, first served."""
 
@@ -106,6 +109,12 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         return self.sampling.prompt_logprobs is not None and not self.delivered and not self.output_ids
+
+    @property
+    def may_be_guessed(self) -> bool:
+        """Whether guesses at its tokens are of use: those that sampling reads must be known."""
+        last = self.max_output - 1
+        return self.beam is None and not self.sampling.reads_outputs and len(self.output_ids) < last
 
     @property
     def max_cached_tokens(self) -> int | None:

@@ -31,6 +31,16 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], str]] = {
         | {"accelerator": {"type": "nvidia", "count": 2}},
         "b is an adapter, which cannot share a base that is divided over 2 devices",
     ),
+    "a draft of nothing": (
+        OPEN | {"models": [{"name": "a", "path": "/a"}, {"name": "b", "path": "/b", "draftFor": "c"}]},
+        "b is the draft of c, which is no other entry",
+    ),
+    "a draft on a GPU": (
+        OPEN
+        | {"models": [{"name": "a", "path": "/a"}, {"name": "b", "path": "/b", "draftFor": "a"}]}
+        | {"accelerator": {"type": "nvidia"}},
+        "b is a draft, which guesses on CPUs alone",
+    ),
     "too little grace": (
         OPEN | {"lifecycle": {"terminationGracePeriodSeconds": 60}},
         "preStop 15 + drain 60 + 15 = 90",

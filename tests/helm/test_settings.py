@@ -52,9 +52,12 @@ def test_the_service_reads_what_the_chart_writes(chart: Any, ci_name: str, tmp_p
     values = yaml.safe_load((chart.folder / "values.yaml").read_text())
     given = yaml.safe_load((chart.folder / "ci" / ci_name).read_text())
     settings = loaded(chart, chart.ci(ci_name), tmp_path)
+    entries = given.get("models", values["models"])
+    assert [source.name for source in settings.draft] == [entry["draftFor"] for entry in entries if "draftFor" in entry]
+    served = [entry for entry in entries if "draftFor" not in entry]
     for sources, adapter in ((settings.model, False), (settings.adapter, True)):
         assert [source.name for source in sources] == [
-            model["name"] for model in given.get("models", values["models"]) if model.get("adapter", False) == adapter
+            entry["name"] for entry in served if entry.get("adapter", False) == adapter
         ]
     assert settings.is_public
     assert settings.no_auth == (settings.api_keys_file is None)

@@ -19,10 +19,12 @@ from model.batch import Batch, BeamParams, Grammar, SamplingParams, StepOutput
 from model.block_manager import BlockManager
 from model.checkpoint import load_network
 from model.decoder import Decoder
+from model.drafting_runner import DraftingRunner
 from model.grammar import GrammarCompiler
 from model.kv_cache import KVCache
 from model.runner import LaunchedStep, Runner
 from service.engine import drafts
+from service.engine.generating_network import cache_shape
 from service.engine.generation_lane import GenerationLane
 from service.engine.protocol import Generate, Loaded, TokenOutput
 from service.engine.scheduler import Scheduler, SchedulerLimits
@@ -44,12 +46,12 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class FailingRunner(Runner):
+class FailingRunner(DraftingRunner):
     """Raises where the numbers of its launches and collections are in `launches` and `collections`."""
 
     launches: frozenset[int] = frozenset()
     collections: frozenset[int] = frozenset()
-    num_launched = num_collected = num_ahead = num_confirmed = 0
+    num_launched = num_collected = num_ahead = num_drafted = num_confirmed = 0
 
     def launch(self, batch: Batch) -> LaunchedStep:
         self.num_launched += 1
@@ -63,26 +65,38 @@ class FailingRunner(Runner):
         if self.num_collected in self.collections:
             raise RuntimeError("a device's fault")
         output = super().collect(step)
+        self.num_drafted += sum(row.num_drafted for row in step.rows)
         self.num_confirmed += sum(len(row.following) for row in output.rows)
         return output
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=128,
-    )  # fmt: skip
-    reference = LlamaForCausalLM(config)
+def make_network(folder: Path, seed: int, **config: int) -> Decoder:
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 128,
+    }  # fmt: skip
+    reference = LlamaForCausalLM(LlamaConfig(**(sizes | config)))
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(3)  # the most likely token is clear of the second by more than rounding
-    folder = tmp_path_factory.mktemp("llama")
     reference.save_pretrained(folder)
-    found = load_network(Path(folder))
+    found = load_network(folder)
     assert isinstance(found, Decoder)
     return found
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return make_network(tmp_path_factory.mktemp("llama"), 5)
+
+
+@pytest.fixture(scope="module")
+def draft_networks(network: Decoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Decoder]:
+    """Itself, and others of the same ids: of another shape, of fewer rows in its embedding and of more."""
+    shapes = {"shallow": {"num_hidden_layers": 1}, "fewer ids": {"vocab_size": 60}, "more ids": {"vocab_size": 128}}
+    made = {name: make_network(tmp_path_factory.mktemp("draft"), 6, **sizes) for name, sizes in shapes.items()}
+    return {"itself": network, **made}
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +112,20 @@ MakeLane = Callable[..., tuple[GenerationLane, FailingRunner]]
 
 
 @pytest.fixture
-def make_lane(network: Decoder, tokenizer: str) -> MakeLane:
-    def make(*, look_ahead: bool = False, num_blocks: int = 200, **limits: int) -> tuple[GenerationLane, FailingRunner]:
-        config = network.config
-        cache = KVCache(
-            config.num_layers, num_blocks, block_size=BLOCK, num_kv_heads=config.num_kv_heads,
-            head_size=config.head_size, dtype=torch.float32, device="cpu",
-        )  # fmt: skip
+def make_lane(network: Decoder, draft_networks: dict[str, Decoder], tokenizer: str) -> MakeLane:
+    def cache_of(decoder: Decoder, num_blocks: int) -> KVCache:
+        return KVCache.of_shape(cache_shape(decoder.config, BLOCK, torch.float32), num_blocks, "cpu")
+
+    def make(
+        *, look_ahead: bool = False, num_blocks: int = 200, draft: str | None = None, **limits: int
+    ) -> tuple[GenerationLane, FailingRunner]:
+        guesses = draft_networks[draft or "shallow"]
+        if draft is not None:
+            limits = {"draft_len": 128, "speculative_tokens": 5} | limits
         grammars = GrammarCompiler(tokenizer, VOCAB, [0])
-        runner = FailingRunner(network, config, cache, CpuAttention(), grammars=grammars)
+        own = Runner(guesses, guesses.config, cache_of(guesses, num_blocks), CpuAttention())
+        cache = cache_of(network, num_blocks)
+        runner = FailingRunner(network, cache, CpuAttention(), draft=own, grammars=grammars)
         bounds = SchedulerLimits(**({"max_batch_tokens": 24, "max_sequences": 6, "max_model_len": 64} | limits))
         scheduler = Scheduler(BlockManager(num_blocks, BLOCK), bounds)
         loaded = Loaded(model="m@1", dtype="float32", device="cpu", weight_bytes=0)
@@ -210,14 +229,42 @@ def test_any_history_gives_the_same_tokens_guessed_and_one_by_one(
         lane._scheduler._blocks.check([])
 
 
+@pytest.mark.parametrize("num_blocks", [200, 22], ids=["roomy", "tight"])
+@pytest.mark.parametrize("draft", ["itself", "shallow", "fewer ids", "more ids"])
+@pytest.mark.parametrize("history", range(3))
+def test_any_history_gives_the_same_tokens_with_a_draft_network(
+    make_lane: MakeLane, draft: str, history: int, num_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it guesses; one that is the network itself is nearly always right, whatever came and went before."""
+    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    chance = random.Random(history)
+    requests = make_requests(chance, chance.choices([kind for kind in SAMPLINGS if kind != "beams"], k=14), 30)
+    plain, _ = make_lane(num_blocks=num_blocks)
+    guessing, runner = make_lane(num_blocks=num_blocks, draft=draft)
+    expected, found = (play(lane, requests, {}) for lane in (plain, guessing))
+    for number, told in found.items():
+        assert (told.ids, told.end) == (expected[number].ids, expected[number].end)
+        assert told.logprobs == pytest.approx(expected[number].logprobs, abs=1e-4)
+    assert runner.num_drafted > 20
+    if draft == "itself":
+        assert runner.num_confirmed >= 0.98 * runner.num_drafted
+    for lane in (plain, guessing):
+        lane._scheduler._blocks.check([])
+
+
+@pytest.mark.parametrize("lane", [{"look_ahead": True}, {"draft": "itself"}], ids=["ahead", "drafted"])
 @pytest.mark.parametrize("history", range(6))
-def test_steps_that_fail_are_made_again_ahead_as_step_by_step(make_lane: MakeLane, history: int) -> None:
-    """Whether a step fails when it is launched or when its results are fetched, with the next one launched already."""
+def test_steps_that_fail_are_made_again_ahead_as_step_by_step(
+    make_lane: MakeLane, history: int, lane: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a step fails when it is launched or when its results are fetched, with the next one launched already. A
+    draft does not rely on what it should have computed in one."""
+    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
     chance = random.Random(100 + history)
     requests = make_requests(chance, chance.choices([kind for kind in SAMPLINGS if kind != "beams"], k=10))
     plain, _ = make_lane(look_ahead=False)
     expected = play(plain, requests, {})
-    ahead, runner = make_lane(look_ahead=True)
+    ahead, runner = make_lane(**lane)
     # Not two in a row: a request that is alone in a step that fails is at fault.
     runner.launches, runner.collections = frozenset({9, 30}), frozenset({14, 22})
     found = play(ahead, requests, {})
@@ -226,6 +273,7 @@ def test_steps_that_fail_are_made_again_ahead_as_step_by_step(make_lane: MakeLan
     for number, told in found.items():
         if number not in failed:
             assert (told.ids, told.end) == (expected[number].ids, expected[number].end)
+    assert runner.num_confirmed >= 0.98 * runner.num_drafted
     ahead._scheduler._blocks.check([])
 
 
@@ -248,7 +296,7 @@ def test_the_scheduler_is_told_what_each_step_took(
     monkeypatch.setattr(
         lane._scheduler,
         "record",
-        lambda batch, seconds: heard.append((batch.num_tokens, is_right(seconds, runner.forward_seconds))),
+        lambda batch, seconds, _: heard.append((batch.num_tokens, is_right(seconds, runner.forward_seconds))),
     )
     play(
         lane, [(0, Generate(request_id=1, model="m@1", prompt_ids=[5] * 30, sampling=SamplingParams(max_tokens=3)))], {}

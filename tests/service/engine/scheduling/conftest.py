@@ -17,6 +17,7 @@ from model.block_manager import BlockManager
 from service.engine.beam_search import BeamSearch, num_beam_candidates
 from service.engine.scheduler import Scheduler, SchedulerLimits
 from service.engine.sequence import Sequence
+from tests.service.engine.scheduling.fake_draft import FakeDraft
 
 VOCAB = 12
 REPEATING = 3
@@ -121,6 +122,7 @@ class FakeRunner:
         """What the last step sampled, by sequence: what only the device knows when a step is made ahead."""
         self.launched = Batch(rows=[])
         """The last step as it was launched."""
+        self.draft: FakeDraft | None = None
 
     def add(self, request: Request) -> None:
         self.requests[id(request.prompt_ids)] = request
@@ -130,7 +132,10 @@ class FakeRunner:
         rows = [self._fed(row) for row in batch.rows]
         batch = self.launched = replace(batch, rows=rows)
         requests = [self.requests[id(row.prompt_ids)] for row in rows]
-        if fails or any(request.poisons for request in requests):
+        fails = fails or any(request.poisons for request in requests)
+        if self.draft is not None:
+            self.draft.run(rows, fails=fails)
+        if fails:
             self.spoil(batch)
             raise StepFailedError
         written: set[int] = set()
@@ -163,6 +168,11 @@ class FakeRunner:
 
     def slot(self, block_ids: list[int], position: int) -> int:
         return block_ids[position // self.block_size] * self.block_size + position % self.block_size
+
+    def guess(self, row: Row, known: list[int]) -> int:
+        """What a draft network guesses to follow: the right token, three times in four."""
+        right = self.requests[id(row.prompt_ids)].next_token(known[len(row.prompt_ids) :])
+        return right if noise("guess", known) % 4 else VOCAB + 1
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copies all at once; the order of the list must not matter."""
@@ -271,6 +281,7 @@ class Service:
         prefix_caching: bool = True,
         look_ahead: bool = False,
         seconds_of: Callable[[Batch], float] | None = None,
+        draft_seconds_of: Callable[[Batch], float] = lambda _: 0.0,
         **limits: float | None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size, prefix_caching)
@@ -278,6 +289,8 @@ class Service:
         self.limits = SchedulerLimits(**{**defaults, **limits})
         self.scheduler = Scheduler(self.blocks, self.limits)
         self.runner = FakeRunner(block_size)
+        if self.limits.draft_len is not None:
+            self.runner.draft = FakeDraft(block_size, self.limits.draft_len, self.runner.guess)
         self.requests: dict[int, Request] = {}
         self.given: dict[int, list[int]] = {}
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
@@ -287,6 +300,8 @@ class Service:
         self.cached: dict[int, int] = {}
         self.seconds_of = seconds_of
         """What a step takes, where that matters; the scheduler is told, and time goes on by it."""
+        self.draft_seconds_of = draft_seconds_of
+        """What of it a draft network takes."""
         self.now = 0.0
         self.batches: list[Batch] = []
         self.look_ahead = look_ahead
@@ -372,7 +387,7 @@ class Service:
             if self.seconds_of is not None:
                 seconds = self.seconds_of(batch)
                 self.now += seconds
-                self.scheduler.record(batch, seconds)
+                self.scheduler.record(batch, seconds, self.draft_seconds_of(batch))
             outputs = self.scheduler.update(batch, result, self.now)
         for output in outputs:
             self.take(output)

@@ -79,6 +79,7 @@ class History(RuleBasedStateMachine):
         prefill_chunk=st.sampled_from([None, 1, 3, 8]),
         max_step_stretch=st.sampled_from([None, 1.0, 2.5]),
         speculative_tokens=st.sampled_from([0, 0, 2, 8]),
+        draft_len=st.sampled_from([None, None, 24, 24, 14]),
         look_ahead=st.booleans(),
     )
     def start(self, num_slots: int, block_size: int, **settings: Any) -> None:
@@ -268,6 +269,7 @@ def test_any_crowd_in_a_tight_cache_gets_right_answers(make_service: Any, make_r
             prefill_chunk=chance.choice([None, 1, 2, 5]),
             max_step_stretch=chance.choice([None, 1.0, 2.5]),
             speculative_tokens=chance.choice([0, 0, 2, 8]),
+            draft_len=chance.choice([None, 24, 14]),
             seconds_of=seconds_of,
             look_ahead=chance.random() < 0.7,
         )
