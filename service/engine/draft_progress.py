@@ -18,6 +18,8 @@ class DraftProgress:
         """Blocks of which it has all tokens."""
         self._filled: list[int] = []
         self._budget = 0
+        self.follows_prompts = True
+        """Whether the draft computes prompts beside the large network."""
 
     def begin_step(self, max_tokens: int) -> list[int]:
         """`max_tokens`: how many known ids the draft may compute. Gives where the blocks that it fills are noted."""

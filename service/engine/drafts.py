@@ -38,30 +38,37 @@ NOTHING = Guess()
 class Record:
     """How often guesses at the tokens of one request held: `num_worthwhile` before a step, `learn` after it."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual: "Record | None" = None, *, memory: float = MEMORY) -> None:
+        """`usual`: how those at all requests' held, which learns of this one's."""
+        self._usual = usual
+        self._memory = memory
         self._right = 0.0
         self._tried = 0.0
 
     @property
     def odds(self) -> float:
         """How likely a guess is right, if those before it are, by what is known."""
-        return (self._right + PRIOR_RIGHT) / (self._tried + PRIOR_TRIED)
+        usual = PRIOR_RIGHT / PRIOR_TRIED if self._usual is None else self._usual.odds
+        return (self._right + PRIOR_TRIED * usual) / (self._tried + PRIOR_TRIED)
 
     def num_worthwhile(self, most: int, least_odds: float) -> int:
         """At most `most` guesses, and only as many as are all right with a probability of `least_odds`."""
         count = min(most, int(math.log(max(least_odds, 1e-9)) / math.log(self.odds)))
         if count > 0:
             return count
-        self._right *= MEMORY  # it will be tried again some time
-        self._tried *= MEMORY
+        self._right *= self._memory  # it will be tried again some time
+        self._tried *= self._memory
         return 0
 
     def learn(self, new_ids: list[int], num_drafted: int) -> None:
         """`new_ids`: what a step has sampled, all but the last as drafted."""
         num_right = len(new_ids) - 1
-        if num_drafted:
-            self._right = self._right * MEMORY + num_right
-            self._tried = self._tried * MEMORY + num_right + (num_right < num_drafted)
+        if not num_drafted:
+            return
+        self._right = self._right * self._memory + num_right
+        self._tried = self._tried * self._memory + num_right + (num_right < num_drafted)
+        if self._usual is not None:
+            self._usual.learn(new_ids, num_drafted)
 
 
 class Drafts(Record):

@@ -5,6 +5,10 @@ own text, or left to a draft network, which is kept abreast of prompts and other
 Knows neither queues nor time. Runs in the worker process.
 """
 
+from collections import deque
+from collections.abc import Sequence as Several
+from statistics import median
+
 from model.batch import Batch
 from service.engine.draft_progress import DraftProgress
 from service.engine.drafts import NOTHING, Drafts, Guess, Record
@@ -16,7 +20,10 @@ from service.engine.step_costs import StepCosts
 CATCH_UP_TOKENS = 64
 """Known ids that the draft may compute, beside those that it has just been given, in a step in which all decode."""
 STEPS_BETWEEN_TRIES = 64
-"""Where a draft's guesses do not pay, one is tried after so many steps: what they cost may have changed."""
+"""Where a draft's guesses do not pay, each request gets one after so many steps: things may have changed."""
+LONG_MEMORY = 0.99
+"""How much of what is known of all requests' guesses counts after those of one more."""
+WINDOW = 32
 
 
 class Guesser:
@@ -27,31 +34,51 @@ class Guesser:
         self.progress = None if draft_len is None else DraftProgress(placement.block_size, draft_len)
         self._placement = placement
         self._costs = costs
-        self._draft_costs = StepCosts()
-        """What it costs to guess: a pass of the draft network is a step."""
         self._watermark = watermark
         self._least_odds: float | None = None
         """How likely a guess must be right to be worth its computation in the step being made; None: none are made."""
         self._most_now = most
+        self._usual = Record(memory=LONG_MEMORY)
+        self._shares = deque[float](maxlen=WINDOW)
+        """What the draft took for its passes, by what the large network takes for as many steps of as many rows."""
         self._num_idle = 0
+        """Steps since a guess of the draft last paid."""
 
-    def begin_step(self, step: Step, num_decoding: int) -> None:
-        """`num_decoding`: how many requests decode, all that run; 0: guesses are not to be made."""
+    def begin_step(self, step: Step, decoding: Several[Sequence]) -> None:
+        """`decoding`: all that run, if they decode; none: guesses are not to be made."""
         self._least_odds, self._most_now = None, self.most
         draft_tokens = step.budget
-        if self.most and num_decoding:
-            self._least_odds = self._costs.least_odds(num_decoding, self._draft_costs)
-            draft_tokens = CATCH_UP_TOKENS + 2 * num_decoding
-            self._try_again()
+        if self.most and decoding:
+            self._least_odds = self._costs.least_odds(len(decoding))
+            if self.progress is not None:
+                self._weigh_passes(decoding, self._least_odds)
+                draft_tokens = CATCH_UP_TOKENS + 2 * len(decoding)
         if self.progress is not None:
             step.draft_filled = self.progress.begin_step(draft_tokens)
 
-    def _try_again(self) -> None:
-        """Where guesses of the draft do not pay, one does now and then."""
-        pays = self._least_odds is not None and self._least_odds < 1.0
-        self._num_idle = 0 if pays else self._num_idle + 1
+    def _weigh_passes(self, decoding: Several[Sequence], row: float) -> None:
+        """How many passes of the draft pay, each of which gives one guess more to all who want it: those whose guesses
+        save more turns than they and the pass cost. `row`: what a row costs, in turns.
+
+        Worked example: a row costs 0.1 turns among 4, whose step without its rows then takes 4 * (1 - 0.1) = 3.6, and
+        the draft takes 0.2 of all that: 0.12 for each guess and 0.72 for a pass. With odds of 0.8, 0.5, 0.5 and 0.1 the
+        first pass saves 0.68 + 0.38 + 0.38 turns and pays; the second, 0.52 + 0.13 + 0.13, just so; the third does not.
+        """
+        assert self.progress is not None
+        share = median(self._shares) if self._shares else 0.0
+        guess = self._least_odds = row * (1.0 + share)
+        odds = [(one.drafts or self._usual).odds for one in decoding if one.may_be_guessed]
+        chances, depth = odds, 0
+        while depth < self.most and sum([max(0.0, chance - guess) for chance in chances]) > share * len(decoding) * (
+            1.0 - row
+        ):
+            chances = [chance * each for chance, each in zip(chances, odds, strict=True)]
+            depth += 1
+        self._num_idle = 0 if depth else self._num_idle + 1
         if self._num_idle > STEPS_BETWEEN_TRIES:
-            self._least_odds, self._most_now, self._num_idle = 0.0, 1, 0
+            self._least_odds, depth, self._num_idle = 0.0, 1, 1
+        self._most_now = depth
+        self.progress.follows_prompts = self._num_idle == 0
 
     def guess(self, step: Step, sequence: Sequence, branch: Branch) -> Guess:
         """Guesses at the tokens behind its next one, with the blocks for them; as many as are worth their computation,
@@ -66,25 +93,25 @@ class Guesser:
             self._placement.num_tokens_with_room(branch, reserve) - branch.num_tokens,
         )
         if self.progress is None:
-            guess = self._from_text(sequence, branch, most)
+            guess = self._from_text(sequence, branch, most, self._least_odds)
         else:
-            guess = self._by_draft(sequence, branch, min(most, self.progress.max_len - branch.num_computed))
+            guess = self._by_draft(sequence, branch, most, self._least_odds)
         self._placement.make_room(branch, branch.num_tokens + len(guess.token_ids))
         return guess
 
-    def _from_text(self, sequence: Sequence, branch: Branch, most: int) -> Guess:
-        assert self._least_odds is not None
+    @staticmethod
+    def _from_text(sequence: Sequence, branch: Branch, most: int, least_odds: float) -> Guess:
         if sequence.drafts is None:
             sequence.drafts = Drafts([*sequence.encoder_ids, *branch.prompt_ids, *branch.output_ids])
         assert isinstance(sequence.drafts, Drafts)
-        return Guess(sequence.drafts.draft(most, self._least_odds))
+        return Guess(sequence.drafts.draft(most, least_odds))
 
-    def _by_draft(self, sequence: Sequence, branch: Branch, most: int) -> Guess:
-        assert self._least_odds is not None
+    def _by_draft(self, sequence: Sequence, branch: Branch, most: int, least_odds: float) -> Guess:
         assert self.progress is not None
         if sequence.drafts is None:
-            sequence.drafts = Record()
-        count = sequence.drafts.num_worthwhile(most, self._least_odds)
+            sequence.drafts = Record(self._usual)
+        most = min(most, self.progress.max_len - branch.num_computed)
+        count = sequence.drafts.num_worthwhile(most, least_odds)
         if count == 0:
             return NOTHING
         return Guess([0] * count if self.progress.can_reach(branch, branch.num_tokens) else [], by_draft=True)
@@ -94,10 +121,11 @@ class Guesser:
             self.progress.forget_step(step.draft_filled)
 
     def record(self, batch: Batch, seconds: float) -> None:
-        """Learns from what the draft network took for guesses."""
-        rows = [row for row in batch.rows if row.draft_ids]
-        if rows:
-            num_guesses = sum([row.num_drafted for row in rows])
-            num_known = sum([len(row.draft_ids) - (row.num_drafted > 0) for row in rows])
-            num_passes = max([1, *(row.num_drafted for row in rows)])
-            self._draft_costs.record(num_guesses, num_known, seconds, num_steps=num_passes)
+        """Learns from what the draft network took, in a step in which all decode; catching up is no measure."""
+        rows = [row for row in batch.rows if row.num_drafted]
+        num_tokens = sum([len(row.draft_ids) for row in batch.rows])
+        if rows and num_tokens <= 2 * len(rows):
+            num_guesses, num_passes = sum([row.num_drafted for row in rows]), max([row.num_drafted for row in rows])
+            expected = self._costs.seconds(num_passes, num_guesses + num_tokens - len(rows))
+            if expected > 0:
+                self._shares.append(seconds / expected)

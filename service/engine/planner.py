@@ -129,8 +129,8 @@ class StepPlanner:
         self.step = Step(budget=budget, reserved=self._num_rows)
         self.step.filled = self.placement.begin_step()
         # Beside prompts there is enough to compute.
-        guesses = not has_prompts and self._trials.active is None
-        self._guesser.begin_step(self.step, num_decoding if guesses else 0)
+        alone = num_decoding > 0 and not has_prompts and self._trials.active is None
+        self._guesser.begin_step(self.step, self.running if alone else [])
         if not self._plan_long_source(now):
             self._plan_all(now)
         self.step.group_by_adapter()

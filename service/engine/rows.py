@@ -77,7 +77,8 @@ class RowMaker:
                 self._add_row(step, sequence, branch, length, encode=encode)
                 encode = False
                 if self._progress is not None:
-                    self._progress.add(step.batch.rows[-1], branch, follows=sequence.may_be_guessed)
+                    follows = self._progress.follows_prompts and sequence.may_be_guessed
+                    self._progress.add(step.batch.rows[-1], branch, follows=follows)
         assert not encode
 
     def _gap(self, sequence: Sequence, branch: Branch) -> int:

@@ -22,8 +22,8 @@ class StepCosts:
         self._costs = np.zeros(3)
         """Seconds for each prompt token, for a step, and for each row that decodes."""
 
-    def record(self, num_decoding: int, num_prompt_tokens: int, seconds: float, *, num_steps: int = 1) -> None:
-        counts = (num_prompt_tokens, num_steps, num_decoding)
+    def record(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
+        counts = (num_prompt_tokens, 1, num_decoding)
         self._recent[num_prompt_tokens > 0].append(tuple(count / seconds for count in counts))
 
     def num_prompt_tokens(self, num_decoding: int, num_here: int, stretch: float) -> int:
@@ -40,28 +40,24 @@ class StepCosts:
         usual, own = (per_step + per_row * count for count in (num_here, num_decoding))
         return int((stretch * usual - own) / per_prompt_token)
 
-    def least_odds(self, num_decoding: int, guessing: "StepCosts | None" = None) -> float:
+    def least_odds(self, num_decoding: int) -> float:
         """From which probability of being right a guess at a token is worth its computation beside `num_decoding` rows;
         0 if costs are not known, or if there are none.
 
-        A guess costs what a row costs, and a turn of the network that makes it, if `guessing` tells what that takes;
-        one that is right saves its request a turn.
+        A guess costs what a row costs; one that is right saves its request a turn, and that is its share of a step.
 
         Worked example: with 10 ms for a step and 1 ms for each row a turn of one request alone takes 11 ms, and a guess
-        pays from 1 / 11 on; among 10 a turn takes 2 ms for each, and it must be right every second time. If the guess
-        itself takes 3 ms alone, it pays from 4 / 11 on.
+        pays from 1 / 11 on; among 10 a turn takes 2 ms for each, and it must be right every second time.
         """
-        turn = self._turn(num_decoding)
-        per_row = float(self._costs[2])
-        if not per_row or not num_decoding:
-            return 0.0
-        return (per_row + (guessing._turn(num_decoding) if guessing is not None else 0.0)) / turn
-
-    def _turn(self, num_decoding: int) -> float:
-        """Seconds of a step that are each one's of so many rows that decode."""
         self._fit()
         _, per_step, per_row = self._costs.tolist()
-        return float(per_step / max(1, num_decoding) + per_row)
+        return per_row / (per_step / num_decoding + per_row) if per_row and num_decoding else 0.0
+
+    def seconds(self, num_steps: int, num_decoding: int) -> float:
+        """Of so many steps with so many rows that decode in all; 0 if costs are not known."""
+        self._fit()
+        _, per_step, per_row = self._costs.tolist()
+        return float(per_step * num_steps + per_row * num_decoding)
 
     def _fit(self) -> None:
         """Least squares of the relative error, so that a step that was held up weighs little; no cost below zero.

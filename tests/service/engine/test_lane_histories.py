@@ -108,6 +108,12 @@ def tokenizer() -> str:
     return made.to_str()
 
 
+def cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses always pay."""
+    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    monkeypatch.setattr(StepCosts, "seconds", lambda *_: 0.0)
+
+
 MakeLane = Callable[..., tuple[GenerationLane, FailingRunner]]
 
 
@@ -219,7 +225,7 @@ def test_any_history_gives_the_same_tokens_guessed_and_one_by_one(
         return [chance.choice([token] * 8 + [7, VOCAB + 7]) for token in text[len(ids) : len(ids) + count]]
 
     monkeypatch.setattr(drafts, "continuation", continuation)
-    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    cost_nothing(monkeypatch)
     found = play(guessing, requests, {})
     for number, told in found.items():
         assert (told.ids, told.end) == (expected[number].ids, expected[number].end)
@@ -236,7 +242,7 @@ def test_any_history_gives_the_same_tokens_with_a_draft_network(
     make_lane: MakeLane, draft: str, history: int, num_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it guesses; one that is the network itself is nearly always right, whatever came and went before."""
-    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    cost_nothing(monkeypatch)
     chance = random.Random(history)
     requests = make_requests(chance, chance.choices([kind for kind in SAMPLINGS if kind != "beams"], k=14), 30)
     plain, _ = make_lane(num_blocks=num_blocks)
@@ -259,7 +265,7 @@ def test_steps_that_fail_are_made_again_ahead_as_step_by_step(
 ) -> None:
     """Whether a step fails when it is launched or when its results are fetched, with the next one launched already. A
     draft does not rely on what it should have computed in one."""
-    monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
+    cost_nothing(monkeypatch)
     chance = random.Random(100 + history)
     requests = make_requests(chance, chance.choices([kind for kind in SAMPLINGS if kind != "beams"], k=10))
     plain, _ = make_lane(look_ahead=False)
