@@ -7,7 +7,6 @@ Knows neither queues nor time. Runs in the worker process.
 
 from collections import deque
 from collections.abc import Sequence as Several
-from statistics import median
 
 from model.batch import Batch
 from service.engine.draft_progress import DraftProgress
@@ -39,8 +38,8 @@ class Guesser:
         """How likely a guess must be right to be worth its computation in the step being made; None: none are made."""
         self._most_now = most
         self._usual = Record(memory=LONG_MEMORY)
-        self._shares = deque[float](maxlen=WINDOW)
-        """What the draft took for its passes, by what the large network takes for as many steps of as many rows."""
+        self._passes = deque[tuple[int, int, float]](maxlen=WINDOW)
+        """What the draft has done of late: passes, their rows in all, and seconds."""
         self._num_idle = 0
         """Steps since a guess of the draft last paid."""
 
@@ -65,13 +64,13 @@ class Guesser:
         first pass saves 0.68 + 0.38 + 0.38 turns and pays; the second, 0.52 + 0.13 + 0.13, just so; the third does not.
         """
         assert self.progress is not None
-        share = median(self._shares) if self._shares else 0.0
+        share = self._costs.share_of(self._passes)
         guess = self._least_odds = row * (1.0 + share)
-        odds = [(one.drafts or self._usual).odds for one in decoding if one.may_be_guessed]
-        chances, depth = odds, 0
-        while depth < self.most and sum([max(0.0, chance - guess) for chance in chances]) > share * len(decoding) * (
-            1.0 - row
-        ):
+        depth, odds = 0, [(one.drafts or self._usual).odds for one in decoding if one.may_be_guessed]
+        if not odds:
+            return
+        chances, price = odds, share * len(decoding) * (1.0 - row)
+        while depth < self.most and sum([max(0.0, chance - guess) for chance in chances]) > price:
             chances = [chance * each for chance, each in zip(chances, odds, strict=True)]
             depth += 1
         self._num_idle = 0 if depth else self._num_idle + 1
@@ -125,7 +124,5 @@ class Guesser:
         rows = [row for row in batch.rows if row.num_drafted]
         num_tokens = sum([len(row.draft_ids) for row in batch.rows])
         if rows and num_tokens <= 2 * len(rows):
-            num_guesses, num_passes = sum([row.num_drafted for row in rows]), max([row.num_drafted for row in rows])
-            expected = self._costs.seconds(num_passes, num_guesses + num_tokens - len(rows))
-            if expected > 0:
-                self._shares.append(seconds / expected)
+            num_guesses = [row.num_drafted for row in rows]
+            self._passes.append((max(num_guesses), sum(num_guesses) + num_tokens - len(rows), seconds))

@@ -6,6 +6,8 @@ process.
 """
 
 from collections import deque
+from collections.abc import Iterable
+from statistics import median
 
 import numpy as np
 
@@ -53,11 +55,14 @@ class StepCosts:
         _, per_step, per_row = self._costs.tolist()
         return per_row / (per_step / num_decoding + per_row) if per_row and num_decoding else 0.0
 
-    def seconds(self, num_steps: int, num_decoding: int) -> float:
-        """Of so many steps with so many rows that decode in all; 0 if costs are not known."""
+    def share_of(self, work: Iterable[tuple[int, int, float]]) -> float:
+        """What another network takes of this one's time: in the middle of some (steps, rows that decode, seconds); 0 if
+        costs are not known."""
         self._fit()
         _, per_step, per_row = self._costs.tolist()
-        return float(per_step * num_steps + per_row * num_decoding)
+        ours = [(per_step * num_steps + per_row * num_rows, seconds) for num_steps, num_rows, seconds in work]
+        shares = [seconds / expected for expected, seconds in ours if expected > 0.0]
+        return median(shares) if shares else 0.0
 
     def _fit(self) -> None:
         """Least squares of the relative error, so that a step that was held up weighs little; no cost below zero.

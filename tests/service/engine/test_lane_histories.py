@@ -111,7 +111,7 @@ def tokenizer() -> str:
 def cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses always pay."""
     monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
-    monkeypatch.setattr(StepCosts, "seconds", lambda *_: 0.0)
+    monkeypatch.setattr(StepCosts, "share_of", lambda *_: 0.0)
 
 
 MakeLane = Callable[..., tuple[GenerationLane, FailingRunner]]
