@@ -187,6 +187,30 @@ def test_ranks_cannot_overlap():
     assert load_settings({"overlap": "auto", "tensor_parallel_size": 2}).tensor_parallel_size == 2
 
 
+def test_a_draft_is_a_location_and_the_name_that_it_guesses_for():
+    settings = load_settings({"model": ["a/b=x", "c/d=x@2", "e/f"], "draft": ["g/h=x", "./small.gguf=e/f"]})
+    assert settings.drafts == {"x": "g/h", "e/f": "./small.gguf"}
+    assert settings.speculative_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draft": ["g/h"]}, "there is no checkpoint 'g/h' that it could guess for; write g/h=SERVED_NAME; served: x"),
+        ({"draft": ["g/h=y"]}, "there is no checkpoint 'y'"),
+        ({"draft": ["g/h=x@2"]}, "it goes with all versions of a name; leave out @2"),
+        ({"draft": ["g/h=x", "i/j=x"]}, "a name has two drafts"),
+        ({"draft": ["g/h=x"], "tensor_parallel_size": 2}, "draft is not to be had with tensor_parallel_size above 1"),
+        ({"draft": ["g/h=x"], "overlap": "on"}, "overlap is not to be had with draft"),
+        ({"draft": ["g/h=x"], "speculative_tokens": 0}, "draft and speculative_tokens 0 contradict each other"),
+        ({"draft": ["g/h=a"], "adapter": ["c/d=a"]}, "there is no checkpoint 'a'"),
+    ],
+)
+def test_a_draft_that_has_nothing_to_guess_for_is_refused(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"model": ["a/b=x"], **changes})
+
+
 def test_no_auth_contradicts_a_key_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("a:12345678")
