@@ -1,8 +1,8 @@
 """`python -m service.bench.costs`: what the service itself costs, apart from the network's arithmetic.
 
 Seconds from process start to ready and memory, on the shipped checkpoints; throughput with `--deterministic`; a step's
-own time as contexts grow; what guessed tokens give and cost; 1, 2 and 4 loaded checkpoints; adapters over one. A tool
-for Linux; nothing of the service imports it.
+own time as contexts grow; what guessed tokens give and cost, of a text's own and of a draft; 1, 2 and 4 loaded
+checkpoints; adapters over one. A tool for Linux; nothing of the service imports it.
 """
 
 import argparse
@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import uvloop
+from numpy.typing import NDArray
 
 from service.bench.command import make_parser, measure
 from service.bench.own import free_port, total, wait_ready, write_between
 from service.bench.report import Figures
-from service.bench.shapes import SHAPES, make_adapter, make_checkpoint
+from service.bench.shapes import SHAPES, make_adapter, make_checkpoint, make_drafted
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = tuple(str(folder) for folder in sorted((ROOT / "checkpoints").glob("slimpajama-*")))
@@ -198,6 +200,37 @@ def adapters(options: argparse.Namespace) -> list[str]:
     ]
 
 
+def drafts(options: argparse.Namespace) -> list[str]:
+    """A draft of the shape's first tenth, which is right as often as the other layers are faint: what the worker
+    computes for each token with it and without, asked in turn, by its processor time."""
+    lines = []
+    for loudness in (0.02, 1.0):
+        large, draft = make_drafted(options.shape, options.folder, loudness)
+        settings = ("--model", f"{large}=m", "--kv-cache-memory", "256MiB", "--worker-threads", "1")
+        with serving(*settings) as plain, serving(*settings, "--draft", f"{draft}=m") as drafted:
+            for streams in (1, 4, 16):
+                work = ("--concurrency", str(streams), "--requests", str(6 * streams))
+                totals = np.zeros((2, 4))
+                for seed in range(options.rounds):
+                    for place, (url, process) in enumerate((plain, drafted)):
+                        before = _spent(url, process)
+                        bench(url, options.shape, *work, "--seed", str(2 * seed))
+                        totals[place] += _spent(url, process) - before
+                (without, with_draft), (guessed, right) = 1000 * totals[:, 0] / totals[:, 1], totals[1, 2:]
+                lines.append(
+                    f"| {streams} streams, the draft right {right / max(guessed, 1):.0%} of {guessed:,.0f} times | "
+                    f"{with_draft:.2f} ms a token, {with_draft / without:.2f} times that without |"
+                )
+    return lines
+
+
+def _spent(url: str, process: "subprocess.Popen[bytes]") -> NDArray[np.float64]:
+    """The worker's processor time, tokens, guesses, and how many of these were right, so far."""
+    (worker,) = children(process.pid)
+    names = ("generated_tokens", "draft_tokens", "accepted_draft_tokens")
+    return np.array([cpu_seconds(worker), *(total(url, f"slimpajama_{name}_total") for name in names)])
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time of all threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -216,6 +249,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "start": start_and_memory,
     "deterministic": determinism,
     "speculative": speculation,
+    "drafts": drafts,
     "contexts": contexts,
     "loaded": loaded,
     "adapters": adapters,

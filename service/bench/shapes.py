@@ -5,11 +5,12 @@ a tool only.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -82,6 +83,32 @@ def make_adapter(shape: str, folder: Path, number: int, rank: int = 16) -> Path:
             tensors[f"{module}.lora_B.weight"] = torch.randn(size[0], rank, generator=generator) * 0.02
     save_file(tensors, target / "adapter_model.safetensors")
     return target
+
+
+def make_drafted(shape: str, folder: Path, loudness: float) -> tuple[Path, Path]:
+    """Writes a checkpoint of the shape whose layers, but for the first tenth, add so much of what they would, and those
+    first ones as its draft, unless they are there already: the fainter the others, the more often it is right."""
+    plain = make_checkpoint(shape, folder)
+    num_layers = SHAPES[shape]["num_hidden_layers"]
+    num_own = max(1, num_layers // 10)
+    large, draft = folder / f"{shape}-loudness{loudness:g}", folder / f"{shape}-draft{num_own}"
+    tensors = load_file(plain / "model.safetensors")
+    later = {name for name in tensors if "layers." in name and int(name.split(".")[2]) >= num_own}
+    louder = {name for name in later if name.endswith(("o_proj.weight", "down_proj.weight"))}
+    for target, count, kept in (
+        (
+            large,
+            num_layers,
+            {name: tensor * loudness if name in louder else tensor for name, tensor in tensors.items()},
+        ),
+        (draft, num_own, {name: tensor for name, tensor in tensors.items() if name not in later}),
+    ):
+        if not (target / "model.safetensors").exists():
+            shutil.copytree(plain, target, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+            config = json.loads((plain / "config.json").read_text()) | {"num_hidden_layers": count}
+            (target / "config.json").write_text(json.dumps(config, indent=2))
+            save_file(kept, target / "model.safetensors")
+    return large, draft
 
 
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
