@@ -19,7 +19,7 @@ from service.engine.step_costs import StepCosts
 CATCH_UP_TOKENS = 64
 """Known ids that the draft may compute, beside those that it has just been given, in a step in which all decode."""
 STEPS_BETWEEN_TRIES = 64
-"""Where a draft's guesses do not pay, each request gets one after so many steps: things may have changed."""
+"""Where a draft's guesses do not pay, one is made all the same after so many steps: things may have changed."""
 LONG_MEMORY = 0.99
 """How much of what is known of all requests' guesses counts after those of one more."""
 WINDOW = 32
@@ -41,7 +41,7 @@ class Guesser:
         self._passes = deque[tuple[int, int, float]](maxlen=WINDOW)
         """What the draft has done of late: passes, their rows in all, and seconds."""
         self._num_idle = 0
-        """Steps since a guess of the draft last paid."""
+        """Steps since a guess of the draft last paid or was tried."""
 
     def begin_step(self, step: Step, decoding: Several[Sequence]) -> None:
         """`decoding`: all that run, if they decode; none: guesses are not to be made."""
@@ -74,8 +74,8 @@ class Guesser:
             chances = [chance * each for chance, each in zip(chances, odds, strict=True)]
             depth += 1
         self._num_idle = 0 if depth else self._num_idle + 1
-        if self._num_idle > STEPS_BETWEEN_TRIES:
-            self._least_odds, depth, self._num_idle = 0.0, 1, 1
+        if self._num_idle > STEPS_BETWEEN_TRIES:  # and in the steps that follow, if the draft has yet to catch up
+            self._least_odds, depth = 0.0, 1
         self._most_now = depth
         self.progress.follows_prompts = self._num_idle == 0
 
@@ -123,6 +123,8 @@ class Guesser:
         """Learns from what the draft network took, in a step in which all decode; catching up is no measure."""
         rows = [row for row in batch.rows if row.num_drafted]
         num_tokens = sum([len(row.draft_ids) for row in batch.rows])
+        if rows:
+            self._num_idle = min(self._num_idle, 1)
         if rows and num_tokens <= 2 * len(rows):
             num_guesses = [row.num_drafted for row in rows]
             self._passes.append((max(num_guesses), sum(num_guesses) + num_tokens - len(rows), seconds))

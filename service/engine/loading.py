@@ -107,7 +107,8 @@ def load_lane(
         "checkpoint loaded",
         extra={"model": spec.key, "dtype": loaded.dtype, "weight_bytes": loaded.weight_bytes}
         | ({"quantization": loaded.quantization} if loaded.quantization != "none" else {})
-        | ({"kv_cache": _cache_text(loaded)} if loaded.num_blocks else {}),
+        | ({"kv_cache": _cache_text(loaded)} if loaded.num_blocks else {})
+        | ({"draft": spec.draft} if spec.draft is not None else {}),
     )
     return lane
 

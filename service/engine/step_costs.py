@@ -23,9 +23,11 @@ class StepCosts:
         """Steps without prompts and with them: as many of each, however rare they are."""
         self._costs = np.zeros(3)
         """Seconds for each prompt token, for a step, and for each row that decodes."""
+        self._fitted = True
 
     def record(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
         counts = (num_prompt_tokens, 1, num_decoding)
+        self._fitted = False
         self._recent[num_prompt_tokens > 0].append(tuple(count / seconds for count in counts))
 
     def num_prompt_tokens(self, num_decoding: int, num_here: int, stretch: float) -> int:
@@ -70,6 +72,9 @@ class StepCosts:
         One cost after the other is set to what suits best beside the others (coordinate descent), from what was known
         before: costs that the recent steps do not tell apart are not torn apart by noise.
         """
+        if self._fitted:
+            return
+        self._fitted = True
         steps = np.array([*self._recent[0], *self._recent[1]]).reshape(-1, len(self._costs))
         products, sums = steps.T @ steps, steps.sum(axis=0)
         for _ in range(ROUNDS):

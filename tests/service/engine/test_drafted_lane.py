@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Lane:
-    def __init__(self, folders: dict[str, Path], draft: str | None, quantization: str) -> None:
+    def __init__(self, folders: dict[str, Path], draft: str | None, numbers: dict[str, Any]) -> None:
         drafts = () if draft is None else (f"{folders[draft]}=lm",)
-        settings = Settings(
-            model=(f"{folders['deep']}=lm",), draft=drafts, kv_cache_memory="16MiB", quantization=quantization
-        )
+        settings = Settings(model=(f"{folders['deep']}=lm",), draft=drafts, kv_cache_memory="16MiB", **numbers)
         spec = load_directory(settings)["lm"].spec
         config = WorkerConfig(models=[], num_threads=1, max_batch_tokens=48, deterministic=True)
         lane = load_lane(spec, config, lambda done, total: None, lambda: None)
@@ -61,13 +60,20 @@ class Lane:
 
 
 @pytest.mark.skipif(not library.LOADED, reason="the operators were not compiled (no C++ compiler?)")
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize(
+    "numbers", [{}, {"quantization": "int8"}, {"quantization": "int4"}, {"kv_cache_dtype": "int8"}], ids=str
+)
 @pytest.mark.parametrize(("draft", "least", "most"), [("good", 0.9, 1.0), ("bad", 0.001, 0.5)])
 def test_deterministic_answers_are_the_same_to_a_bit_with_a_draft(
-    folders: dict[str, Path], draft: str, least: float, most: float, quantization: str, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path],
+    draft: str,
+    least: float,
+    most: float,
+    numbers: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(StepCosts, "least_odds", lambda *_: 0.0)
     monkeypatch.setattr(StepCosts, "share_of", lambda *_: 0.0)
-    drafted = Lane(folders, draft, quantization)
-    assert drafted.answers() == Lane(folders, None, quantization).answers()
+    drafted = Lane(folders, draft, numbers)
+    assert drafted.answers() == Lane(folders, None, numbers).answers()
     assert least <= drafted.num_confirmed / drafted.num_drafted <= most

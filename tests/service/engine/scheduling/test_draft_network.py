@@ -116,6 +116,21 @@ def test_a_draft_that_does_not_pay_is_seldom_asked_and_follows_no_prompts(make_s
     assert (followed, left) == (15, 0)
 
 
+def test_a_draft_is_tried_again_even_if_it_has_to_catch_up_first(
+    make_service: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try was one step, in which a long text was caught up with in part, for nothing."""
+    monkeypatch.setattr(guesser, "CATCH_UP_TOKENS", 6)
+    monkeypatch.setattr(guesser, "STEPS_BETWEEN_TRIES", 20)
+    service = make_service(**{**ROOMY, "num_blocks": 200, "max_model_len": 400, "draft_len": 400}, **priced(3.0))
+    service.add(make_request([1, 2, 3], max_tokens=20))
+    service.finish()
+    before = num_guessed(service.batches)
+    service.add(make_request([4, 5, 6] * 10, max_tokens=200))
+    service.finish()
+    assert 3 <= num_guessed(service.batches) - before <= 12
+
+
 def make_guesser(odds: list[float], *, row: float, share: float) -> tuple[Guesser, list[Sequence]]:
     """With so many turns for a row, and the draft's share of a step."""
     costs = StepCosts()
