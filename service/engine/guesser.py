@@ -18,7 +18,7 @@ from service.engine.step_costs import StepCosts
 
 CATCH_UP_TOKENS = 64
 """Known ids that the draft may compute, beside those that it has just been given, in a step in which all decode."""
-STEPS_BETWEEN_TRIES = 64
+STEPS_BETWEEN_TRIES = 256
 """Where a draft's guesses do not pay, one is made all the same after so many steps: things may have changed."""
 LONG_MEMORY = 0.99
 """How much of what is known of all requests' guesses counts after those of one more."""
