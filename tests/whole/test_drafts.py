@@ -21,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("drafts")
     (root / "admins").write_text(f"root:{KEY}\n")
     return {
-        "deep": write_deep(root / "deep"),
+        "deep": write_deep(root / "deep", 16),
         "good": write_shallow(root / "good"),
         "bad": write_shallow(root / "bad", 1),
     }
@@ -32,7 +32,7 @@ async def answer(service: Service, prompt: str, *, temperature: float = 0.0) -> 
     body = {
         "model": "lm",
         "prompt": prompt,
-        "max_tokens": 60,
+        "max_tokens": 24,
         "temperature": temperature,
         "seed": 3,
         "stream": True,
