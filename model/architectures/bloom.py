@@ -9,14 +9,15 @@ from model.architectures.named import Naming, named_weights
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
 
-ALIASES = {"hidden_size": "n_embed", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+ALIASES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 
 
 def configure_bloom(raw: RawConfig, limit: int | None) -> DecoderConfig:
     raw = with_aliases(raw, ALIASES)
     if raw.flag("apply_residual_connection_post_layernorm", False):
         raise raw.wrong("apply_residual_connection_post_layernorm", "false")
-    hidden_size, num_heads = raw.size("hidden_size"), raw.size("n_head")
+    # The older key wins, as in transformers.
+    hidden_size, num_heads = raw.size("n_embed" if "n_embed" in raw else "hidden_size"), raw.size("n_head")
     head_size = hidden_size // num_heads
     return DecoderConfig(
         architecture="BloomForCausalLM",

@@ -4,12 +4,14 @@ Attention and MLP side by side, behind one norm or two, and few key/value heads,
 them. Knows no tensors.
 """
 
-from model.architectures.llama import ACTIVATIONS, UNBOUNDED, context_length, most_positions
+from model.architectures.llama import ACTIVATIONS, UNBOUNDED, context_length, most_positions, with_aliases
 from model.architectures.mapping import Architecture, HeadOrder, WeightMap, grouped_heads
 from model.architectures.named import Naming, named_weights
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
 from model.config import DecoderConfig
+
+REFINED_WEB_ALIASES = {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "num_kv_heads": "n_head_kv"}
 
 
 def configure_falcon(raw: RawConfig, limit: int | None) -> DecoderConfig:
@@ -47,6 +49,14 @@ def configure_falcon(raw: RawConfig, limit: int | None) -> DecoderConfig:
         mlp_bias=bias,
         tied_embeddings=raw.flag("tie_word_embeddings", True),
     )
+
+
+def configure_refined_web(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    """As Falcon's first files, and what was made of them, name class and sizes: the 40B alone counts its key heads."""
+    raw = with_aliases(raw, REFINED_WEB_ALIASES)
+    flags = {key: raw.flag(key, False) for key in ("multi_query", "parallel_attn")}
+    flags["new_decoder_architecture"] = "num_kv_heads" in raw and not flags["multi_query"]
+    return configure_falcon(RawConfig({**raw.values, **flags}, raw.file), limit)
 
 
 def _num_kv_heads(raw: RawConfig, num_heads: int) -> int:
@@ -98,5 +108,8 @@ def weights(config: DecoderConfig) -> WeightMap:
 ARCHITECTURES = {
     "FalconForCausalLM": Architecture(
         network="decoder", head="language_model", configure=configure_falcon, weights=weights
-    )
+    ),
+    "RWForCausalLM": Architecture(
+        network="decoder", head="language_model", configure=configure_refined_web, weights=weights
+    ),
 }

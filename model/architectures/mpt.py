@@ -1,5 +1,6 @@
 """MPT (MosaicML) onto `DecoderConfig`: ALiBi, LayerNorms without bias, no biases anywhere. Knows no tensors."""
 
+import json
 from typing import Any
 
 from model.architectures.llama import UNBOUNDED, context_length, with_aliases
@@ -9,7 +10,13 @@ from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
 
 ALIASES = {"d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers"}
-USUAL: dict[str, Any] = {"no_bias": True, "norm_type": "low_precision_layernorm"}
+USUAL: dict[str, Any] = {
+    "no_bias": True,
+    "norm_type": "low_precision_layernorm",
+    "logit_scale": None,
+    "final_logit_softcapping": None,
+    "block_overrides": None,
+}
 USUAL_ATTENTION: dict[str, Any] = {
     "attn_type": "multihead_attention",
     "prefix_lm": False,
@@ -17,19 +24,24 @@ USUAL_ATTENTION: dict[str, Any] = {
     "attn_uses_sequence_id": False,
     "alibi": True,
     "alibi_bias_max": 8,
+    "qk_gn": False,
+    "rope": False,
+    "sliding_window_size": -1,
+    "attn_logit_softcapping": None,
 }
+USUAL_MLP: dict[str, Any] = {"ffn_type": "mptmlp"}
 """What MosaicML's own code lets be chosen and transformers has one way of."""
 
 
 def configure_mpt(raw: RawConfig, limit: int | None) -> DecoderConfig:
     raw = with_aliases(raw, ALIASES)
-    attention = raw.section("attn_config") if "attn_config" in raw else RawConfig({}, raw.file)
-    for section, usual in ((raw, USUAL), (attention, USUAL_ATTENTION)):
+    attention, mlp = (
+        raw.section(key) if key in raw else RawConfig({}, raw.file) for key in ("attn_config", "ffn_config")
+    )
+    for section, usual in ((raw, USUAL), (attention, USUAL_ATTENTION), (mlp, USUAL_MLP)):
         for key, value in usual.items():
             if key in section and section.values[key] != value:
-                raise section.wrong(key, repr(value))
-    if "logit_scale" in raw:
-        raise raw.wrong("logit_scale", "null")
+                raise section.wrong(key, json.dumps(value))
     hidden_size, num_heads = raw.size("d_model"), raw.size("n_heads")
     head_size = hidden_size // num_heads
     return DecoderConfig(

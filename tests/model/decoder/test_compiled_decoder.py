@@ -36,6 +36,7 @@ FAMILIES = {
     "granite": lambda: transformers.GraniteForCausalLM(
         transformers.GraniteConfig(**SIZES, residual_multiplier=0.22, attention_multiplier=0.1)
     ),
+    "glm": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(**SIZES, pad_token_id=0)),
     "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=9)),
     "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES, **EXPERTS)),
     "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(

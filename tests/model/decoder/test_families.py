@@ -206,6 +206,9 @@ def test_the_end_of_a_text_that_a_config_leaves_out_is_that_of_its_class(kind: s
         ("mpt", {"no_bias": False}),
         ("mpt", {"norm_type": "rmsnorm"}),
         ("mpt", {"logit_scale": "inv_sqrt_d_model"}),
+        ("mpt", {"final_logit_softcapping": 30.0}),
+        ("mpt", {"block_overrides": {"order": []}}),
+        ("mpt", {"ffn_config": {"ffn_type": "mptglu"}}),
         *(
             ("mpt", {"attn_config": {key: value}})
             for key, value in {
@@ -215,6 +218,10 @@ def test_the_end_of_a_text_that_a_config_leaves_out_is_that_of_its_class(kind: s
                 "attn_uses_sequence_id": True,
                 "alibi": False,
                 "alibi_bias_max": 16,
+                "qk_gn": True,
+                "rope": True,
+                "sliding_window_size": 512,
+                "attn_logit_softcapping": 50.0,
             }.items()
         ),
     ],
@@ -224,6 +231,6 @@ def test_what_is_not_computed_is_refused_with_its_key(kind: str, values: dict[st
     whole = AutoConfig.for_model(kind).to_dict() | values
     row = DECODERS[(KINDS | NAMED_OTHERWISE)[kind]]
     key = next(iter(values))
-    key = next(iter(values[key])) if key == "attn_config" else key
+    key = next(iter(values[key])) if key in ("attn_config", "ffn_config") else key
     with pytest.raises(CheckpointError, match=rf"config\.json: '{key}' is "):
         row.configure(RawConfig(whole), None)

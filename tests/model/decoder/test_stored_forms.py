@@ -327,6 +327,11 @@ def with_masks(layer: str, *names: str) -> Callable[[dict[str, Tensor]], dict[st
 
 
 SMALL: dict[str, Any] = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}
+FALCON: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+REFINED_WEB: dict[str, Any] = {
+    "architectures": ["RWForCausalLM"], "num_attention_heads": None, "n_head": 4, "num_hidden_layers": None,
+    "n_layer": 2, "num_kv_heads": None, "multi_query": None, "parallel_attn": None, "new_decoder_architecture": None,
+}  # fmt: skip
 OLD_FORMS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "gptj": ({**SMALL, "rotary_dim": 4}, with_masks("attn", "bias", "masked_bias"), {}),
     "codegen": ({**SMALL, "rotary_dim": 4}, with_masks("attn", "causal_mask"), {}),
@@ -341,10 +346,22 @@ OLD_FORMS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
         dict,
         {"hidden_size": None, "n_embed": 32, "n_head": None, "num_attention_heads": 4},
     ),
-    "falcon": (
-        {"vocab_size": 97, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2},
+    "bloom, n_embed first": (
+        {"vocab_size": 97, "hidden_size": 32, "n_head": 4, "n_layer": 2},
         dict,
-        {"hidden_size": None, "n_embed": 32},
+        {"hidden_size": 64, "n_embed": 32},
+    ),
+    "falcon": (FALCON, dict, {"hidden_size": None, "n_embed": 32}),
+    "falcon, 7B of RefinedWeb": (FALCON, dict, REFINED_WEB | {"multi_query": True, "parallel_attn": True}),
+    "falcon, 40B of RefinedWeb": (
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        dict,
+        REFINED_WEB | {"parallel_attn": True, "n_head_kv": 2},
+    ),
+    "falcon, 1B of RefinedWeb": (
+        FALCON | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+        dict,
+        REFINED_WEB,
     ),
     "internlm3": (
         {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
@@ -362,6 +379,6 @@ def test_older_files_and_configs_are_the_same_network(
 ) -> None:
     """Masks among the weights; sizes and biases by the names that a class had before, or has beside others."""
     values, change, config = OLD_FORMS[kind]
-    folder, reference = save_reference(model_type=kind, **values)
+    folder, reference = save_reference(model_type=kind.partition(",")[0], **values)
     ours = run_packed(load_network(rewrite(folder, tmp_path, change, **config)), [TEXT])[0]
     torch.testing.assert_close(ours, reference(torch.tensor([TEXT])).logits[0], rtol=1e-4, atol=1e-4)
