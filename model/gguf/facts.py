@@ -5,10 +5,14 @@ Knows which architecture a file names, and no architecture. No torch; both proce
 
 import math
 from array import array
+from typing import Any
 
 from model.architectures.raw import RawConfig
 from model.errors import CheckpointError, UnsupportedArchitectureError
 from model.gguf.container import GgufFile, TensorInfo
+
+Config = dict[str, Any]
+"""What is made of them: a `config.json`, or a part of one."""
 
 
 class Facts:

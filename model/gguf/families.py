@@ -8,21 +8,17 @@ Source: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py for the keys, `
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from model.errors import CheckpointError
-from model.gguf import names
-from model.gguf.facts import Facts
+from model.gguf import names, other_families
+from model.gguf.experts import expert_counts, expert_size, has_experts
+from model.gguf.facts import Config, Facts
 from model.gguf.kinds import READ
 from model.gguf.names import Naming
-
-Config = dict[str, Any]
+from model.gguf.rope import scaling
 
 LARGEST_GEMMA: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the width of a head that they do not have."""
-FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-SOFTMAX = 1
-"""Of llama.cpp's ways to make shares of a router's scores."""
 GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 
@@ -47,7 +43,7 @@ def family_of(facts: Facts) -> Family:
 def read_config(facts: Facts) -> Config:
     """The `config.json` of the checkpoint; raises CheckpointError where a key is missing or makes no sense."""
     family = family_of(facts)
-    if _has_experts(facts) and not family.may_have_experts:
+    if has_experts(facts) and not family.may_have_experts:
         raise facts.refused(f"a mixture of experts is not supported of {facts.architecture!r}")
     found = family.configure(facts)
     ids = {
@@ -88,8 +84,8 @@ def _decoder(facts: Facts, class_name: str, model_type: str) -> Config:
             file=facts.keys.file,
         )
     config["partial_rotary_factor"] = rotated / head_size
-    scaling = _scaling(facts, config["max_position_embeddings"], rotated // 2)
-    return config if scaling is None else config | {"rope_scaling": scaling}
+    stretched = scaling(facts, config["max_position_embeddings"], rotated // 2)
+    return config if stretched is None else config | {"rope_scaling": stretched}
 
 
 def _epsilon(facts: Facts) -> str:
@@ -98,65 +94,9 @@ def _epsilon(facts: Facts) -> str:
     return keys[0] if keys[0] in facts or keys[1] not in facts else keys[1]
 
 
-def _scaling(facts: Facts, length: int, num_frequencies: int) -> Config | None:
-    """How rotary positions are stretched; Llama 3's way is stored as a factor for each frequency."""
-    original = facts.size("rope.scaling.original_context_length", length)
-    frequencies, long, short = (facts.factors(tensor, num_frequencies) for tensor in FACTORS)
-    if frequencies is not None and any(factor != 1 for factor in frequencies):
-        long = short = frequencies
-        same: Config = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": length}
-        return same | {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-    if (long is None) != (short is None):
-        there, missing = FACTORS[1:] if short is None else FACTORS[:0:-1]
-        raise facts.refused(f"tensor {there!r} is there without {missing!r}")
-    if long is not None:
-        found: Config = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-        if "rope.scaling.attn_factor" in facts:
-            found["attention_factor"] = facts.positive("rope.scaling.attn_factor")
-        return found | {"original_max_position_embeddings": original}
-    factor = facts.number("rope.scaling.factor", facts.number("rope.scale_linear", 1.0))
-    kind = facts.keys.text(facts.key("rope.scaling.type"), "linear")
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-        return None
-    if kind == "linear":
-        return {"rope_type": kind, "factor": factor}
-    if kind == "yarn":
-        factor = facts.positive("rope.scaling.factor", 1.0)
-        return _yarn(facts) | {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
-    raise facts.refused(f"rotary scaling {kind!r} is not supported")
-
-
-def _yarn(facts: Facts) -> Config:
-    for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"):
-        if key in facts and facts.number(key) not in (0.0, 1.0):
-            raise facts.refused(f"{facts.key(key)!r} is not supported")
-    keys = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-    found = {ours: f"rope.scaling.{theirs}" for ours, theirs in keys.items()}
-    return {ours: facts.number(key) for ours, key in found.items() if key in facts}
-
-
-def _has_experts(facts: Facts) -> bool:
-    return "expert_count" in facts and facts.keys.whole(facts.key("expert_count")) > 0
-
-
-def _experts(facts: Facts, *, normalized: bool) -> Config:
-    """`normalized`: whether llama.cpp divides the shares of a token's experts by their sum, for all of a family."""
-    if "expert_weights_scale" in facts and facts.number("expert_weights_scale") not in (0.0, 1.0):
-        raise facts.refused(f"{facts.key('expert_weights_scale')!r} is not supported")
-    if facts.keys.whole(facts.key("expert_gating_func"), SOFTMAX) != SOFTMAX:
-        raise facts.keys.wrong(facts.key("expert_gating_func"), f"{SOFTMAX} (softmax)")
-    if facts.keys.flag(facts.key("expert_weights_norm"), normalized) != normalized:
-        raise facts.keys.wrong(facts.key("expert_weights_norm"), f"{str(normalized).lower()}, as llama.cpp has it")
-    return {
-        "num_experts": facts.size("expert_count"),
-        "num_experts_per_tok": facts.size("expert_used_count"),
-        "norm_topk_prob": normalized,
-    }
-
-
 def _llama(facts: Facts) -> Config:
-    if _has_experts(facts):
-        return _decoder(facts, "MixtralForCausalLM", "mixtral") | _experts(facts, normalized=True)
+    if has_experts(facts):
+        return _decoder(facts, "MixtralForCausalLM", "mixtral") | expert_counts(facts, normalized=True)
     biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"}
     found = {key: name in facts.tensors for key, name in biases.items()}
     return _decoder(facts, "LlamaForCausalLM", "llama") | found
@@ -171,25 +111,19 @@ def _qwen3(facts: Facts) -> Config:
 
 
 def _qwen2moe(facts: Facts) -> Config:
-    config = _decoder(facts, "Qwen2MoeForCausalLM", "qwen2_moe") | _experts(facts, normalized=False)
-    config |= _expert_size(facts, config) | {"qkv_bias": "blk.0.attn_q.bias" in facts.tensors}
+    config = _decoder(facts, "Qwen2MoeForCausalLM", "qwen2_moe") | expert_counts(facts, normalized=False)
+    config |= expert_size(facts, config) | {"qkv_bias": "blk.0.attn_q.bias" in facts.tensors}
     shared = facts.size("expert_shared_feed_forward_length", config["intermediate_size"])
     return config | {"shared_expert_intermediate_size": shared}
 
 
 def _qwen3moe(facts: Facts) -> Config:
-    config = _decoder(facts, "Qwen3MoeForCausalLM", "qwen3_moe") | _experts(facts, normalized=True)
-    return config | _expert_size(facts, config) | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
-
-
-def _expert_size(facts: Facts, config: Config) -> Config:
-    """Where a file leaves it out, so much that all of a token's experts are as wide as the MLP would be."""
-    usual = max(1, config["intermediate_size"] // config["num_experts_per_tok"])
-    return {"moe_intermediate_size": facts.size("expert_feed_forward_length", usual)}
+    config = _decoder(facts, "Qwen3MoeForCausalLM", "qwen3_moe") | expert_counts(facts, normalized=True)
+    return config | expert_size(facts, config) | {"attention_bias": "blk.0.attn_q.bias" in facts.tensors}
 
 
 def _olmoe(facts: Facts) -> Config:
-    return _decoder(facts, "OlmoeForCausalLM", "olmoe") | _experts(facts, normalized=False)
+    return _decoder(facts, "OlmoeForCausalLM", "olmoe") | expert_counts(facts, normalized=False)
 
 
 def _phi3(facts: Facts) -> Config:
@@ -346,97 +280,6 @@ def _gptneox(facts: Facts) -> Config:
     return config | {"attention_bias": "blk.0.attn_qkv.bias" in facts.tensors}
 
 
-def _bloom(facts: Facts) -> Config:
-    return {
-        "architectures": ["BloomForCausalLM"],
-        "model_type": "bloom",
-        "vocab_size": facts.rows("token_embd.weight"),
-        "hidden_size": facts.size("embedding_length"),
-        "n_layer": facts.size("block_count"),
-        "n_head": facts.size("attention.head_count"),
-        "seq_length": facts.size("context_length"),
-        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
-        "tie_word_embeddings": "output.weight" not in facts.tensors,
-    }
-
-
-def _mpt(facts: Facts) -> Config:
-    if any(name.endswith(".bias") for name in facts.tensors):
-        raise facts.refused("MPT with biases is not supported")
-    alibi = facts.number("attention.max_alibi_bias", 0.0)
-    attention = {"clip_qkv": facts.number("attention.clamp_kqv", 0.0) or None, "alibi": alibi != 0}
-    return {
-        "architectures": ["MptForCausalLM"],
-        "model_type": "mpt",
-        "vocab_size": facts.rows("token_embd.weight"),
-        "d_model": facts.size("embedding_length"),
-        "n_layers": facts.size("block_count"),
-        "n_heads": facts.size("attention.head_count"),
-        "max_seq_len": facts.size("context_length"),
-        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
-        "attn_config": attention | ({"alibi_bias_max": alibi} if alibi else {}),
-        "tie_word_embeddings": "output.weight" not in facts.tensors,
-    }
-
-
-def _starcoder(facts: Facts) -> Config:
-    config = _gpt2(facts) | {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode"}
-    return config | {"multi_query": True}
-
-
-def _gpt2(facts: Facts) -> Config:
-    if not facts.keys.flag(facts.key("attention.causal"), True):
-        raise facts.refused(f"{facts.architecture} without causal attention is not supported")
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": facts.rows("token_embd.weight"),
-        "n_embd": facts.size("embedding_length"),
-        "n_inner": facts.size("feed_forward_length"),
-        "n_layer": facts.size("block_count"),
-        "n_head": facts.size("attention.head_count"),
-        "n_positions": facts.size("context_length"),
-        "layer_norm_epsilon": facts.number("attention.layer_norm_epsilon"),
-        "tie_word_embeddings": "output.weight" not in facts.tensors,
-    }
-
-
-def _bert(facts: Facts) -> Config:
-    return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": facts.rows("token_embd.weight"),
-        "hidden_size": facts.size("embedding_length"),
-        "intermediate_size": facts.size("feed_forward_length"),
-        "num_hidden_layers": facts.size("block_count"),
-        "num_attention_heads": facts.size("attention.head_count"),
-        "max_position_embeddings": facts.rows("position_embd.weight"),
-        "type_vocab_size": facts.rows("token_types.weight"),
-        "layer_norm_eps": facts.number("attention.layer_norm_epsilon"),
-        "hidden_act": "gelu",
-    }
-
-
-def _nomic_bert(facts: Facts) -> Config:
-    hidden_size, num_heads = facts.size("embedding_length"), facts.size("attention.head_count")
-    length = facts.size("context_length")
-    config: Config = {
-        "architectures": ["NomicBertModel"],
-        "model_type": "nomic_bert",
-        "vocab_size": facts.rows("token_embd.weight"),
-        "hidden_size": hidden_size,
-        "intermediate_size": facts.size("feed_forward_length"),
-        "num_hidden_layers": facts.size("block_count"),
-        "num_attention_heads": num_heads,
-        "max_position_embeddings": length,
-        "type_vocab_size": facts.rows("token_types.weight"),
-        "layer_norm_eps": facts.number("attention.layer_norm_epsilon"),
-        "rope_theta": facts.positive("rope.freq_base", 10000.0),
-    }
-    scaling = _scaling(facts, length, hidden_size // num_heads // 2)
-    return config if scaling is None else config | {"rope_scaling": scaling}
-
-
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(names.LLAMA, _llama, may_have_experts=True),
     "qwen2": Family(names.PLAIN, _qwen2),
@@ -463,11 +306,11 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2": Family(names.PLAIN, _cohere2),
     "nemotron": Family(names.GEMMA1, _nemotron),
     "olmoe": Family(names.EXPERTS, _olmoe, may_have_experts=True),
-    "gpt2": Family(names.GPT2, _gpt2),
-    "starcoder": Family(names.GPT2, _starcoder),
+    "gpt2": Family(names.GPT2, other_families.gpt2),
+    "starcoder": Family(names.GPT2, other_families.starcoder),
     "gptneox": Family(names.GPT_NEOX, _gptneox),
-    "bloom": Family(names.BLOOM, _bloom),
-    "mpt": Family(names.MPT, _mpt),
-    "bert": Family(names.BERT, _bert),
-    "nomic-bert": Family(names.NOMIC_BERT, _nomic_bert),
+    "bloom": Family(names.BLOOM, other_families.bloom),
+    "mpt": Family(names.MPT, other_families.mpt),
+    "bert": Family(names.BERT, other_families.bert),
+    "nomic-bert": Family(names.NOMIC_BERT, other_families.nomic_bert),
 }
