@@ -10,14 +10,12 @@ from model.architectures.llama import ACTIVATIONS, context_length, tied
 from model.architectures.mapping import Architecture, Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
-from model.errors import UnsupportedArchitectureError
 
 
 def configure_gpt2(raw: RawConfig, limit: int | None) -> DecoderConfig:
-    if raw.flag("scale_attn_by_inverse_layer_idx", False) or raw.flag("add_cross_attention", False):
-        raise UnsupportedArchitectureError(
-            f"{raw.file}: attention scaled by layer and cross-attention are not supported", file=raw.file
-        )
+    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        if raw.flag(key, False):
+            raise raw.wrong(key, "false")
     hidden_size, num_heads, num_positions = raw.size("n_embd"), raw.size("n_head"), raw.size("n_positions", 1024)
     head_size = hidden_size // num_heads
     return DecoderConfig(

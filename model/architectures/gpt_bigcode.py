@@ -3,7 +3,10 @@
 Where they do not, the fused projection is stored head by head. Knows no tensors.
 """
 
-from model.architectures.llama import ACTIVATIONS, context_length, with_aliases
+from dataclasses import replace
+
+from model.architectures.gpt2 import configure_gpt2
+from model.architectures.llama import ACTIVATIONS, with_aliases
 from model.architectures.mapping import Architecture, HeadOrder, WeightMap, grouped_heads
 from model.architectures.named import Naming, named_weights
 from model.architectures.raw import RawConfig
@@ -19,31 +22,12 @@ ALIASES = {
 
 def configure_gpt_bigcode(raw: RawConfig, limit: int | None) -> DecoderConfig:
     raw = with_aliases(raw, ALIASES)
-    if raw.flag("add_cross_attention", False):
-        raise raw.wrong("add_cross_attention", "false")
-    hidden_size, num_heads = raw.size("n_embd"), raw.size("n_head")
-    head_size, num_positions = hidden_size // num_heads, raw.size("n_positions", 1024)
-    return DecoderConfig(
+    config = configure_gpt2(raw, limit)
+    return replace(
+        config,
         architecture="GPTBigCodeForCausalLM",
-        vocab_size=raw.size("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=raw.size("n_inner", 4 * hidden_size),
-        num_layers=raw.size("n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=1 if raw.flag("multi_query", True) else num_heads,
-        head_size=head_size,
-        context_length=context_length(raw, limit, trained=num_positions),
-        norm="layer",
-        norm_epsilon=raw.number("layer_norm_epsilon", 1e-5),
-        positions="learned",
-        num_learned_positions=num_positions,
-        attention_scale=head_size**-0.5 if raw.flag("scale_attn_weights", True) else 1.0,
-        query_key_value_bias=True,
-        attention_output_bias=True,
+        num_kv_heads=1 if raw.flag("multi_query", True) else config.num_heads,
         activation=raw.choice("activation_function", ACTIVATIONS, "gelu_pytorch_tanh"),
-        gated=False,
-        mlp_bias=True,
-        tied_embeddings=raw.flag("tie_word_embeddings", True),
     )
 
 
