@@ -8,7 +8,7 @@ from model.architectures.llama import configure_llama, decoder, optional_window,
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
 
-EXAONE4_DEFAULTS = {"sliding_window": 4096, "rms_norm_eps": 1e-5}
+EXAONE4_DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "rms_norm_eps": 1e-5}
 
 
 def configure_exaone4(raw: RawConfig, limit: int | None) -> DecoderConfig:

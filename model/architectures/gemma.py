@@ -29,6 +29,7 @@ GEMMA_DEFAULTS: Mapping[str, Any] = {
     "intermediate_size": 24576,
     "num_hidden_layers": 28,
     "num_attention_heads": 16,
+    "num_key_value_heads": 16,
     "head_dim": 256,
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,

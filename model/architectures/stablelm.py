@@ -5,12 +5,13 @@ Its norms of queries and keys, if it has them, are one for each head, and stored
 
 from dataclasses import replace
 
-from model.architectures.llama import configure_llama, weights, with_defaults
+from model.architectures.llama import configure_llama, weights, with_aliases, with_defaults
 from model.architectures.mapping import Architecture, WeightMap, parts
 from model.architectures.raw import RawConfig
 from model.config import DecoderConfig
 
-STABLELM_DEFAULTS = {"max_position_embeddings": 4096, "partial_rotary_factor": 0.25}
+EPOCH_ALIASES = {"layer_norm_eps": "norm_eps", "partial_rotary_factor": "rope_pct"}
+STABLELM_DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 4096, "partial_rotary_factor": 0.25}
 
 
 def configure_stablelm(raw: RawConfig, limit: int | None) -> DecoderConfig:
@@ -28,6 +29,11 @@ def configure_stablelm(raw: RawConfig, limit: int | None) -> DecoderConfig:
         attention_output_bias=False,
         mlp_bias=False,
     )
+
+
+def configure_epoch(raw: RawConfig, limit: int | None) -> DecoderConfig:
+    """As StabilityAI's own code, of before transformers had it, names class and keys."""
+    return configure_stablelm(with_aliases(raw, EPOCH_ALIASES), limit)
 
 
 def weights_stablelm(config: DecoderConfig) -> WeightMap:
@@ -48,7 +54,9 @@ def weights_stablelm(config: DecoderConfig) -> WeightMap:
 
 
 ARCHITECTURES = {
-    "StableLmForCausalLM": Architecture(
-        network="decoder", head="language_model", configure=configure_stablelm, weights=weights_stablelm
+    name: Architecture(network="decoder", head="language_model", configure=configure, weights=weights_stablelm)
+    for name, configure in (
+        ("StableLmForCausalLM", configure_stablelm),
+        ("StableLMEpochForCausalLM", configure_epoch),
     )
 }

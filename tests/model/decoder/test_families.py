@@ -170,6 +170,18 @@ def test_each_key_that_a_config_leaves_out_has_the_value_of_its_class(kind: str,
             assert found == configured, key
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_key_heads_that_a_config_leaves_out_are_as_many_as_its_class_has(kind: str) -> None:
+    """Of twice the query heads: a class may count its key heads by them, or not."""
+    num_heads = 2 * AutoConfig.for_model(kind).num_attention_heads
+    whole = AutoConfig.for_model(kind, num_attention_heads=num_heads).to_dict()
+    if not isinstance(whole.get("num_key_value_heads"), int):
+        pytest.skip("it has no such key")
+    configure = DECODERS[(KINDS | NAMED_OTHERWISE)[kind]].configure
+    rest = {key: value for key, value in whole.items() if key != "num_key_value_heads"}
+    assert configure(RawConfig(rest), None).num_kv_heads == configure(RawConfig(whole), None).num_kv_heads
+
+
 @pytest.mark.parametrize("kind", [*KINDS, *NAMED_OTHERWISE])
 def test_the_end_of_a_text_that_a_config_leaves_out_is_that_of_its_class(kind: str) -> None:
     end = AutoConfig.for_model(kind).eos_token_id

@@ -363,6 +363,13 @@ OLD_FORMS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
         dict,
         REFINED_WEB,
     ),
+    "stablelm": (
+        {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"num_key_value_heads": 2, "layer_norm_eps": 1e-3, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+        dict,
+        {"architectures": ["StableLMEpochForCausalLM"], "layer_norm_eps": None, "norm_eps": 1e-3, "rope_pct": 0.5}
+        | {"partial_rotary_factor": None, "rope_parameters": None},
+    ),
     "internlm3": (
         {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
         | {"num_attention_heads": 4, "qkv_bias": True, "bias": True},
