@@ -27,6 +27,7 @@ GLM_DEFAULTS = {
     "norm_topk_prob": True,
 }
 DOTS_DEFAULTS = {
+    "num_key_value_heads": 32,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
     "moe_intermediate_size": 1408,

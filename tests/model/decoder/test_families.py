@@ -178,7 +178,8 @@ def test_each_key_that_a_config_leaves_out_has_the_value_of_its_class(kind: str,
 def test_key_heads_that_a_config_leaves_out_are_as_many_as_its_class_has(kind: str) -> None:
     """Of twice the query heads: a class may count its key heads by them, or not."""
     num_heads = 2 * AutoConfig.for_model(kind).num_attention_heads
-    whole = AutoConfig.for_model(kind, num_attention_heads=num_heads).to_dict()
+    given = {"num_attention_heads": num_heads} | WITHOUT_DEFAULTS.get(kind, {})
+    whole = AutoConfig.for_model(kind, **given).to_dict()
     configure = DECODERS[(KINDS | NAMED_OTHERWISE)[kind]].configure
     rest = {key: value for key, value in whole.items() if key != "num_key_value_heads"}
     assert configure(RawConfig(rest), None).num_kv_heads == configure(RawConfig(whole), None).num_kv_heads
