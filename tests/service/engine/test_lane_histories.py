@@ -251,7 +251,7 @@ def test_any_history_gives_the_same_tokens_with_a_draft_network(
     for number, told in found.items():
         assert (told.ids, told.end) == (expected[number].ids, expected[number].end)
         assert told.logprobs == pytest.approx(expected[number].logprobs, abs=1e-4)
-    assert runner.num_drafted > 20
+    assert runner.num_drafted > 8
     if draft == "itself":
         assert runner.num_confirmed >= 0.98 * runner.num_drafted
     for lane in (plain, guessing):
