@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _batch(parsed: argparse.Namespace) -> int:
+    if parsed.output.exists() and parsed.output.samefile(parsed.input):
+        raise BatchError(f"{parsed.output} is the input: answers want a file of their own")
     ids = check_requests(parsed.input)
     known = keep_answers(parsed.output)
     left = ids - known
@@ -69,7 +71,8 @@ def _batch(parsed: argparse.Namespace) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         url = parsed.url or stack.enter_context(_serving(parsed.serve_flags))
-        output = stack.enter_context(parsed.output.open("a", encoding="utf-8"))
+        # Lone surrogates, which are no UTF-8, as JSON writes them.
+        output = stack.enter_context(parsed.output.open("a", encoding="utf-8", errors="backslashreplace"))
         service = Service(
             url=url.rstrip("/"), api_key=parsed.api_key, concurrency=min(parsed.concurrency, len(left)),
             patience_seconds=parsed.patience,
@@ -84,7 +87,7 @@ def _batch(parsed: argparse.Namespace) -> int:
         try:
             requests = (request for request in read_requests(parsed.input) if request.custom_id in left)
             found = asyncio.run(run(service, requests, write))
-        except* BatchError as group:
+        except* (BatchError, OSError) as group:
             raise BatchError(str(group.exceptions[0])) from group
     _tell(_summary(found))
     return 0 if found["no answer"] == 0 else 1

@@ -65,30 +65,41 @@ def check_requests(path: Path) -> set[str]:
 
 
 def keep_answers(path: Path) -> set[str]:
-    """The ids of the requests that an earlier run has had answered; other lines are taken out of the file: no answer,
-    one that the request is not to blame for, and what was being written when the run ended."""
+    """The ids of the requests that an earlier run has had answered; other answers are taken out of the file: none, one
+    that the request is not to blame for, and what was being written when the run ended.
+
+    Raises: BatchError, and leaves the file as it is, if it has lines that no batch has written.
+    """
     if not path.exists():
         return set()
-    kept: dict[str, str] = {}
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            custom_id = _answered_id(line)
-            if custom_id is not None:
-                kept[custom_id] = line
-    whole = path.with_name(f"{path.name}.partial")
-    whole.write_text("".join(kept.values()), encoding="utf-8")
-    whole.replace(path)
-    return set(kept)
+    known: set[str] = set()
+    partial = path.with_name(f"{path.name}.partial")
+    with path.open(encoding="utf-8", errors="replace") as file, partial.open("w", encoding="utf-8") as kept:
+        for number, line in enumerate(file, start=1):
+            try:
+                custom_id = _answered_id(line)
+            except ValueError as error:
+                if not line.endswith("\n"):
+                    continue
+                partial.unlink()
+                raise BatchError(f"{path}, line {number}: not an answer of a batch; it would be lost") from error
+            if custom_id is not None and custom_id not in known:
+                known.add(custom_id)
+                kept.write(line)
+    partial.replace(path)
+    return known
 
 
 def _answered_id(line: str) -> str | None:
-    try:
-        row = json.loads(line)
-        status, custom_id = row["response"]["status_code"], row["custom_id"]
-    except (ValueError, TypeError, KeyError):
+    """None: no answer has come yet. Raises: ValueError for what is no line of a batch's answers."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not {"custom_id", "response", "error"} <= row.keys():
+        raise ValueError("no answer")
+    response, custom_id = row["response"], row["custom_id"]
+    status = response.get("status_code") if isinstance(response, dict) else None
+    if not (isinstance(status, int) and isinstance(custom_id, str) and line.endswith("\n")):
         return None
-    known = isinstance(status, int) and isinstance(custom_id, str) and line.endswith("\n")
-    return custom_id if known and status < FIRST_FAULT_OF_ITS_OWN else None
+    return custom_id if status < FIRST_FAULT_OF_ITS_OWN else None
 
 
 def _request(path: Path, number: int, line: str) -> BatchRequest:

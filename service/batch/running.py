@@ -5,6 +5,7 @@ other answer is the request's own. Runs in the batch's process.
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from service.evaluate.asking import DEFAULT_RETRY_SECONDS, Service, Sleep, retry
 
 TIMEOUT = httpx.Timeout(10.0, read=None)
 """The service has deadlines of its own (`--max-request-timeout`)."""
+JSON = {"Content-Type": "application/json"}
 FORBIDDEN = {401, 403}
 """Statuses that every other request would get too."""
 
@@ -58,7 +60,7 @@ async def _ask(client: httpx.AsyncClient, service: Service, request: BatchReques
     waited = 0.0
     while True:
         try:
-            response = await client.post(request.url, json=request.body)
+            response = await client.post(request.url, content=json.dumps(request.body), headers=JSON)
         except httpx.TransportError as error:
             seconds, why = DEFAULT_RETRY_SECONDS, ("unreachable", str(error) or type(error).__name__)
         else:

@@ -3,19 +3,21 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from service.batch.lines import BatchError, check_requests, keep_answers, read_requests
+from service.batch.lines import BatchError, BatchRequest, check_requests, keep_answers, read_requests
 from service.batch.running import run
 from service.cli import main
 from service.evaluate.asking import Service
 
 Rule = Callable[[httpx.Request], httpx.Response]
+
+ANSWER = {"custom_id": "whole", "response": {"status_code": 200, "body": {}}, "error": None}
 
 
 def line(custom_id: str, **changed: Any) -> dict[str, Any]:
@@ -139,7 +141,7 @@ async def test_a_key_that_is_refused_ends_the_batch(tmp_path: Path) -> None:
 def test_what_an_earlier_run_was_answered_stays_and_nothing_else(tmp_path: Path) -> None:
     path = write(
         tmp_path / "out.jsonl",
-        {"custom_id": "whole", "response": {"status_code": 200, "body": {}}, "error": None},
+        ANSWER,
         {"custom_id": "its own fault", "response": {"status_code": 422, "body": {}}, "error": None},
         {"custom_id": "the service's", "response": {"status_code": 500, "body": {}}, "error": None},
         {"custom_id": "none", "response": None, "error": {"code": "no_room", "message": "full"}},
@@ -148,6 +150,64 @@ def test_what_an_earlier_run_was_answered_stays_and_nothing_else(tmp_path: Path)
     assert keep_answers(path) == {"whole", "its own fault"}
     assert [line["custom_id"] for line in read(path)] == ["whole", "its own fault"]
     assert keep_answers(tmp_path / "nowhere.jsonl") == set()
+
+
+@pytest.mark.parametrize("written", ["notes\n", "[1, 2]\n", json.dumps(line("a")) + "\n", "\n"])
+def test_a_file_that_no_batch_has_written_is_left_as_it_is(tmp_path: Path, written: str) -> None:
+    """What is no answer was taken out, and so all requests of an input that was given as output."""
+    path = tmp_path / "out.jsonl"
+    path.write_text(answered := json.dumps(ANSWER) + "\n")
+    assert keep_answers(path) == {"whole"}
+    path.write_text(answered + written)
+    with pytest.raises(BatchError, match=r"out.jsonl, line 2: not an answer of a batch"):
+        keep_answers(path)
+    assert path.read_text() == answered + written
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_answers_do_not_go_where_the_requests_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(request := json.dumps(line("a")))
+    assert main(["batch", "--input", str(path), "--output", str(path), "--url", "http://127.0.0.1:9"]) == 1
+    assert "in.jsonl is the input" in capsys.readouterr().err
+    assert path.read_text() == request
+
+
+async def test_a_text_that_is_no_unicode_is_for_the_service_to_refuse(tmp_path: Path) -> None:
+    def rule(request: httpx.Request) -> httpx.Response:
+        sound = json.loads(request.content)["input"].isascii()
+        return httpx.Response(200 if sound else 422, json={})
+
+    path = write(tmp_path / "in.jsonl", line("a"), line("\ud800"), line("b"))
+    _, found, _ = await asked(path, rule)
+    assert found == {"200": 2, "422": 1}
+
+
+def test_answers_of_any_text_are_written_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, output = write(tmp_path / "in.jsonl", line("\ud800"), line("ü")), tmp_path / "out.jsonl"
+
+    async def answer(_: Service, requests: Iterator[BatchRequest], write: Callable[[Any], None]) -> Counter[str]:
+        for request in requests:
+            write(request.answered(200, None, {"text": request.custom_id}))
+        return Counter({"200": 2})
+
+    monkeypatch.setattr("service.batch.command.run", answer)
+    arguments = ["batch", "--input", str(path), "--output", str(output), "--url", "http://127.0.0.1:9"]
+    assert main(arguments) == 0
+    assert [line["response"]["body"]["text"] for line in read(output)] == ["\ud800", "ü"]
+    assert keep_answers(output) == {"\ud800", "ü"}
+
+
+def test_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_: Any) -> Counter[str]:
+        raise ExceptionGroup("tasks", [OSError(28, "No space left on device")])
+
+    monkeypatch.setattr("service.batch.command.run", fail)
+    path = write(tmp_path / "in.jsonl", line("a"))
+    assert main(["batch", "--input", str(path), "--output", str(tmp_path / "out"), "--url", "http://127.0.0.1:9"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--url", "http://a", "--", "--model", "b"]])
