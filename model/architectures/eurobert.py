@@ -16,7 +16,15 @@ from model.architectures.encoders import (
     tied_head,
     without,
 )
-from model.architectures.llama import ACTIVATIONS, IGNORED, context_length, heads, most_positions, with_defaults
+from model.architectures.llama import (
+    ACTIVATIONS,
+    IGNORED,
+    context_length,
+    heads,
+    most_positions,
+    with_aliases,
+    with_defaults,
+)
 from model.architectures.mapping import Part, WeightMap, part
 from model.architectures.raw import RawConfig
 from model.architectures.rope import rotary
@@ -24,11 +32,14 @@ from model.config import EncoderConfig, HeadConfig
 
 DEFAULTS = {"hidden_size": 768, "num_attention_heads": 12}
 
+ALIASES = {"classifier_pooling": "clf_pooling"}
+"""As the authors' code calls it."""
+
 POOLING = {"bos": "first", "mean": "mean", "late": "late"}
 
 
 def configure(raw: RawConfig, limit: int | None, kind: Kind | None) -> EncoderConfig:
-    raw = with_defaults(raw, DEFAULTS)
+    raw = with_aliases(with_defaults(raw, DEFAULTS), ALIASES)
     hidden_size = raw.size("hidden_size")
     num_heads, num_kv_heads, _ = heads(raw)
     size = head_size(raw, hidden_size, num_heads)
