@@ -25,6 +25,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "ernie": ("Bert",),
     "megatron-bert": ("Bert",),
     "nomic_bert": ("Bert",),
+    "roformer": ("RoFormer",),
     "mpnet": ("MPNet",),
     "roberta": ("Roberta", "GPT2", "Bart"),
     "roberta-prelayernorm": ("Roberta",),
@@ -60,6 +61,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 LOWERING = frozenset({"Bert", "DistilBert", "Electra", "MPNet"})
 SPACING = frozenset({"GPT2", "Roberta", "Bart", "GPTNeoX"})
 OPENING = frozenset({"Llama", "CodeLlama", "Gemma"})
+CUTTING = frozenset({"RoFormer"})
+"""Those that look words up in jieba's dictionary, in the place of what `tokenizer.json` says."""
 
 
 def check_class(raw: Config, config: Config) -> None:
@@ -78,9 +81,18 @@ def check_class(raw: Config, config: Config) -> None:
 
 
 def apply_settings(backend: Tokenizer, raw: Config, config: Config) -> None:
-    """Changes the tokenizer of a `tokenizer.json` as the class that the checkpoint names would."""
+    """Changes the tokenizer of a `tokenizer.json` as the class that the checkpoint names would.
+
+    Raises: CheckpointError for a class whose work is in no file.
+    """
     named = config.get("tokenizer_class") or raw.get("tokenizer_class")
     kind = _plain(named) if isinstance(named, str) else next(iter(CLASSES.get(str(raw.get("model_type")), ())), "")
+    if kind in CUTTING:
+        raise CheckpointError(
+            f"tokenizer_config.json: {kind}Tokenizer finds Chinese words by jieba, which is not supported; a "
+            "checkpoint of other texts may name BertTokenizer as its 'tokenizer_class'",
+            file="tokenizer_config.json",
+        )
     if kind in LOWERING:
         _set_normalizer(backend, config)
     if kind in SPACING:

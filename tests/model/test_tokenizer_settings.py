@@ -136,6 +136,14 @@ def test_a_vocabulary_for_another_tokenizer_is_refused(make: Make, config: dict[
         OurTokenizer.load(folder)
 
 
+@pytest.mark.parametrize("config", [{"tokenizer_class": "RoFormerTokenizer"}, {}])
+def test_a_tokenizer_whose_words_are_in_no_file_is_refused(make: Make, config: dict[str, Any]) -> None:
+    """RoFormer's tokenizer.json has BERT's cuts in the place of jieba's, and was read with them."""
+    with pytest.raises(CheckpointError, match="RoFormerTokenizer finds Chinese words by jieba"):
+        OurTokenizer.load(make("roformer", word_pieces(), **config))
+    OurTokenizer.load(make("roformer", word_pieces(), tokenizer_class="BertTokenizer"))
+
+
 def test_tokens_of_an_older_folder_are_added_behind_its_vocabulary(make: Make) -> None:
     folder = make("bert", word_pieces(), plain=True, additional_special_tokens=["[E1]"])
     size = len((folder / "vocab.txt").read_text().splitlines())
