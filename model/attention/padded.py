@@ -99,15 +99,21 @@ def groups_of_like_length(lens: NDArray[np.int64], *, exact: bool, slack: int) -
 def kept_mask(
     layout: PagedLayout | PackedLayout, part: object, rules: AttentionRules, make: Callable[[], Tensor | None]
 ) -> Tensor | None:
-    """The mask of a part of the layout under these rules, made by the first layer that asks.
+    """The mask of a part of the layout under these rules, made by the first layer that asks, and anew where layers have
+    biases of their own (UMT5): of those only the last is kept, for all together take more memory than the network.
 
     The rules are kept with it: their tensors are told apart by identity, so they must live as long.
     """
-    key = (part, rules.causal, rules.window, id(rules.alibi_slopes), id(rules.relative_bias))
-    if key not in layout.prepared:
-        layout.prepared[key] = (rules, make())
-    mask: Tensor | None = layout.prepared[key][1]
+    key = (part, rules.causal, rules.window)
+    kept = layout.prepared.get(key)
+    if kept is None or not _same_bias(kept[0], rules):
+        kept = layout.prepared[key] = (rules, make())
+    mask: Tensor | None = kept[1]
     return mask
+
+
+def _same_bias(one: AttentionRules, other: AttentionRules) -> bool:
+    return one.alibi_slopes is other.alibi_slopes and one.relative_bias is other.relative_bias
 
 
 def _packed_plan(layout: PackedLayout, *, exact: bool) -> list[PackedGroup]:

@@ -8,6 +8,7 @@ from model.attention.cpu import CpuAttention
 from model.attention.interface import AttentionRules
 from model.attention.padded import groups_of_like_length
 from model.attention.reference import ReferenceAttention
+from tests.model.attention.conftest import HEADS
 
 PAGED_ROWS = {
     "decode": [(1, 1), (1, 5), (1, 4), (1, 90), (1, 33), (1, 34)],
@@ -42,6 +43,22 @@ def test_layers_of_one_step_may_differ_in_their_rules(make_paged, make_packed):
         arguments = (query, cache.keys[0], cache.values[0], paged, rules)
         torch.testing.assert_close(backend.paged(*arguments), reference.paged(*arguments))
         torch.testing.assert_close(backend.packed(q, k, v, packed, rules), reference.packed(q, k, v, packed, rules))
+
+
+def test_layers_with_biases_of_their_own_are_told_apart_and_leave_one_mask(make_paged, make_packed):
+    """UMT5's layers left a mask each for as long as the step lasted: gigabytes, where texts are long."""
+    query, cache, paged = make_paged(PAGED_ROWS["decode"])
+    q, k, v, packed = make_packed([12, 12])
+    backend, reference = CpuAttention(), ReferenceAttention()
+    kept = []
+    for layer in range(3):
+        bias = torch.randn((HEADS, 11), generator=torch.Generator().manual_seed(layer))
+        rules = AttentionRules(scale=1.0, causal=False, relative_bias=bias)
+        arguments = (query, cache.keys[0], cache.values[0], paged, rules)
+        torch.testing.assert_close(backend.paged(*arguments), reference.paged(*arguments))
+        torch.testing.assert_close(backend.packed(q, k, v, packed, rules), reference.packed(q, k, v, packed, rules))
+        kept.append((len(paged.prepared), len(packed.prepared)))
+    assert len(set(kept)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
