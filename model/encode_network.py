@@ -275,4 +275,5 @@ def _decoder_weights(network: EncodeNetwork, weights: WeightMap) -> WeightMap:
         weights,
         parameters=parameters,
         ignored=(*weights.ignored, *dropped),
+        wide=frozenset(f"network.{name}" for name in weights.wide),
     )

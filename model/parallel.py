@@ -123,6 +123,8 @@ class Division:
                 attention.rules = replace(attention.rules, alibi_slopes=self._rows(slopes))
             attention.add_module("output", SummedLinear(attention.output))
             if isinstance(layer.mlp, SparseMLP):
+                assert network.config.experts is not None
+                layer.mlp.config = network.config.experts
                 layer.add_module("mlp", SummedMLP(layer.mlp))
             else:
                 layer.mlp.add_module("down", SummedLinear(layer.mlp.down))

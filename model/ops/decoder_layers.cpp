@@ -3,8 +3,8 @@
 // a step that is a third of the time.
 //
 // Pre-norm layers as Llama has them: norm, attention with rotary positions (and, as in Qwen3, norms of the heads), norm,
-// gated SiLU or experts of that kind; sums are left to who norms them. What is added may be scaled (Granite), and layers may know nothing of
-// positions (SmolLM3).
+// gated SiLU or experts of that kind; sums are left to who norms them. What is added may be scaled (Granite), and layers
+// may know nothing of positions (SmolLM3).
 //
 // Legend: T tokens, E hidden size, H query heads, G key heads, D head size, F inner size.
 

@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <mutex>
+
 namespace slimpajama {
 
 void Experts::add(std::vector<Tensor> tensors, const std::vector<int64_t>& inputs,
@@ -39,11 +41,14 @@ void Experts::set_router(const Tensor& packed, const Tensor& bias) {
 Tensor Experts::run(const Tensor& x) {
   check_rows(x, at::kBFloat16);
   TORCH_CHECK(router.n > 0 && x.size(1) == hidden(), "rows are of another network");
-  const std::lock_guard lock(mutex_);
+  // One for all layers: what is in it has gone when the next one begins, and with long prompts it is large.
+  static std::mutex mutex;
+  static MixingSpace space;
+  const std::lock_guard lock(mutex);
   auto result = at::empty_like(x);
-  space_.grow(x.size(0), *this);
+  space.grow(x.size(0), *this);
   go_through(Mixing::STEPS, [&](Member member) {
-    Mixing(*this, member, space_, x.size(0)).run(data(x), mutable_data(result));
+    Mixing(*this, member, space, x.size(0)).run(data(x), mutable_data(result));
   });
   return result;
 }

@@ -10,7 +10,6 @@
 
 #include <torch/custom_class.h>
 
-#include <mutex>
 #include <vector>
 
 #include "packed.h"
@@ -95,8 +94,6 @@ class Experts : public torch::CustomClassHolder {
 
  private:
   std::vector<Tensor> kept_;  // that the experts point into
-  std::mutex mutex_;
-  MixingSpace space_;
 };
 
 inline void MixingSpace::grow(int64_t rows, const Experts& experts) {

@@ -29,8 +29,10 @@ from model.attention.attend import PackedAttend
 from model.attention.interface import PackedLayout
 from model.attention.reference import ReferenceAttention
 from model.checkpoint import load_network
+from model.compiled_layers import CompiledSparseMLP, compile_layers
 from model.decoder import Decoder
 from model.errors import CheckpointError
+from model.ops import library
 from model.parallel import Division
 
 SIZES = {
@@ -125,3 +127,14 @@ def test_experts_that_cannot_be_divided_say_so(changes, what, tmp_path):
     Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **EXPERTS | changes)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=what):
         load_network(tmp_path, rank=0, num_ranks=2)
+
+
+@pytest.mark.skipif(not library.LOADED, reason="the operators are not compiled here")
+@pytest.mark.parametrize(("size", "joins"), [(64, True), (96, False)])
+def test_experts_have_their_operator_if_a_ranks_part_of_them_is_of_its_sizes(size, joins, tmp_path):
+    """Whole sizes were asked, so that a part that is no multiple of 32 was given to it, which it refuses."""
+    changes = {"hidden_size": 64, "moe_intermediate_size": size, "shared_expert_intermediate_size": 128}
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES | EXPERTS | changes)).bfloat16().save_pretrained(tmp_path)
+    network = load_network(tmp_path, rank=1, num_ranks=2)
+    compile_layers(network, "int8", wide=network.output)
+    assert isinstance(network.layers[1].mlp.mlp, CompiledSparseMLP) == joins
