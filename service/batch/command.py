@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -107,7 +108,8 @@ class _Progress:
 
 @contextlib.contextmanager
 def _serving(flags: Sequence[str]) -> Iterator[str]:
-    """A service of the batch's own, when it is ready. Raises: BatchError if it ends before."""
+    """A service of the batch's own, when it is ready; it ends with the batch. Raises: BatchError if it ends before."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else what is below would not be reached
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "service", "serve", *flags, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*command, "--log-level", "warning"])
