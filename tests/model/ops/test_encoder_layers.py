@@ -21,8 +21,8 @@ def layer(up: Tensor, *, spread: float = 1.0) -> Any:
     for weight in (torch.zeros(3 * SIZE, SIZE), torch.zeros(SIZE, SIZE), up, torch.eye(SIZE)):
         packed = torch.ops.slimpajama.pack_float32(weight)
         tensors += [packed, nothing, nothing, nothing, torch.zeros(len(weight))]
-    layers = torch.classes.slimpajama.EncoderLayers(1, 1.0, 1e-5, "gelu")
-    layers.add([*tensors, spread * ones, zeros, ones, zeros], SIZE, SIZE)
+    layers = torch.classes.slimpajama.EncoderLayers(1, 1.0, 1e-5, "gelu", False, False)
+    layers.add([*tensors, spread * ones, zeros, ones, zeros], SIZE, SIZE, 0)
     return layers
 
 
@@ -35,7 +35,7 @@ def test_gelu_is_near_the_exact_one_everywhere(instructions: str) -> None:
     assert normed.abs().max() > 3 * spread
     expected = layer_norm(normed + torch.nn.functional.gelu(normed))
     deviations = (normed + torch.nn.functional.gelu(normed)).std(dim=1, correction=0, keepdim=True)
-    assert ((layers.run(ids, ids, ids, STARTS) - expected) * deviations).abs().max() < 6e-6
+    assert ((layers.run(ids, ids, ids, STARTS, None, None) - expected) * deviations).abs().max() < 6e-6
 
 
 @pytest.mark.parametrize("missing", [(), (1,), (2,), (1, 2)])
@@ -48,7 +48,7 @@ def test_rows_of_the_tables_are_added_up_and_normalized(instructions: str, missi
     pairs = zip(tables, numbers, strict=True)
     rows = [table.double()[row] for place, (table, row) in enumerate(pairs) if place not in missing]
     expected = layer_norm(layer_norm(layer_norm(sum(rows, torch.zeros(()))) * weight + bias))
-    assert (layers.run(*numbers, STARTS) - expected).abs().max() < 3e-5
+    assert (layers.run(*numbers, STARTS, None, None) - expected).abs().max() < 3e-5
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -59,7 +59,7 @@ def test_a_row_that_a_table_does_not_have_is_refused(instructions: str, place: i
     for wrong in (-1, 5):
         numbers[place][7] = wrong
         with pytest.raises(IndexError, match=f"row {wrong} of a table of 5"):
-            layers.run(*numbers, torch.tensor([0, 8], dtype=torch.int32))
+            layers.run(*numbers, torch.tensor([0, 8], dtype=torch.int32), None, None)
 
 
 @pytest.mark.parametrize("starts", [[0, 7], [0, 9], [1, 8], []])
@@ -67,4 +67,4 @@ def test_texts_that_are_not_the_tokens_there_are_are_refused(instructions: str, 
     layers, ids = layer(torch.zeros(SIZE, SIZE)), torch.zeros(8, dtype=torch.int64)
     layers.embed_with(torch.zeros(5, SIZE), None, None, torch.ones(SIZE), torch.zeros(SIZE))
     with pytest.raises(RuntimeError, match="starts begin with 0"):
-        layers.run(ids, ids, ids, torch.tensor(starts, dtype=torch.int32))
+        layers.run(ids, ids, ids, torch.tensor(starts, dtype=torch.int32), None, None)
