@@ -94,7 +94,7 @@ def test_a_worker_that_is_told_to_end_while_it_loads_ends_in_order() -> None:
         fds = (theirs.fileno(), clock.descriptor)
         process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True)
         theirs.close()
-        ours.sendall(frame(WorkerConfig(models=[spec])))
+        ours.sendall(frame(WorkerConfig(models=[spec], log_level="warning")))
         workers.append((process, ours))
     for process, ours in workers:
         assert ours.recv(1)  # of what it says of its loading
