@@ -173,6 +173,6 @@ def _version(model: LoadedModel, *, weight: float, shadow: bool) -> VersionCard:
         quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
-        kv_cache_dtype=(loaded.kv_cache_dtype or None) if loaded is not None else None,
+        kv_cache_dtype=loaded.kv_cache_dtype if loaded is not None else None,
         load_seconds=loaded.load_seconds if loaded is not None else None,
     )

@@ -87,7 +87,7 @@ def _card(served: str, model: LoadedModel, created: int) -> ModelCard:
         quantization=loaded.quantization if loaded is not None else None,
         weight_bytes=loaded.weight_bytes if loaded is not None else None,
         kv_cache_bytes=loaded.kv_cache_bytes if loaded is not None else None,
-        kv_cache_dtype=(loaded.kv_cache_dtype or None) if loaded is not None else None,
+        kv_cache_dtype=loaded.kv_cache_dtype if loaded is not None else None,
         state=model.state,
         labels=list(model.description.labels),
         heads={name: list(model.description.heads[name].labels) for name in head_names(model.description)},

@@ -9,20 +9,17 @@ import asyncio
 import contextlib
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from service.batch.lines import BatchError, check_requests, keep_answers, read_requests
 from service.batch.running import run
-from service.bench.own import free_port
 from service.evaluate.asking import Service
+from service.own_service import ServiceEndedError, serving
 
 TOLD_EVERY_SECONDS = 10.0
 
@@ -54,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--concurrency is to be at least 1")
     try:
         return _batch(parsed)
-    except (BatchError, OSError) as error:
+    except (BatchError, ServiceEndedError, OSError) as error:
         sys.stderr.write(f"slimpajama batch: {error}\n")
     except KeyboardInterrupt:
         sys.stderr.write("slimpajama batch: interrupted; the same command goes on with what has no answer yet\n")
@@ -71,7 +68,10 @@ def _batch(parsed: argparse.Namespace) -> int:
     if not left:
         return 0
     with contextlib.ExitStack() as stack:
-        url = parsed.url or stack.enter_context(_serving(parsed.serve_flags))
+        url = parsed.url
+        if url is None:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the service would outlive us
+            url, _ = stack.enter_context(serving(*parsed.serve_flags))
         # Lone surrogates, which are no UTF-8, as JSON writes them.
         output = stack.enter_context(parsed.output.open("a", encoding="utf-8", errors="backslashreplace"))
         service = Service(
@@ -104,31 +104,6 @@ class _Progress:
         if now - self._told >= TOLD_EVERY_SECONDS:
             self._told = now
             _tell(f"{self._done:,} of {self._total:,}")
-
-
-@contextlib.contextmanager
-def _serving(flags: Sequence[str]) -> Iterator[str]:
-    """A service of the batch's own, when it is ready; it ends with the batch. Raises: BatchError if it ends before."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else what is below would not be reached
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "service", "serve", *flags, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen([*command, "--log-level", "warning"])
-    try:
-        while not _is_ready(url):
-            if process.poll() is not None:
-                raise BatchError(f"the service has ended with {process.returncode}")
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
 
 
 def _summary(found: Counter[str]) -> str:

@@ -7,13 +7,12 @@ checkpoints; adapters over one. A tool for Linux; nothing of the service imports
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +20,15 @@ import uvloop
 from numpy.typing import NDArray
 
 from service.bench.command import make_parser, measure
-from service.bench.own import free_port, total, wait_ready, write_between
+from service.bench.own import total, write_between
 from service.bench.report import Figures
 from service.bench.shapes import SHAPES, make_adapter, make_checkpoint, make_drafted
+from service.own_service import serving
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = tuple(str(folder) for folder in sorted((ROOT / "checkpoints").glob("slimpajama-*")))
 BEGIN, END = "<!-- costs -->\n", "<!-- /costs -->"
 CONTEXTS = (128, 1024, 2048, 4096, 8000)
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A ready service of our own: its address and its process."""
-    port = free_port()
-    command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--log-level", "warning", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT)
-    try:
-        wait_ready(f"http://127.0.0.1:{port}", pause_seconds=0.01)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def bench(url: str, shape: str, *arguments: str) -> list[Figures]:

@@ -7,8 +7,6 @@ what the network took of each step and what the rest of us cost. A tool; nothing
 import argparse
 import os
 import re
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -20,6 +18,7 @@ import uvloop
 from service.bench.command import make_parser, measure
 from service.bench.report import Figures
 from service.bench.shapes import SHAPES, make_checkpoint
+from service.own_service import serving
 
 PERFORMANCE = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN, END = "<!-- numbers -->\n", "<!-- /numbers -->"
@@ -62,14 +61,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     options = parser.parse_args()
     checkpoint = make_checkpoint(options.shape, options.folder)
-    port = free_port()
-    command = [sys.executable, "-m", "service", "serve", "--model", str(checkpoint), "--port", str(port)]
-    process = subprocess.Popen([*command, "--quantization", options.quantization, "--log-level", "warning"])
-    try:
-        table = run(f"http://127.0.0.1:{port}", options)
-    finally:
-        process.terminate()
-        process.wait()
+    with serving("--model", str(checkpoint), "--quantization", options.quantization) as (url, _):
+        table = run(url, options)
     sys.stdout.write(table + "\n")
     if options.write:
         write_between(BEGIN, END, table)
@@ -77,7 +70,6 @@ def main() -> int:
 
 
 def run(url: str, options: argparse.Namespace) -> str:
-    wait_ready(url)
     vocabulary = SHAPES[options.shape]["vocab_size"]
     rows = []
     for concurrency in options.concurrency.split(","):
@@ -120,24 +112,6 @@ def write_between(begin: str, end: str, table: str) -> None:
     text = PERFORMANCE.read_text()
     first, last = text.index(begin) + len(begin), text.index(end)
     PERFORMANCE.write_text(f"{text[:first]}{table}\n{text[last:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_ready(url: str, pause_seconds: float = 0.1) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz"):
-                return
-        except OSError:
-            time.sleep(pause_seconds)
-    raise TimeoutError("the service did not become ready within two minutes")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 Runs in the worker process and in those of its ranks, on their loader threads.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from model.checkpoint import load_network
+from model.checkpoint import Progress, load_network
 from model.compiled_decoder import join_layers
 from model.compiled_layers import Packing, compile_layers
 from model.config import DecoderConfig, EncoderDecoderConfig
@@ -21,8 +19,6 @@ from model.packed_linear import pack
 from service.engine.joined_folders import folder_of
 from service.engine.memory import free_pages
 from service.engine.protocol import ModelSpec
-
-Progress = Callable[[int, int], None]
 
 FREED_EVERY = 128 << 20
 """Bytes read of a checkpoint after which pages that were freed go back to the machine."""

@@ -15,6 +15,7 @@ from torch import nn
 from model.attention.backend import backend_for
 from model.attention.interface import AttentionBackend
 from model.block_manager import BlockManager
+from model.checkpoint import Progress
 from model.compiled_layers import weight_bytes
 from model.decoder import Decoder
 from model.description import CheckpointDescription, describe
@@ -34,7 +35,7 @@ from service.engine.cache_budget import ALONE, Neighbours
 from service.engine.chosen_numbers import cache_dtype_of, device_of, dtype_of, has_plain_scores, quantization_of
 from service.engine.divided_runner import DividedRunner
 from service.engine.draft_loading import USUAL_TOKENS, LoadedDraft, load_draft
-from service.engine.generating_network import Progress, cache_shape, load_generating
+from service.engine.generating_network import cache_shape, load_generating
 from service.engine.generation_lane import GenerationLane
 from service.engine.joined_folders import folder_of
 from service.engine.lanes import Lane

@@ -150,8 +150,8 @@ class Loaded(msgspec.Struct, kw_only=True, tag="loaded"):
     num_blocks: int = 0
     block_size: int = 0
     kv_cache_bytes: int = 0
-    kv_cache_dtype: str = ""
-    """What keys and values are kept in; empty where there are none."""
+    kv_cache_dtype: str | None = None
+    """What keys and values are kept in; None where there are none."""
     max_step_tokens: int = 0
     """Of single-pass work: a step's tokens when nothing else is to be done. Zero where it generates."""
     load_seconds: float = 0.0
