@@ -4,11 +4,12 @@ Maps `config.json` and stored names onto `EncoderConfig` and `model.encoder`'s p
 """
 
 from dataclasses import replace
+from functools import partial
 
 from model.architectures.bert import bert_layer, configure_roberta, embeddings, roberta_head
 from model.architectures.encoders import UNUSED, Kind, biased, family, masked_lm, tied_head
 from model.architectures.llama import with_defaults
-from model.architectures.mapping import Part, WeightMap
+from model.architectures.mapping import WeightMap
 from model.architectures.raw import RawConfig
 from model.config import EncoderConfig
 
@@ -35,44 +36,37 @@ def configure_xl(raw: RawConfig, limit: int | None, kind: Kind | None) -> Encode
     return replace(config, pre_norm=True, embedding_norm=False)
 
 
-def weights(config: EncoderConfig) -> WeightMap:
-    base = "roberta_prelayernorm"
-    parameters = biased("norm", f"{base}.LayerNorm")
+def weights(config: EncoderConfig, *, base: str, norm: str, attention_norm: str, mlp_norm: str) -> WeightMap:
+    """Names as both store them, but for those of the norms."""
+    parameters = embeddings(config, f"{base}.embeddings") | biased("norm", f"{base}.{norm}") | roberta_head(config)
     for layer in range(config.num_layers):
-        parameters |= bert_layer(
-            f"layers.{layer}",
-            f"{base}.encoder.layer.{layer}",
-            attention_norm="attention.LayerNorm",
-            mlp_norm="intermediate.LayerNorm",
-        )
-    return _map(config, base, parameters)
-
-
-def weights_xl(config: EncoderConfig) -> WeightMap:
-    base = "roberta"
-    parameters = biased("norm", f"{base}.encoder.LayerNorm")
-    for layer in range(config.num_layers):
-        parameters |= bert_layer(
-            f"layers.{layer}",
-            f"{base}.encoder.layer.{layer}",
-            attention_norm="attention.self_attn_layer_norm",
-            mlp_norm="LayerNorm",
-        )
-    return _map(config, base, parameters)
-
-
-def _map(config: EncoderConfig, base: str, layers: dict[str, tuple[Part, ...]]) -> WeightMap:
-    parameters = embeddings(config, f"{base}.embeddings") | layers | roberta_head(config)
+        ours, theirs = f"layers.{layer}", f"{base}.encoder.layer.{layer}"
+        parameters |= bert_layer(ours, theirs, attention_norm=attention_norm, mlp_norm=mlp_norm)
     ignored = (*UNUSED, rf"({base}\.)?pooler\..*")
     aliases = tied_head(config, parameters, bias="lm_head.bias")
     return WeightMap(parameters=parameters, ignored=ignored, prefix=f"{base}.", aliases=aliases)
 
 
+_weights = partial(
+    weights,
+    base="roberta_prelayernorm",
+    norm="LayerNorm",
+    attention_norm="attention.LayerNorm",
+    mlp_norm="intermediate.LayerNorm",
+)
+_weights_xl = partial(
+    weights,
+    base="roberta",
+    norm="encoder.LayerNorm",
+    attention_norm="attention.self_attn_layer_norm",
+    mlp_norm="LayerNorm",
+)
+
 ARCHITECTURES = {
-    **family("RobertaPreLayerNorm", configure, weights),
-    **family("XLMRobertaXL", configure_xl, weights_xl),
+    **family("RobertaPreLayerNorm", configure, _weights),
+    **family("XLMRobertaXL", configure_xl, _weights_xl),
 }
 MASKED_LMS = {
-    **masked_lm("RobertaPreLayerNorm", configure, weights),
-    **masked_lm("XLMRobertaXL", configure_xl, weights_xl),
+    **masked_lm("RobertaPreLayerNorm", configure, _weights),
+    **masked_lm("XLMRobertaXL", configure_xl, _weights_xl),
 }
